@@ -1,0 +1,49 @@
+"""What can go wrong, for users.
+
+CgdError                 one sentence: what was wrong, what was expected, what to do next
+├── InputError           an argument, list or picture cannot be used
+├── SpecError            a model spec is missing, unknown or does not match
+├── CheckpointError      a checkpoint cannot be read
+├── ExportError          a model cannot be lowered to ONNX or to an engine
+├── EngineError          a .cgd file or ONNX model is damaged, too new, or made for another machine
+├── MissingDependency    an optional package is not installed
+└── GateError            a measured limit was missed (exit status 3; every other error exits with 2)
+"""
+
+from __future__ import annotations
+
+
+class CgdError(Exception):
+    """Base of every error that a user can cause or mend; the command line prints it as one line."""
+
+    exit_status = 2
+
+
+class InputError(CgdError):
+    """An argument, list or picture cannot be used."""
+
+
+class SpecError(CgdError):
+    """A model spec is missing, unknown or does not match."""
+
+
+class CheckpointError(CgdError):
+    """A checkpoint cannot be read."""
+
+
+class ExportError(CgdError):
+    """A model cannot be lowered to ONNX or to an engine."""
+
+
+class EngineError(CgdError):
+    """A .cgd file or an ONNX model is damaged, too new, or made for another machine."""
+
+
+class MissingDependency(CgdError):
+    """An optional package is not installed; the message names the line that installs it."""
+
+
+class GateError(CgdError):
+    """A measured limit was missed."""
+
+    exit_status = 3

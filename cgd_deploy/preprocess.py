@@ -1,0 +1,129 @@
+"""From a picture to the pixels a model sees: the one function behind training evaluation, calibration, runtime and tests.
+
+Mean and standard deviation are not applied here; they are in the graph.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from .errors import InputError
+from .images import Box, ImageList
+from .spec import ModelSpec
+
+MIN_SIDE = 8
+MAX_PIXELS = 100_000_000
+
+Picture = str | Path | bytes | Image.Image | NDArray[Any]
+
+
+def decode(source: Picture, box: Box | None = None) -> Image.Image:
+    """Open a picture as upright RGB, cropped to ``box`` (x1, y1, x2, y2 in pixels of the upright picture).
+
+    source   a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] in RGB
+    Alpha is dropped, grey and CMYK are converted, 16-bit grey keeps its high byte.
+
+    Raises InputError for anything that is not a picture of at least 8x8 and at most 100 million pixels.
+    """
+    name = str(source) if isinstance(source, (str, Path)) else "the picture"
+    try:
+        image = _open(source, name)
+        width, height = image.size
+        if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
+            raise InputError(
+                f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE}x{MIN_SIDE} and at most {MAX_PIXELS:,}."
+            )
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist; check the path.") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "not a picture Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise InputError(f"{name} cannot be decoded ({reason}); replace or remove the file.") from error
+    return image if box is None else _crop(image, box, name)
+
+
+def preprocess(source: Picture, spec: ModelSpec, box: Box | None = None) -> NDArray[np.uint8]:
+    """Decode, crop and resize to the spec's input size: uint8 [H, W, 3] in RGB."""
+    height, width = spec.input_size
+    image = decode(source, box)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def batches(
+    images: ImageList,
+    spec: ModelSpec,
+    batch_size: int,
+    workers: int = 2,
+    on_error: Callable[[int, InputError], None] | None = None,
+) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    """Yield (indices, uint8 [n, H, W, 3]) in list order, decoding ahead in ``workers`` threads.
+
+    A bad picture is reported to ``on_error`` and left out; without ``on_error`` its InputError is raised.
+    """
+    indices: list[int] = []
+    pixels: list[NDArray[np.uint8]] = []
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        ahead: deque[tuple[int, Future[NDArray[np.uint8]]]] = deque()
+        waiting = iter(range(len(images)))
+
+        def fill() -> None:
+            while len(ahead) < 2 * batch_size + workers and (index := next(waiting, None)) is not None:
+                ahead.append((index, pool.submit(preprocess, images.path(index), spec, images.box(index))))
+
+        try:
+            fill()
+            while ahead:
+                index, future = ahead.popleft()
+                fill()
+                try:
+                    pixels.append(future.result())
+                    indices.append(index)
+                except InputError as error:
+                    if on_error is None:
+                        raise
+                    on_error(index, error)
+                if len(indices) == batch_size:
+                    yield indices, np.stack(pixels)
+                    indices, pixels = [], []
+            if indices:
+                yield indices, np.stack(pixels)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _open(source: Picture, name: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise InputError(f"{name} is {source.dtype} {list(source.shape)}; expected uint8 [height, width, 3] in RGB.")
+        return Image.fromarray(source)
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source))
+    if isinstance(source, (str, Path)):
+        return Image.open(source)
+    raise InputError(f"a picture cannot be a {type(source).__name__}; pass a path, bytes, a Pillow image or an array.")
+
+
+def _crop(image: Image.Image, box: Box, name: str) -> Image.Image:
+    x1, y1, x2, y2 = box
+    inside = 0 <= x1 < x2 <= image.width and 0 <= y1 < y2 <= image.height
+    if not inside or min(x2 - x1, y2 - y1) < MIN_SIDE:
+        raise InputError(f"box {box} does not cut at least {MIN_SIDE}x{MIN_SIDE} pixels out of {name} ({image.size}).")
+    return image.crop(box)

@@ -1,0 +1,114 @@
+"""ModelSpec: everything that must agree between training, export, engine and caller. Knows no weights and no files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from typing import Any
+
+from .errors import SpecError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Precision(str, Enum):
+    """Arithmetic of the backbone's convolutions; the descriptor head is always FP32."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """A CGD model as data: written in the checkpoint, in the ONNX metadata and in the engine's manifest.
+
+    backbone        torchvision name
+    descriptors     global descriptors in order: S (SPoC, mean), M (MAC, max), G (GeM); SG is not GS
+    dim             length of the joined descriptor; each of n descriptors takes dim / n
+    no_downsample   the stage whose stride is removed ("layer4" as in the paper's figure), or "none"
+    gem_p, gem_eps  GeM(x) = (mean(max(x, eps)^p))^(1/p)   (CGD section 3.1; Radenović et al. 2018)
+    input_size      height, width in pixels
+    resize          "pillow-bilinear": antialiased, straight to input_size, aspect ratio not kept
+    mean, std       per channel, for pixels divided by 255
+    color           order of the channels
+    space_id        16 hex digits that change when descriptors stop being comparable; "" before the first save
+
+    Raises SpecError that names the field and its value.
+    """
+
+    backbone: str
+    descriptors: str
+    dim: int = 1536
+    no_downsample: str = "layer4"
+    gem_p: float = 3.0
+    gem_eps: float = 1e-6
+    input_size: tuple[int, int] = (224, 224)
+    resize: str = "pillow-bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    color: str = "RGB"
+    space_id: str = ""
+
+    def __post_init__(self) -> None:
+        letters = self.descriptors
+        if not letters or set(letters) - set("SMG") or len(set(letters)) != len(letters):
+            raise SpecError(f"descriptors={letters!r} must be S, M and G in any order, each at most once, e.g. SG.")
+        if not isinstance(self.dim, int) or self.dim < 1 or self.dim % len(letters):
+            raise SpecError(f"dim={self.dim!r} must be a positive multiple of the {len(letters)} descriptors.")
+        if not (isinstance(self.gem_p, (int, float)) and 0 < self.gem_p < math.inf):
+            raise SpecError(f"gem_p={self.gem_p!r} must be positive and finite; use descriptor M for the maximum.")
+        if not 0 <= self.gem_eps < 1:
+            raise SpecError(f"gem_eps={self.gem_eps!r} must lie between 0 and 1.")
+        if len(self.input_size) != 2 or not all(isinstance(n, int) and 32 <= n <= 4096 for n in self.input_size):
+            raise SpecError(f"input_size={self.input_size!r} must be height and width from 32 to 4096 pixels.")
+        if self.resize != "pillow-bilinear":
+            raise SpecError(f"resize={self.resize!r} is unknown; this release knows 'pillow-bilinear'.")
+        if self.color != "RGB":
+            raise SpecError(f"color={self.color!r} is unknown; this release knows 'RGB'.")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise SpecError(f"mean={self.mean!r}, std={self.std!r} must be three numbers each, std positive.")
+
+    @property
+    def branch_p(self) -> tuple[float, ...]:
+        """The generalized mean's exponent of each branch in order: SPoC is p = 1 and MAC its limit p = inf."""
+        exponent = {"S": 1.0, "M": math.inf, "G": float(self.gem_p)}
+        return tuple(exponent[letter] for letter in self.descriptors)
+
+    @property
+    def size_text(self) -> str:
+        return f"{self.input_size[0]}x{self.input_size[1]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, strings and numbers only."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, data: object) -> ModelSpec:
+        """The inverse of ``to_dict``; a missing or unknown field is a SpecError, never a guess."""
+        if not isinstance(data, Mapping):
+            raise SpecError(f"a model spec must be a table of fields, not {type(data).__name__}.")
+        names = {field.name for field in fields(cls)}
+        if missing := sorted(names - set(data)):
+            raise SpecError(f"the model spec lacks {', '.join(missing)}; write the checkpoint again with this release.")
+        if unknown := sorted(set(data) - names):
+            raise SpecError(f"the model spec has unknown fields {', '.join(unknown)}; a newer cgd-deploy wrote it.")
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        except TypeError as error:
+            raise SpecError(f"the model spec has a field of the wrong type: {error}.") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise SpecError(f"the model spec is not JSON: {error}.") from error
+        return cls.from_dict(data)

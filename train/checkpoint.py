@@ -1,0 +1,100 @@
+"""Checkpoints: a model's spec, its weights and the image lists that go with it, as plain tensors and tables."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgd_deploy.errors import CheckpointError
+from cgd_deploy.files import replacing
+from cgd_deploy.images import ImageList
+from cgd_deploy.spec import ModelSpec
+
+from .backbone import load_tensors
+from .model import CGD
+
+SCHEMA = 1
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    model        the CGD model; its spec carries the space_id of its weights
+    calibration  training pictures for INT8 calibration, or None
+    evaluation   the held-out test split, or None
+    trainer      state that only resuming needs (optimizer, epoch, random generators); empty in best.pt
+    """
+
+    model: CGD
+    calibration: ImageList | None = None
+    evaluation: ImageList | None = None
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> Path:
+    """Write ``path`` atomically; the spec stored in it gets the learned p and the space_id of the weights."""
+    model = checkpoint.model
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    spec = replace(model.spec, gem_p=_learned_p(model))
+    model.spec = replace(spec, space_id=space_id(spec, state))
+    lists = {"calibration": checkpoint.calibration, "evaluation": checkpoint.evaluation}
+    data = {
+        "cgd_checkpoint": SCHEMA,
+        "spec": model.spec.to_dict(),
+        "classes": model.auxiliary[1].out_features if model.auxiliary is not None else 0,
+        "learn_p": any(isinstance(pool.p, Tensor) for pool in model.pools),
+        "state_dict": state,
+        "trainer": checkpoint.trainer,
+        **{name: images.to_dict() if images else None for name, images in lists.items()},
+    }
+    with replacing(path) as temporary:
+        torch.save(data, temporary)
+    return Path(path)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; the model is in eval mode on the CPU.
+
+    Raises CheckpointError if the file is none or its weights do not fit its spec, SpecError if its spec is unknown.
+    """
+    data = load_tensors(path)
+    if "spec" not in data or "state_dict" not in data:
+        raise CheckpointError(f"{path} has no model spec; expected a checkpoint written by cgd-deploy train.")
+    if data.get("cgd_checkpoint") != SCHEMA:
+        raise CheckpointError(f"{path} has schema {data.get('cgd_checkpoint')}, this release reads {SCHEMA}; upgrade cgd-deploy.")
+    spec = ModelSpec.from_dict(data["spec"])
+    model = CGD(spec, classes=data["classes"], learn_p=data["learn_p"])
+    try:
+        model.load_state_dict(data["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"the weights in {path} do not fit its spec ({reason[:200]}); train or import it again.") from error
+    if (found := space_id(spec, data["state_dict"])) != spec.space_id:
+        raise CheckpointError(f"the weights in {path} belong to space {found}, its spec says {spec.space_id}; the file was edited.")
+    lists = {name: ImageList.from_dict(data[name]) if data.get(name) else None for name in ("calibration", "evaluation")}
+    return Checkpoint(model.eval(), trainer=data["trainer"], **lists)
+
+
+def space_id(spec: ModelSpec, state: dict[str, Tensor]) -> str:
+    """16 hex digits over the spec and every weight that reaches the descriptor (not the auxiliary head)."""
+    digest = hashlib.sha256(replace(spec, space_id="").to_json().encode())
+    for name in sorted(state):
+        if not name.startswith("auxiliary."):
+            digest.update(name.encode())
+            digest.update(state[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _learned_p(model: CGD) -> float:
+    learned = [float(pool.p) for pool in model.pools if isinstance(pool.p, Tensor)]
+    return learned[0] if learned else model.spec.gem_p

@@ -1,0 +1,95 @@
+"""The CGD model: one backbone, several global descriptors, one unit vector (CGD section 3).
+
+Knows nothing of pictures, losses or ONNX files; its pooling leaves torch as one ``cgd::GeM`` node.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cgd_deploy.spec import ModelSpec
+
+from .backbone import build_backbone
+
+
+class GeM(nn.Module):
+    """Generalized-mean pooling [N, C, H, W] -> [N, C]: (mean(max(x, eps)^p))^(1/p).
+
+    p = 1 is SPoC (the plain mean), p = inf is MAC (the maximum); neither clamps. ``learn`` makes p a parameter.
+    """
+
+    def __init__(self, p: float, eps: float, learn: bool = False) -> None:
+        super().__init__()
+        self.eps = eps
+        self.p: float | nn.Parameter = nn.Parameter(torch.tensor(p)) if learn else p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return torch.onnx.ops.symbolic(
+                "cgd::GeM",
+                (x,),
+                {"p": float(self.p), "eps": self.eps},
+                dtype=x.dtype,
+                shape=(x.shape[0], x.shape[1]),
+                version=1,
+            )
+        if isinstance(self.p, float) and math.isinf(self.p):
+            return x.amax((2, 3))
+        if isinstance(self.p, float) and self.p == 1:
+            return x.mean((2, 3))
+        return x.clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+class CGD(nn.Module):
+    """Combination of multiple global descriptors.
+
+    spec     what to build
+    classes  width of the auxiliary classifier on the first descriptor (0: none, as in deployment)
+    learn_p  train the exponent of the G branch
+
+    Raises SpecError for an unknown backbone or stage.
+    """
+
+    def __init__(self, spec: ModelSpec, classes: int = 0, learn_p: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = build_backbone(spec.backbone, spec.no_downsample)
+        channels = self.backbone.channels
+        share = spec.dim // len(spec.descriptors)
+        self.pools = nn.ModuleList(
+            GeM(p, spec.gem_eps, learn_p and letter == "G")
+            for letter, p in zip(spec.descriptors, spec.branch_p, strict=True)
+        )
+        self.heads = nn.ModuleList(nn.Linear(channels, share, bias=False) for _ in spec.descriptors)
+        self.auxiliary = nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes)) if classes else None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalised float images [N, 3, H, W] -> unit descriptors [N, dim] and auxiliary logits [N, classes] or None."""
+        features = self.backbone(images)  # (N, C, h, w)
+        pooled = [pool(features) for pool in self.pools]  # n x (N, C)
+        parts = [functional.normalize(head(v)) for head, v in zip(self.heads, pooled, strict=True)]  # n x (N, dim / n)
+        descriptors = functional.normalize(torch.cat(parts, dim=1))  # (N, dim)
+        return descriptors, self.auxiliary(pooled[0]) if self.auxiliary is not None else None
+
+
+class DeployModel(nn.Module):
+    """What is exported: pixels in, descriptors out. The auxiliary head is not part of it."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, model: CGD) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(model.spec.mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("scale", 1 / (torch.tensor(model.spec.std).view(1, 3, 1, 1) * 255))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 RGB pixels [N, H, W, 3] -> unit descriptors float32 [N, dim]."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        return self.model((pixels - self.mean) * self.scale)[0]
