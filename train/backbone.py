@@ -55,7 +55,9 @@ def load_weights(backbone: nn.Module, path: str | Path) -> None:
         backbone.load_state_dict(state)
     except (RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{path} does not fit this backbone ({reason[:200]}); pass weights of the same name.") from error
+        raise CheckpointError(
+            f"{path} does not fit this backbone ({reason[:200]}); pass weights of the same name."
+        ) from error
 
 
 def load_tensors(path: str | Path) -> dict:
@@ -65,7 +67,9 @@ def load_tensors(path: str | Path) -> dict:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for damaged files
-        raise CheckpointError(f"{path} is not a checkpoint that torch can load safely; pass a .pt or .pth file.") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint that torch can load safely; pass a .pt or .pth file."
+        ) from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a table of tensors.")
     return data

@@ -71,17 +71,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if "spec" not in data or "state_dict" not in data:
         raise CheckpointError(f"{path} has no model spec; expected a checkpoint written by cgd-deploy train.")
     if data.get("cgd_checkpoint") != SCHEMA:
-        raise CheckpointError(f"{path} has schema {data.get('cgd_checkpoint')}, this release reads {SCHEMA}; upgrade cgd-deploy.")
+        raise CheckpointError(
+            f"{path} has schema {data.get('cgd_checkpoint')}, this release reads {SCHEMA}; upgrade cgd-deploy."
+        )
     spec = ModelSpec.from_dict(data["spec"])
     model = CGD(spec, classes=data["classes"], learn_p=data["learn_p"])
     try:
         model.load_state_dict(data["state_dict"])
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"the weights in {path} do not fit its spec ({reason[:200]}); train or import it again.") from error
+        raise CheckpointError(
+            f"the weights in {path} do not fit its spec ({reason[:200]}); train or import it again."
+        ) from error
     if (found := space_id(spec, data["state_dict"])) != spec.space_id:
-        raise CheckpointError(f"the weights in {path} belong to space {found}, its spec says {spec.space_id}; the file was edited.")
-    lists = {name: ImageList.from_dict(data[name]) if data.get(name) else None for name in ("calibration", "evaluation")}
+        raise CheckpointError(
+            f"the weights in {path} belong to space {found}, its spec says {spec.space_id}; the file was edited."
+        )
+    lists = {
+        name: ImageList.from_dict(data[name]) if data.get(name) else None for name in ("calibration", "evaluation")
+    }
     return Checkpoint(model.eval(), trainer=data["trainer"], **lists)
 
 

@@ -9,11 +9,15 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cgd_deploy.spec import ModelSpec
 
 from .backbone import build_backbone
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale each row of [N, D] to length 1; a zero row stays zero."""
+    return vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min(1e-12)
 
 
 class GeM(nn.Module):
@@ -71,8 +75,8 @@ class CGD(nn.Module):
         """Normalised float images [N, 3, H, W] -> unit descriptors [N, dim] and auxiliary logits [N, classes] or None."""
         features = self.backbone(images)  # (N, C, h, w)
         pooled = [pool(features) for pool in self.pools]  # n x (N, C)
-        parts = [functional.normalize(head(v)) for head, v in zip(self.heads, pooled, strict=True)]  # n x (N, dim / n)
-        descriptors = functional.normalize(torch.cat(parts, dim=1))  # (N, dim)
+        parts = [unit(head(v)) for head, v in zip(self.heads, pooled, strict=True)]  # n x (N, dim / n)
+        descriptors = unit(torch.cat(parts, dim=1))  # (N, dim)
         return descriptors, self.auxiliary(pooled[0]) if self.auxiliary is not None else None
 
 
@@ -91,5 +95,8 @@ class DeployModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 RGB pixels [N, H, W, 3] -> unit descriptors float32 [N, dim]."""
-        pixels = images.permute(0, 3, 1, 2).float()
-        return self.model((pixels - self.mean) * self.scale)[0]
+        return self.model(self.normalized(images))[0]
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """uint8 RGB pixels [N, H, W, 3] -> what the backbone takes, float32 [N, 3, H, W]."""
+        return (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale

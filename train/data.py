@@ -1,0 +1,118 @@
+"""Pixels for training and for its evaluation, made in threads. Knows no tensors; mean and std are the model's.
+
+Decoding and resizing release Python's lock, so threads do what worker processes would and can share one cache.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cgd_deploy.images import ImageList
+from cgd_deploy.preprocess import batches, decode
+from cgd_deploy.spec import ModelSpec
+
+Pixels = NDArray[np.uint8]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CACHE_BYTES = 512 << 20
+
+
+class TrainingPictures:
+    """The training pictures, resized a little larger than the model's input and cropped at random.
+
+    images       the list
+    size         side of the model's input; pictures are resized to size * 252 / 224, aspect ratio not kept
+    cache_bytes  resized pictures are kept in memory if all of them fit in this
+    """
+
+    def __init__(self, images: ImageList, size: int, cache_bytes: int = CACHE_BYTES) -> None:
+        self.images = images
+        self.size = size
+        self.side = round(size * 252 / 224)
+        shape = (len(images), self.side, self.side, 3)
+        self._cache = np.empty(shape, np.uint8) if np.prod(shape, dtype=np.int64) <= cache_bytes else None
+        self._cached = np.zeros(len(images), bool)
+
+    def crop(self, index: int, random: np.random.Generator) -> Pixels:
+        """A random crop of picture ``index``, flipped left to right half of the time: uint8 [size, size, 3].
+
+        Raises InputError if the picture cannot be decoded.
+        """
+        pixels = self._resized(index)
+        top, left = random.integers(0, self.side - self.size + 1, 2)
+        crop = pixels[top : top + self.size, left : left + self.size]
+        return crop[:, ::-1] if random.random() < 0.5 else crop
+
+    def _resized(self, index: int) -> Pixels:
+        if self._cache is not None and self._cached[index]:
+            return self._cache[index]
+        image = decode(self.images.path(index), self.images.box(index))
+        pixels = np.asarray(image.resize((self.side, self.side), Image.Resampling.BILINEAR))
+        if self._cache is not None:
+            self._cache[index] = pixels
+            self._cached[index] = True
+        return pixels
+
+
+def training_batches(
+    pictures: TrainingPictures, indices: Sequence[Sequence[int]], *, seed: int, epoch: int, workers: int
+) -> Iterator[Pixels]:
+    """Yield uint8 [n, size, size, 3] for each list in ``indices``, made ahead in ``workers`` threads.
+
+    A crop depends on (seed, epoch, batch, place in the batch) alone, so neither resuming nor the number of workers
+    changes a picture, and a picture that comes twice in a batch is cropped twice.
+    """
+
+    def batch(number: int) -> Pixels:
+        places = enumerate(indices[number])
+        return np.stack([pictures.crop(i, np.random.default_rng((seed, epoch, number, n))) for n, i in places])
+
+    return _ahead(batch, range(len(indices)), workers)
+
+
+class EvaluationPictures:
+    """The test pictures as the deployed model sees them; iterating yields uint8 [n, H, W, 3] in list order.
+
+    They are kept in memory after the first pass if all of them fit in ``cache_bytes``.
+    """
+
+    def __init__(
+        self, images: ImageList, spec: ModelSpec, batch_size: int, workers: int, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._made = (images, spec, batch_size, workers)
+        self._keep = len(images) * spec.input_size[0] * spec.input_size[1] * 3 <= cache_bytes
+        self._kept: list[Pixels] = []
+
+    def __iter__(self) -> Iterator[Pixels]:
+        if self._kept:
+            yield from self._kept
+            return
+        made = []
+        for _, pixels in batches(*self._made):
+            if self._keep:
+                made.append(pixels)
+            yield pixels
+        self._kept = made
+
+
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """``map(function, items)`` in order, computed up to ``workers`` results ahead in as many threads."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
