@@ -1,0 +1,270 @@
+"""The HTML pages: what they say, that they stand alone, and that odd data does not break them."""
+
+import base64
+import copy
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cgd_deploy import report
+from cgd_deploy.errors import InputError
+from cgd_deploy.report import Neighbour, QueryRow, headline, write_bench_report, write_search_page
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+REFERENCE = {"1": 0.8532, "2": 0.9}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest; gathers attributes and visible text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.open, self.tags, self.words = [], [], []
+        self.feed(self.source)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.words.append(data)
+
+    def all(self, name, class_=None):
+        return [a for tag, a in self.tags if tag == name and (class_ is None or class_ in a.get("class", "").split())]
+
+
+def engine(path="artifacts/model-int8.cgd", batch=1, rate=80.0, speedup=3.2, drop=0.25, precision="int8", **changes):
+    return {
+        "path": path,
+        "backend": "onnxruntime",
+        "precision": precision,
+        "batch": batch,
+        "threads": 2,
+        "streams": 1,
+        "latency_ms": {"p50": 12.34, "p95": 14.06, "p99": 20.0},
+        "images_per_second": rate,
+        "speedup_vs_torch": speedup,
+        "bytes": 24_100_000,
+        "recall": {k: v - drop / 100 for k, v in REFERENCE.items()},
+        "recall_drop_pp": {"1": drop, "2": drop},
+        "cross_recall_drop_pp": {"1": -0.1, "2": 0.0},
+        "overlap_at_10": 0.9876,
+        "cosine": {"min": 0.98765, "mean": 0.99931},
+        "rank_flips": 1234,
+        **changes,
+    }
+
+
+def bench(*engines, passed=True, failures=()):
+    return {
+        "schema": 1,
+        "environment": {"cpu": "Example CPU", "gpu": None, "versions": {"onnx": "1.17"}},
+        "reference": {"backend": "torch", "precision": "fp32", "recall": dict(REFERENCE)},
+        "engines": list(engines or (engine(), engine(batch=8, rate=120.0, speedup=4.0))),
+        "gate": {"passed": passed, "limits": {"max_recall_drop_pp": 0.2}, "failures": list(failures)},
+    }
+
+
+def unlabelled(result):
+    result = copy.deepcopy(result)
+    result["reference"]["recall"] = {}
+    for run in result["engines"]:
+        run.update(recall={}, recall_drop_pp={}, cross_recall_drop_pp={}, speedup_vs_torch=None, rank_flips=None)
+    return result
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    paths = [tmp_path / f"p{i}.png" for i in range(4)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (200, 100), (60 * i, 90, 120)).save(path)
+    return paths
+
+
+@pytest.fixture
+def rows(pictures):
+    query, a, b, c = pictures
+    before = [Neighbour(a, None, "sparrow", 0.95, True), Neighbour(b, None, "crow", 0.9, False)]
+    after = [before[0], Neighbour(c, None, "crow", 0.8125, False, changed=True)]
+    return [QueryRow(query, None, "sparrow", {"torch fp32": before, "onnxruntime int8": after})]
+
+
+def test_the_numbers_are_there_with_their_units(tmp_path, rows):
+    page = Page(write_bench_report(tmp_path / "r.html", bench(), rows))
+    for text in ("80.0 images/s", "120 images/s", f"3.20{TIMES}", f"4.00{TIMES}", "12.3 ms", "p95 14.1, p99 20.0"):
+        assert text in page.text
+    for text in ("85.32%", "85.07% \N{MINUS SIGN}0.25 pp", "cross +0.10 pp", "cross ±0.00 pp", "98.76%"):
+        assert text in page.text
+    for text in ("0.99931 min 0.98765", "1,234", "24.1 MB", "Example CPU", "onnx: 1.17", "max recall drop: 0.2 pp"):
+        assert text in page.text
+
+
+def test_the_references_own_throughput_is_derived_for_each_batch(tmp_path):
+    engines = [engine(rate=80.0, speedup=3.2), engine("b.cgd", rate=52.0, speedup=2.0), engine(batch=8, rate=120.0)]
+    page = Page(write_bench_report(tmp_path / "r.html", bench(*engines)))
+    reference = page.text.split("torch fp32 reference")[1].split("onnxruntime")[0]
+    assert "batch 1 2 threads 25.5 images/s" in reference  # median of 25 and 26
+    assert "batch 8 2 threads 37.5 images/s" in reference
+
+
+def test_bars_are_in_proportion(tmp_path):
+    page = Page(write_bench_report(tmp_path / "r.html", bench(engine(rate=50.0, speedup=None), engine(rate=200.0))))
+    widths = [a["style"] for a in page.all("div", "bar")]
+    assert widths == ["width: 31.25%", "width: 25.0%", "width: 100.0%", "width: 61.7%", "width: 61.7%"]
+    assert {a["style"] for a in page.all("div", "p95")} == {"left: 70.3%"}
+
+
+def test_batches_of_an_engine_share_a_heading_and_a_quality_row(tmp_path):
+    engines = [engine(), engine(batch=8), engine("other.cgd"), engine("other.cgd", batch=8, overlap_at_10=0.5)]
+    page = Page(write_bench_report(tmp_path / "r.html", bench(*engines)))
+    assert page.text.count("onnxruntime int8 model-int8.cgd") == 3  # throughput, latency, quality
+    quality = page.text.split("Retrieval quality")[1]
+    assert quality.count("model-int8.cgd") == 1
+    assert "other.cgd batch 8, 2 threads, 1 stream" in quality and "50.00%" in quality
+
+
+def test_headline_names_the_fastest_engine_and_its_loss():
+    assert headline(bench()) == (
+        "model-int8.cgd (onnxruntime int8, batch 8) embeds 120 images/s, 4.00 times the speed of torch fp32; "
+        "recall@1 \N{MINUS SIGN}0.25 pp (85.32% to 85.07%)."
+    )
+
+
+def test_headline_without_labels_or_reference_speed():
+    assert headline(unlabelled(bench())) == (
+        "model-int8.cgd (onnxruntime int8, batch 8) embeds 120 images/s; "
+        "98.76% of its ten nearest neighbours are the reference's."
+    )
+    assert headline({"engines": []}) == "No engine was measured."
+
+
+def test_gate_passed_and_failed(tmp_path):
+    passed = Page(write_bench_report(tmp_path / "r.html", bench()))
+    assert "✓ Gate passed" in passed.text and passed.all("div", "passed")
+    failed = Page(write_bench_report(tmp_path / "r.html", bench(passed=False, failures=["recall@1 fell", "overlap"])))
+    assert "✗ Gate failed recall@1 fell overlap" in failed.text and failed.all("div", "failed")
+
+
+def test_unlabelled_data_and_unknown_speedup(tmp_path):
+    page = Page(write_bench_report(tmp_path / "r.html", unlabelled(bench())))
+    assert "Recall@" not in page.text and TIMES not in page.text and "No recall" in page.text
+    assert not page.all("div", "reference")
+    assert "98.76%" in page.text
+
+
+def test_a_bench_without_engines(tmp_path):
+    result = bench()
+    result["engines"] = []
+    assert "No engine was measured." in Page(write_bench_report(tmp_path / "r.html", result)).text
+
+
+def test_changed_and_wrong_neighbours_are_marked_without_colour(tmp_path, rows):
+    page = Page(write_bench_report(tmp_path / "r.html", bench(), rows))
+    assert len(page.all("figure", "changed")) == len(page.all("span", "badge")) - 1 == 1  # one badge in the legend
+    assert len(page.all("figure", "correct")) == 2 and len(page.all("figure", "wrong")) == 2
+    assert "onnxruntime int8 1 of 2 changed" in page.text
+    assert "1 ✓ 0.950 sparrow" in page.text and "changed 2 ✗ 0.812 crow" in page.text
+    assert "neighbour 2, crow, wrong, changed" in {a["aria-label"] for a in page.all("svg") if "aria-label" in a}
+
+
+def test_search_page_without_classes_has_no_marks(tmp_path, pictures):
+    found = [Neighbour(pictures[1], None, None, 0.75)]
+    row = QueryRow(pictures[0], None, None, {"m.cgd": found})
+    page = Page(write_search_page(tmp_path / "s.html", "Two & two", [row]))
+    assert page.text.strip().removeprefix("Two & two ") == (
+        "Below each picture: rank and cosine similarity Query p0.png m.cgd 1 0.750 p1.png"
+    )
+    assert not page.all("figure", "correct") + page.all("figure", "wrong") + page.all("figure", "changed")
+
+
+def test_a_page_loads_nothing(tmp_path, rows):
+    page = Page(write_bench_report(tmp_path / "r.html", bench(), rows))
+    assert not page.all("script") + page.all("link") + page.all("iframe")
+    links = [a[key] for _, a in page.tags for key in ("src", "href", "srcset") if key in a]
+    assert links and all(link.startswith(("#t", "data:image/jpeg;base64,")) for link in links)
+    assert not re.search(r"https?://|url\(|@import", page.source)
+
+
+def test_thumbnails_are_small_cropped_to_the_box_and_stored_once(tmp_path, pictures):
+    found = [Neighbour(pictures[1], None, None, 0.9), Neighbour(pictures[1], (0, 0, 50, 100), None, 0.8)]
+    row = QueryRow(pictures[0], None, None, {"a": found, "b": found})
+    page = Page(write_search_page(tmp_path / "s.html", "s", [row]))
+    stored = [base64.b64decode(a["href"].partition(",")[2]) for a in page.all("image")]
+    images = [Image.open(io.BytesIO(jpeg)) for jpeg in stored]
+    assert [(image.format, image.size) for image in images] == [("JPEG", s) for s in ((112, 56), (112, 56), (50, 100))]
+    drawn = [a["href"][1:] for a in page.all("use")]
+    assert len(drawn) == 5 and set(drawn) == {a["id"] for a in page.all("symbol")}
+
+
+def test_a_picture_that_cannot_be_opened_gets_a_placeholder(tmp_path, pictures):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    bad = [(broken, None), (tmp_path / "missing.jpg", None), (tmp_path, None), (pictures[1], (0, 0, 999, 999))]
+    found = [Neighbour(path, box, None, 0.5) for path, box in bad]
+    page = Page(write_search_page(tmp_path / "s.html", "s", [QueryRow(pictures[0], None, None, {"m": found})]))
+    assert len(page.all("div", "missing")) == 4 and len(page.all("image")) == 1
+
+
+def test_user_data_is_escaped(tmp_path):
+    evil = '<script>alert("x")</script>'
+    found = [Neighbour(Path(evil + ".png"), None, evil, 0.5, True, changed=True)]
+    row = QueryRow(Path(evil), None, evil, {evil: found})
+    result = bench(engine(path=f"{evil}.cgd", backend=evil), passed=False, failures=[evil])
+    result["environment"] = {evil: evil}
+    result["gate"]["limits"] = {evil: evil}
+    for path in (
+        write_bench_report(tmp_path / "r.html", result, [row]),
+        write_search_page(tmp_path / "s.html", evil, [row]),
+    ):
+        page = Page(path)
+        assert "<script" not in page.source and "&lt;script&gt;" in page.source
+        assert evil in page.text
+
+
+def test_a_file_name_that_is_not_text_is_written(tmp_path):
+    page = write_search_page(tmp_path / "s.html", "s", [QueryRow(Path("caf\udce9.jpg"), None, None, {})])
+    assert "caf?.jpg" in page.read_text(encoding="utf-8")
+
+
+def test_the_page_is_replaced_whole_or_not_at_all(tmp_path, rows, monkeypatch):
+    page = tmp_path / "new" / "r.html"
+    assert write_bench_report(str(page), bench(), rows) == page
+    before = page.read_bytes()
+
+    def fail(self, target):
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match="No space left"):
+        write_search_page(page, "s", rows)
+    assert page.read_bytes() == before and list(page.parent.iterdir()) == [page]
+
+
+@pytest.mark.parametrize(
+    ("drop", "text"),
+    [(0.254, "\N{MINUS SIGN}0.25 pp"), (-1.5, "+1.50 pp"), (0.001, "±0.00 pp"), (0.0, "±0.00 pp"), (None, "n/a")],
+)
+def test_differences_point_the_way_the_number_moved(drop, text):
+    assert report._difference(drop) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(12345.6, "12,346"), (99.94, "99.9"), (9.8765, "9.88"), (0.0, "0.00")])
+def test_numbers_keep_about_three_digits(value, text):
+    assert report._number(value) == text
