@@ -68,7 +68,9 @@ class ImageList:
     def split_classes(self) -> tuple[ImageList, ImageList]:
         """First half of the classes for training, second half for testing, classes in natural order."""
         if self.classes is None:
-            raise InputError(f"{self.root} has no classes; expected a folder a class or a LIST.tsv with a class column.")
+            raise InputError(
+                f"{self.root} has no classes; expected a folder a class or a LIST.tsv with a class column."
+            )
         order = sorted(set(self.classes), key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c))
         first = set(order[: len(order) // 2])
         return (
@@ -167,7 +169,9 @@ def _read_tsv(path: Path) -> ImageList:
     try:
         boxes = tuple((int(r[2]), int(r[3]), int(r[4]), int(r[5])) for r in rows) if with_boxes else None
     except ValueError as error:
-        raise InputError(f"{path} has a box that is not four whole numbers ({error}); give pixels x1 y1 x2 y2.") from error
+        raise InputError(
+            f"{path} has a box that is not four whole numbers ({error}); give pixels x1 y1 x2 y2."
+        ) from error
     labelled = [bool(row[1]) for row in rows]
     if any(labelled) and not all(labelled):
         raise InputError(f"{path} line {labelled.index(False) + 2} has no class; label every picture or none.")

@@ -112,7 +112,9 @@ def _open(source: Picture, name: str) -> Image.Image:
         return source
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise InputError(f"{name} is {source.dtype} {list(source.shape)}; expected uint8 [height, width, 3] in RGB.")
+            raise InputError(
+                f"{name} is {source.dtype} {list(source.shape)}; expected uint8 [height, width, 3] in RGB."
+            )
         return Image.fromarray(source)
     if isinstance(source, bytes):
         return Image.open(io.BytesIO(source))

@@ -1,0 +1,16 @@
+"""Backends by the name that a manifest gives; each imports its library only when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .base import Backend
+from .fake import FakeBackend
+from .onnxruntime import OnnxRuntimeBackend
+from .openvino import OpenVinoBackend
+
+BACKENDS: dict[str, Callable[..., Backend]] = {
+    "fake": FakeBackend,
+    "onnxruntime": OnnxRuntimeBackend,
+    "openvino": OpenVinoBackend,
+}

@@ -1,0 +1,64 @@
+"""What this machine offers: cores this process may use, instruction sets, installed packages."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+CGROUP2 = Path("/sys/fs/cgroup/cpu.max")
+CGROUP1 = Path("/sys/fs/cgroup/cpu")
+
+
+def available_threads() -> int:
+    """Cores this process may use: its CPU affinity capped by the cgroup quota, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cores, math.floor(quota))) if quota else max(1, cores)
+
+
+def _cgroup_quota() -> float | None:
+    """Cores granted by cgroup v2 or v1, None where there is no limit."""
+    try:
+        quota, period = CGROUP2.read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (CGROUP1 / "cpu.cfs_quota_us").read_text().strip()
+            period = (CGROUP1 / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+
+
+def cpu_name() -> str:
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that decide INT8 and BF16 speed, as Linux names them."""
+    wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            found = set(line.split())
+            return [name for name in wanted if name in found]
+    return []
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a distribution, None if it is not installed. Imports nothing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

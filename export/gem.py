@@ -1,0 +1,102 @@
+"""``cgd::GeM`` as an ONNX function, and its folding into plain operators.
+
+torch leaves one node for each pooling branch, with p and eps as attributes. SPoC (p = 1) and MAC (p = inf) always become
+GlobalAveragePool and GlobalMaxPool; GeM is folded unless asked otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from .metadata import OPSET
+
+DOMAIN = "cgd"
+LONGEST_CHAIN = 8
+"""Integer exponents up to this become multiplications, larger ones stay a Pow."""
+
+
+def gem_function() -> onnx.FunctionProto:
+    """The body of ``cgd::GeM(x; p, eps)``: [N, C, H, W] -> [N, C] as m * mean((x / m)^p)^(1/p), m = max(x).
+
+    Dividing by the maximum keeps x^p inside FP16, where 40.4^3 already overflows.
+    """
+    eps = helper.make_node("Constant", [], ["eps"])
+    exponent = helper.make_node("Constant", [], ["p"])
+    for node, name in ((eps, "eps"), (exponent, "p")):
+        node.attribute.append(
+            onnx.AttributeProto(name="value_float", ref_attr_name=name, type=onnx.AttributeProto.FLOAT)
+        )
+    nodes = [
+        eps,
+        exponent,
+        helper.make_node("Constant", [], ["plane"], value_ints=[2, 3]),
+        helper.make_node("Clip", ["x", "eps"], ["positive"]),
+        helper.make_node("ReduceMax", ["positive", "plane"], ["largest"], keepdims=1),
+        helper.make_node("Div", ["positive", "largest"], ["ratio"]),
+        helper.make_node("Pow", ["ratio", "p"], ["powers"]),
+        helper.make_node("ReduceMean", ["powers", "plane"], ["mean"], keepdims=1),
+        helper.make_node("Reciprocal", ["p"], ["root"]),
+        helper.make_node("Pow", ["mean", "root"], ["relative"]),
+        helper.make_node("Mul", ["relative", "largest"], ["pooled"]),
+        helper.make_node("Squeeze", ["pooled", "plane"], ["y"]),
+    ]
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_function(DOMAIN, "GeM", ["x"], ["y"], nodes, opsets, attributes=["p", "eps"])
+
+
+def fold_gem(model: onnx.ModelProto, keep_gem: bool = False) -> None:
+    """Replace every ``cgd::GeM`` node in place; with ``keep_gem`` true GeM nodes stay, backed by the function."""
+    graph = model.graph
+    nodes = []
+    kept = False
+    for node in graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        p, eps = (helper.get_node_attr_value(node, name) for name in ("p", "eps"))
+        if keep_gem and p != 1 and math.isfinite(p):
+            nodes.append(node)
+            kept = True
+        else:
+            nodes += _pooling(graph, node.input[0], node.output[0], p, eps)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del model.functions[:]
+    others = [opset for opset in model.opset_import if opset.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(others)
+    if kept:
+        model.functions.append(gem_function())
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+
+
+def _pooling(graph: onnx.GraphProto, x: str, y: str, p: float, eps: float) -> list[onnx.NodeProto]:
+    def constant(name: str, value: float) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), f"{y}_{name}"))
+        return f"{y}_{name}"
+
+    def node(op: str, inputs: list[str], output: str) -> onnx.NodeProto:
+        return helper.make_node(op, inputs, [output], name=f"{y}_{op}_{output}")
+
+    if p == 1 or math.isinf(p):
+        pool = "GlobalAveragePool" if p == 1 else "GlobalMaxPool"
+        return [node(pool, [x], f"{y}_map"), node("Flatten", [f"{y}_map"], y)]
+    nodes = [node("Clip", [x, constant("eps", eps)], f"{y}_clipped")]
+    power = f"{y}_clipped"
+    if p == int(p) and p <= LONGEST_CHAIN:
+        for exponent in range(2, int(p) + 1):
+            nodes.append(node("Mul", [power, f"{y}_clipped"], f"{y}_power{exponent}"))
+            power = f"{y}_power{exponent}"
+    else:
+        nodes.append(node("Pow", [power, constant("p", p)], f"{y}_power"))
+        power = f"{y}_power"
+    return [
+        *nodes,
+        node("GlobalAveragePool", [power], f"{y}_map"),
+        node("Flatten", [f"{y}_map"], f"{y}_mean"),
+        node("Pow", [f"{y}_mean", constant("root", 1 / p)], y),
+    ]

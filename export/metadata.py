@@ -1,0 +1,84 @@
+"""What cgd-deploy writes into an ONNX file beside the graph, and the one way to open such a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from cgd_deploy.errors import EngineError, SpecError
+from cgd_deploy.files import replacing
+from cgd_deploy.spec import ModelSpec, Precision
+
+INPUT = "images"
+OUTPUT = "descriptors"
+FEATURES = "features"
+"""The backbone's last feature map: everything after it is the descriptor head."""
+
+OPSET = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model came from.
+
+    checkpoint   absolute path of the checkpoint at export time
+    sha256       of that file
+    """
+
+    checkpoint: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """The model's spec, the precision of its backbone, and its source."""
+
+    spec: ModelSpec
+    precision: Precision
+    source: Source | None = None
+
+
+def set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:
+    """Replace the model's metadata_props."""
+    del model.metadata_props[:]
+    props = {"cgd.spec": metadata.spec.to_json(), "cgd.precision": metadata.precision.value}
+    if metadata.source:
+        props["cgd.source"] = json.dumps(asdict(metadata.source))
+    onnx.helper.set_model_props(model, props)
+
+
+def get_metadata(model: onnx.ModelProto, name: str = "the model") -> Metadata:
+    """Raises SpecError if cgd-deploy did not write the model."""
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    if "cgd.spec" not in props:
+        raise SpecError(f"{name} has no cgd-deploy spec in its metadata; make it with `cgd-deploy export ckpt.pt`.")
+    try:
+        precision = Precision(props.get("cgd.precision"))
+        source = Source(**json.loads(props["cgd.source"])) if "cgd.source" in props else None
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"{name} has damaged metadata ({error}); export it again.") from error
+    return Metadata(spec=ModelSpec.from_json(props["cgd.spec"]), precision=precision, source=source)
+
+
+def load_onnx(path: str | Path) -> onnx.ModelProto:
+    """Open and check an ONNX file; raises EngineError if it is missing, truncated or not ONNX."""
+    if not Path(path).is_file():
+        raise EngineError(f"there is no ONNX model at {path}; make it with `cgd-deploy export ckpt.pt`.")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
+        raise EngineError(f"{path} is not a whole ONNX model; export it again.") from error
+    return model
+
+
+def save_onnx(model: onnx.ModelProto, path: str | Path) -> Path:
+    """Check the model and write it atomically."""
+    onnx.checker.check_model(model, full_check=True)
+    with replacing(path) as temporary:
+        onnx.save(model, str(temporary))
+    return Path(path)

@@ -1,0 +1,39 @@
+"""Do two sets of descriptors mean the same? Cosine and neighbours, and ONNX Runtime as the arithmetic of a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cgd_deploy.retrieval import Descriptors, cosines, neighbours, overlap
+
+
+@dataclass(frozen=True)
+class Parity:
+    """cosine min and mean over pictures; overlap_at_10 of nearest neighbours, or None below 12 pictures."""
+
+    cosine_min: float
+    cosine_mean: float
+    overlap_at_10: float | None
+    pictures: int
+
+
+def parity_of(descriptors: Descriptors, reference: Descriptors) -> Parity:
+    """Compare float32 [N, D] unit descriptors of the same pictures row by row."""
+    similar = cosines(descriptors, reference)
+    shared = None
+    if len(reference) >= 12:
+        found, expected = (neighbours(d, d, 10, skip_self=True)[0] for d in (descriptors, reference))
+        shared = overlap(found, expected)
+    return Parity(float(similar.min()), float(similar.mean()), shared, len(reference))
+
+
+def run_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int) -> Descriptors:
+    """Descriptors float32 [N, D] of uint8 [N, H, W, 3] by ONNX Runtime on the CPU."""
+    with OnnxRuntimeBackend(model.SerializeToString()) as backend:
+        parts = [backend.run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    return np.concatenate(parts)
