@@ -104,5 +104,5 @@ def space_id(spec: ModelSpec, state: dict[str, Tensor]) -> str:
 
 
 def _learned_p(model: CGD) -> float:
-    learned = [float(pool.p) for pool in model.pools if isinstance(pool.p, Tensor)]
+    learned = [pool.p.item() for pool in model.pools if isinstance(pool.p, Tensor)]
     return learned[0] if learned else model.spec.gem_p

@@ -72,7 +72,7 @@ class CGD(nn.Module):
         self.auxiliary = nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes)) if classes else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normalised float images [N, 3, H, W] -> unit descriptors [N, dim] and auxiliary logits [N, classes] or None."""
+        """Normalised images [N, 3, H, W] -> unit descriptors [N, dim] and auxiliary logits [N, classes] or None."""
         features = self.backbone(images)  # (N, C, h, w)
         pooled = [pool(features) for pool in self.pools]  # n x (N, C)
         parts = [unit(head(v)) for head, v in zip(self.heads, pooled, strict=True)]  # n x (N, dim / n)

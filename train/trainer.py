@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,99 +14,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from cgd_deploy.errors import CgdError, InputError
-from cgd_deploy.files import sha256_file, write_text
 from cgd_deploy.hardware import available_threads
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.preprocess import batches
 from cgd_deploy.retrieval import Descriptors, neighbours, recall_at
-from cgd_deploy.spec import ModelSpec
 
-from .backbone import load_weights
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
 from .losses import auxiliary_classification, batch_hard_triplet
 from .model import CGD, DeployModel
+from .run import resume_run, run_settings, save_epoch, start_run
 from .sampler import epoch_batches
 
 RECALL_AT = (1, 2, 4, 8)
-CALIBRATION_PICTURES = 512
 EVALUATION_BATCH = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train; the defaults are the paper's (CGD section 4.1).
-
-    data                folder a class or LIST.tsv; may be None if ``train`` gets its lists
-    weights             torchvision state_dict to start the backbone from; None: random
-    size                height and width of the model's input
-    out                 folder for best.pt, last.pt and metrics.jsonl
-    learn_p             train the exponent of the G branch
-    auxiliary           add the classification loss on the first descriptor
-    train_from          first backbone stage that is trained, e.g. "layer4"; those before it stay as they are
-    freeze_bn           keep the backbone's BatchNorm statistics; None: exactly when ``weights`` is given
-    device, threads     None: the GPU if there is one, and as many threads as torch takes
-    resume              go on from last.pt in ``out``
-
-    Raises InputError or SpecError that names the field and its value.
-    """
-
-    data: str | Path | None = None
-    backbone: str = "resnet50"
-    weights: Path | None = None
-    descriptors: str = "SG"
-    dim: int = 1536
-    size: int = 224
-    no_downsample: str = "layer4"
-    gem_p: float = 3.0
-    learn_p: bool = False
-    epochs: int = 20
-    lr: float = 1e-4
-    classes_per_batch: int = 32
-    pictures_per_class: int = 4
-    margin: float = 0.1
-    temperature: float = 0.5
-    smoothing: float = 0.1
-    auxiliary: bool = True
-    train_from: str | None = None
-    freeze_bn: bool | None = None
-    seed: int = 0
-    out: Path = Path("runs/cgd")
-    device: str | None = None
-    threads: int | None = None
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        limits = {
-            "epochs": (self.epochs >= 0, "0 or more"),
-            "lr": (0 < self.lr < math.inf, "positive"),
-            "classes_per_batch": (self.classes_per_batch >= 2, "at least 2"),
-            "pictures_per_class": (self.pictures_per_class >= 2, "at least 2"),
-            "margin": (self.margin >= 0, "0 or more"),
-            "temperature": (self.temperature > 0, "positive"),
-            "smoothing": (0 <= self.smoothing < 1, "from 0 up to but not 1"),
-            "seed": (self.seed >= 0, "0 or more"),
-            "threads": (self.threads is None or self.threads >= 1, "at least 1"),
-        }
-        for field, (holds, expected) in limits.items():
-            if not holds:
-                raise InputError(f"{field}={getattr(self, field)!r} cannot be used; expected {expected}.")
-        self.spec  # noqa: B018 - checks the model's fields
-
-    @property
-    def spec(self) -> ModelSpec:
-        return ModelSpec(
-            backbone=self.backbone,
-            descriptors=self.descriptors,
-            dim=self.dim,
-            no_downsample=self.no_downsample,
-            gem_p=self.gem_p,
-            input_size=(self.size, self.size),
-        )
-
-    @property
-    def bn_is_frozen(self) -> bool:
-        return self.weights is not None if self.freeze_bn is None else self.freeze_bn
 
 
 def train(config: TrainConfig, train_images: ImageList | None = None, test_images: ImageList | None = None) -> Path:
@@ -129,15 +48,15 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
         torch.set_num_threads(config.threads)
     workers = min(config.threads or available_threads(), 8)
 
-    settings = _settings(config, training, testing)
+    settings = run_settings(config, training, testing)
     if config.resume:
-        checkpoint = _resumed(config.out / "last.pt", settings)
+        checkpoint = resume_run(config.out / "last.pt", settings)
     else:
-        checkpoint = _started(config, settings, training, testing, classes=len(labels))
+        checkpoint = start_run(config, settings, training, testing, classes=len(labels))
     device = _device(config.device)
-    deploy = DeployModel(checkpoint.model).to(device)
+    deploy = DeployModel(checkpoint.model).to(device, memory_format=torch.channels_last)
     trained = _trained_parameters(checkpoint.model, config.train_from)
-    optimizer = torch.optim.Adam(trained, lr=config.lr)
+    optimizer = torch.optim.Adam(trained, lr=config.lr, fused=True)
     if optimizer_state := checkpoint.trainer["optimizer"]:
         optimizer.load_state_dict(optimizer_state)
 
@@ -160,7 +79,7 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
             seconds = time.perf_counter() - started
             metrics.append({"epoch": epoch, "loss": loss, "seconds": round(seconds, 3), "recall": recall})
             checkpoint.trainer["optimizer"] = optimizer.state_dict()
-            _save(checkpoint, config.out)
+            save_epoch(checkpoint, config.out)
             told = "untrained" if loss is None else f"loss {loss:.4f}"
             progress.console.print(
                 f"epoch {epoch}/{config.epochs}  {told}  recall@1 {recall['1']:.1%}  {seconds:.1f} s", highlight=False
@@ -265,7 +184,10 @@ def _train_mode(model: CGD, config: TrainConfig) -> None:
 
 
 def _device(name: str | None) -> torch.device:
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"device={name!r} is unknown to torch; expected cpu, cuda or cuda:1.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={name!r} was asked for but torch finds no GPU; use 'cpu' or install torch for CUDA.")
     return device
@@ -275,9 +197,6 @@ def _progress() -> Progress:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-# -- starting, saving and resuming ------------------------------------------------------------------------------------
 
 
 def _lists(config: TrainConfig, training: ImageList | None, testing: ImageList | None) -> tuple[ImageList, ImageList]:
@@ -291,53 +210,3 @@ def _lists(config: TrainConfig, training: ImageList | None, testing: ImageList |
         if images.classes is None or len(images) < 2:
             raise InputError(f"the {name} list has {len(images)} pictures with classes; expected at least 2.")
     return training, testing
-
-
-def _settings(config: TrainConfig, training: ImageList, testing: ImageList) -> dict[str, object]:
-    """All that decides a run's numbers, compared when resuming; files by their content, so that they may move."""
-    settings = asdict(config)
-    for free in ("out", "device", "threads", "resume"):
-        del settings[free]
-    settings["data"] = f"{training.sha256} {testing.sha256}"
-    settings["weights"] = sha256_file(config.weights) if config.weights and config.weights.is_file() else None
-    settings["freeze_bn"] = config.bn_is_frozen
-    return settings
-
-
-def _started(
-    config: TrainConfig, settings: dict[str, object], training: ImageList, testing: ImageList, classes: int
-) -> Checkpoint:
-    if existing := [name for name in ("last.pt", "best.pt") if (config.out / name).exists()]:
-        raise InputError(
-            f"{config.out} already holds {existing[0]}; add --resume to go on, or choose another -o folder."
-        )
-    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
-        torch.manual_seed(config.seed)
-        model = CGD(config.spec, classes=classes if config.auxiliary else 0, learn_p=config.learn_p)
-    if config.weights is not None:
-        load_weights(model.backbone, config.weights)
-    state = {"settings": settings, "metrics": [], "optimizer": {}}
-    return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state)
-
-
-def _resumed(path: Path, settings: dict[str, object]) -> Checkpoint:
-    if not path.is_file():
-        raise InputError(f"there is no {path} to resume from; leave --resume out to start a new run.")
-    checkpoint = load_checkpoint(path)
-    if not (before := checkpoint.trainer.get("settings")):
-        raise InputError(f"{path} has no trainer state; resume from the last.pt that cgd-deploy train wrote.")
-    for field, value in settings.items():
-        if before.get(field) != value:
-            raise InputError(
-                f"{path} was trained with {field}={before.get(field)!r}, now it is {value!r}; "
-                f"resume with the same {field}, or choose another -o folder."
-            )
-    return checkpoint
-
-
-def _save(checkpoint: Checkpoint, out: Path) -> None:
-    metrics = checkpoint.trainer["metrics"]
-    if metrics[-1]["recall"]["1"] >= max(line["recall"]["1"] for line in metrics):
-        save_checkpoint(replace(checkpoint, trainer={}), out / "best.pt")
-    save_checkpoint(checkpoint, out / "last.pt")
-    write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))

@@ -1,0 +1,275 @@
+"""Training from end to end on tiny pictures: files, resuming, freezing and what is refused."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cgd_deploy.errors import CgdError, CheckpointError, InputError, SpecError
+from cgd_deploy.images import ImageList, read_images
+from cgd_deploy.preprocess import preprocess
+from cgd_train import trainer
+from cgd_train.checkpoint import load_checkpoint
+from cgd_train.config import TrainConfig
+from cgd_train.model import CGD
+from cgd_train.trainer import embed_images, train
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """Eight classes with six pictures each, a folder a class: blurred noise around a pattern of the class."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for label in range(8):
+        (root / f"class{label}").mkdir()
+        pattern = random.integers(60, 196, (4, 4, 3))
+        for i in range(6):
+            pixels = (pattern + random.integers(-60, 60, (4, 4, 3))).astype(np.uint8)
+            Image.fromarray(pixels).resize((40, 40), Image.Resampling.BILINEAR).save(root / f"class{label}/{i}.png")
+    return root
+
+
+def tiny(folder: Path, out: Path, **changes: object) -> TrainConfig:
+    """A run of a second or two; one thread, because two of them wait for each other on a busy machine."""
+    settings = {
+        "data": folder,
+        "backbone": "resnet18",
+        "descriptors": "SG",
+        "dim": 16,
+        "size": 32,
+        "no_downsample": "none",
+        "epochs": 2,
+        "lr": 1e-3,
+        "classes_per_batch": 4,
+        "pictures_per_class": 3,
+        "threads": 1,
+        "out": out,
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def lines(out: Path) -> list[dict]:
+    """metrics.jsonl without the times."""
+    read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(line.pop("seconds") >= 0 for line in read)
+    return read
+
+
+@pytest.fixture(scope="session")
+def straight(folder, tmp_path_factory) -> Path:
+    """The folder of a run that was never interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    assert train(tiny(folder, out, learn_p=True)) == out / "best.pt"
+    return out
+
+
+def test_a_run_leaves_its_three_files(folder, straight):
+    assert sorted(p.name for p in straight.iterdir()) == ["best.pt", "last.pt", "metrics.jsonl"]
+    training, testing = read_images(folder).split_classes()
+    best, last = load_checkpoint(straight / "best.pt"), load_checkpoint(straight / "last.pt")
+    assert best.trainer == {} and last.trainer["optimizer"]
+    for checkpoint in (best, last):
+        assert checkpoint.calibration == training
+        assert checkpoint.evaluation == testing
+    assert last.spec.gem_p != 3.0  # it was learned
+
+
+def test_metrics_start_untrained_and_the_loss_is_a_number(straight):
+    metrics = lines(straight)
+    assert [line["epoch"] for line in metrics] == [0, 1, 2]
+    assert metrics[0]["loss"] is None and all(line["loss"] > 0 for line in metrics[1:])
+    for line in metrics:
+        recall = [line["recall"][k] for k in ("1", "2", "4", "8")]
+        assert recall == sorted(recall) and recall[0] >= 0 and recall[-1] <= 1
+
+
+def test_metrics_are_the_recall_of_the_saved_model(folder, straight):
+    """best.pt scores what metrics.jsonl says is the best, counted by loops through ``preprocess``."""
+    checkpoint = load_checkpoint(straight / "best.pt")
+    testing = checkpoint.evaluation
+    descriptors = embed_images(checkpoint.model, testing, batch_size=5)
+    assert descriptors.shape == (24, 16) and descriptors.dtype == np.float32
+    one = preprocess(testing.path(7), checkpoint.spec)
+    mean, std = np.array(checkpoint.spec.mean), np.array(checkpoint.spec.std)
+    pixels = torch.from_numpy(((one / 255 - mean) / std).transpose(2, 0, 1)[None].astype(np.float32))
+    with torch.inference_mode():
+        assert checkpoint.model(pixels)[0][0].numpy() == pytest.approx(descriptors[7], abs=1e-5)
+    correct = 0
+    for q, query in enumerate(descriptors):
+        others = [(math.dist(query, row), g) for g, row in enumerate(descriptors) if g != q]
+        correct += testing.classes[min(others)[1]] == testing.classes[q]
+    assert correct / 24 == pytest.approx(max(line["recall"]["1"] for line in lines(straight)))
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(folder, straight, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, epoch=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(folder, tmp_path, learn_p=True))
+    monkeypatch.undo()
+    assert [line["epoch"] for line in lines(tmp_path)] == [0, 1]
+    train(tiny(folder, tmp_path, learn_p=True, resume=True))
+
+    resumed, expected = lines(tmp_path), lines(straight)
+    assert [line["loss"] for line in resumed[1:]] == pytest.approx([line["loss"] for line in expected[1:]], rel=1e-4)
+    assert [line["recall"] for line in resumed] == [line["recall"] for line in expected]
+    resumed, expected = (load_checkpoint(out / "last.pt").model.state_dict() for out in (tmp_path, straight))
+    for name, tensor in expected.items():
+        assert torch.allclose(resumed[name], tensor, atol=1e-4), name
+
+
+def interrupt_after(monkeypatch, epoch: int) -> None:
+    original = trainer._train_epoch
+
+    def train_epoch(config, *args):
+        if args[-2] > epoch:
+            raise KeyboardInterrupt
+        return original(config, *args)
+
+    monkeypatch.setattr(trainer, "_train_epoch", train_epoch)
+
+
+def test_resuming_a_finished_run_changes_nothing(folder, straight):
+    before = (straight / "last.pt").read_bytes()
+    assert train(tiny(folder, straight, learn_p=True, resume=True)) == straight / "best.pt"
+    assert (straight / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("lr", 0.1), ("descriptors", "GS"), ("epochs", 3), ("seed", 1), ("freeze_bn", True)]
+)
+def test_resuming_with_another_setting_names_it(folder, straight, field, value):
+    with pytest.raises(InputError, match=f"was trained with {field}=.*resume with the same {field}"):
+        train(replace(tiny(folder, straight, learn_p=True, resume=True), **{field: value}))
+
+
+def test_resuming_with_other_pictures_is_refused(folder, straight):
+    training, testing = read_images(folder).split_classes()
+    with pytest.raises(InputError, match="was trained with data="):
+        train(tiny(folder, straight, learn_p=True, resume=True), testing, training)
+
+
+def test_an_existing_run_is_not_overwritten(folder, straight):
+    before = (straight / "last.pt").read_bytes()
+    with pytest.raises(InputError, match=r"already holds last\.pt; add --resume to go on, or choose another -o"):
+        train(tiny(folder, straight))
+    assert (straight / "last.pt").read_bytes() == before
+
+
+def test_resuming_needs_a_run(folder, tmp_path):
+    with pytest.raises(InputError, match=r"there is no .*last\.pt to resume from"):
+        train(tiny(folder, tmp_path, resume=True))
+
+
+def test_training_learns_its_own_pictures(folder, tmp_path):
+    training, _ = read_images(folder).split_classes()
+    train(tiny(folder, tmp_path, epochs=5), training, training)
+    metrics = lines(tmp_path)
+    assert metrics[-1]["loss"] < 0.6 * metrics[1]["loss"]
+
+
+def test_frozen_stages_and_batchnorm_stay_as_they_are(folder, tmp_path):
+    """Starting from weights, with only layer4 trained and no auxiliary head."""
+    torch.manual_seed(5)
+    config = tiny(folder, tmp_path / "run", epochs=1, train_from="layer4", auxiliary=False)
+    weights = CGD(config.spec).backbone.state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    train(replace(config, weights=tmp_path / "weights.pth"))
+    model = load_checkpoint(tmp_path / "run" / "last.pt").model
+    assert model.auxiliary is None
+    for name, tensor in model.backbone.state_dict().items():
+        trained = name.startswith("layer4") and name.endswith(("weight", "bias"))
+        assert torch.equal(tensor, weights[name]) != trained, name
+
+
+def test_frozen_stages_are_left_out_of_the_graph(folder, tmp_path):
+    config = tiny(folder, tmp_path, train_from="layer3")
+    model = CGD(config.spec)
+    parameters = trainer._trained_parameters(model, "layer3")
+    trainer._train_mode(model, config)
+    assert not model.backbone[:-2](torch.zeros(2, 3, 32, 32)).requires_grad
+    inner = [p for stage in ("layer3", "layer4") for p in getattr(model.backbone, stage).parameters()]
+    assert [id(p) for p in parameters] == [id(p) for p in [*inner, *model.heads.parameters()]]
+    assert model.backbone.layer4.training and not model.backbone.bn1.training
+
+
+def test_batchnorm_is_frozen_exactly_when_weights_are_given_unless_told(folder, tmp_path):
+    config = tiny(folder, tmp_path)
+    assert not config.bn_is_frozen
+    assert replace(config, weights=Path("w.pth")).bn_is_frozen
+    assert replace(config, freeze_bn=True).bn_is_frozen
+    assert not replace(config, weights=Path("w.pth"), freeze_bn=False).bn_is_frozen
+
+
+def test_the_learning_rate_falls_at_60_and_80_percent():
+    config = TrainConfig(lr=1.0, epochs=20)
+    rates = [trainer._learning_rate(config, epoch) for epoch in range(1, 21)]
+    assert rates == pytest.approx([1.0] * 12 + [0.1] * 4 + [0.01] * 4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "batch_hard_triplet", lambda descriptors, *_: descriptors.sum() * math.nan)
+    with pytest.raises(CgdError, match="the loss became nan in epoch 1; start again with a learning rate below"):
+        train(tiny(folder, tmp_path))
+    assert len(lines(tmp_path)) == 1
+
+
+def test_threads_are_set_only_when_given(folder, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    train(tiny(folder, tmp_path / "a", epochs=0, threads=None))
+    assert calls == []
+    train(tiny(folder, tmp_path / "b", epochs=0, threads=2))
+    assert calls == [2]
+
+
+def test_the_callers_random_generator_is_left_alone(folder, tmp_path):
+    torch.manual_seed(9)
+    expected = torch.rand(1)
+    torch.manual_seed(9)
+    train(tiny(folder, tmp_path, epochs=0))
+    assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"classes_per_batch": 5}, InputError, "have 4 classes, a batch needs 5"),
+        (
+            {"train_from": "layer5"},
+            InputError,
+            "train_from='layer5' is no stage of the backbone; expected",
+        ),
+        ({"weights": Path("missing.pth")}, CheckpointError, "there is no checkpoint at missing.pth"),
+        ({"data": None}, InputError, "nothing to train on"),
+        ({"device": "abacus"}, InputError, "device='abacus' is unknown"),
+        ({"backbone": "vgg"}, SpecError, "backbone 'vgg' is unknown"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(folder, tmp_path, changes, error, text):
+    with pytest.raises(error, match=text):
+        train(tiny(folder, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", -1), ("lr", 0.0), ("pictures_per_class", 1), ("smoothing", 1.0), ("temperature", 0.0), ("threads", 0)],
+)
+def test_an_impossible_setting_is_named(field, value):
+    with pytest.raises(InputError, match=f"{field}={value!r} cannot be used; expected"):
+        TrainConfig(**{field: value})
+
+
+def test_lists_need_classes_and_come_in_pairs(folder, tmp_path):
+    training, testing = read_images(folder).split_classes()
+    with pytest.raises(InputError, match="both a training and a test list"):
+        train(tiny(folder, tmp_path), training)
+    with pytest.raises(InputError, match="the test list has 24 pictures"):
+        train(tiny(folder, tmp_path), training, ImageList(testing.root, testing.names))
+    with pytest.raises(InputError, match="the test list has 1 pictures"):
+        train(tiny(folder, tmp_path), training, testing.subset([0]))

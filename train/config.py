@@ -1,0 +1,89 @@
+"""TrainConfig: every choice of a training run. Knows what a value may be, not what is done with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgd_deploy.errors import InputError
+from cgd_deploy.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; the defaults are the paper's (CGD section 4.1).
+
+    data                folder a class or LIST.tsv; may be None if ``train`` gets its lists
+    weights             torchvision state_dict to start the backbone from; None: random
+    size                height and width of the model's input
+    out                 folder for best.pt, last.pt and metrics.jsonl
+    learn_p             train the exponent of the G branch
+    auxiliary           add the classification loss on the first descriptor
+    train_from          first backbone stage that is trained, e.g. "layer4"; those before it stay as they are
+    freeze_bn           keep the backbone's BatchNorm statistics; None: exactly when ``weights`` is given
+    device, threads     None: the GPU if there is one, and as many threads as torch takes
+    resume              go on from last.pt in ``out``
+
+    Raises InputError or SpecError that names the field and its value.
+    """
+
+    data: str | Path | None = None
+    backbone: str = "resnet50"
+    weights: Path | None = None
+    descriptors: str = "SG"
+    dim: int = 1536
+    size: int = 224
+    no_downsample: str = "layer4"
+    gem_p: float = 3.0
+    learn_p: bool = False
+    epochs: int = 20
+    lr: float = 1e-4
+    classes_per_batch: int = 32
+    pictures_per_class: int = 4
+    margin: float = 0.1
+    temperature: float = 0.5
+    smoothing: float = 0.1
+    auxiliary: bool = True
+    train_from: str | None = None
+    freeze_bn: bool | None = None
+    seed: int = 0
+    out: Path = Path("runs/cgd")
+    device: str | None = None
+    threads: int | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        limits = {
+            "epochs": (self.epochs >= 0, "0 or more"),
+            "lr": (0 < self.lr < math.inf, "positive"),
+            "classes_per_batch": (self.classes_per_batch >= 2, "at least 2"),
+            "pictures_per_class": (self.pictures_per_class >= 2, "at least 2"),
+            "margin": (self.margin >= 0, "0 or more"),
+            "temperature": (self.temperature > 0, "positive"),
+            "smoothing": (0 <= self.smoothing < 1, "from 0 up to but not 1"),
+            "seed": (self.seed >= 0, "0 or more"),
+            "threads": (self.threads is None or self.threads >= 1, "at least 1"),
+        }
+        for field, (holds, expected) in limits.items():
+            if not holds:
+                raise InputError(f"{field}={getattr(self, field)!r} cannot be used; expected {expected}.")
+        self.spec  # noqa: B018 - checks the model's fields
+        for field in ("weights", "out"):
+            if isinstance(path := getattr(self, field), str):
+                object.__setattr__(self, field, Path(path))
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(
+            backbone=self.backbone,
+            descriptors=self.descriptors,
+            dim=self.dim,
+            no_downsample=self.no_downsample,
+            gem_p=self.gem_p,
+            input_size=(self.size, self.size),
+        )
+
+    @property
+    def bn_is_frozen(self) -> bool:
+        return self.weights is not None if self.freeze_bn is None else self.freeze_bn

@@ -1,0 +1,77 @@
+"""A run folder (best.pt, last.pt, metrics.jsonl): started, saved after every epoch, resumed. Knows no training step.
+
+The trainer state in last.pt is {"settings": what decided the numbers so far, "metrics": the lines of metrics.jsonl,
+"optimizer": its state_dict}. The batches and crops follow from the seed and the epoch, so no generator is stored.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from cgd_deploy.errors import InputError
+from cgd_deploy.files import sha256_file, write_text
+from cgd_deploy.images import ImageList
+
+from .backbone import load_weights
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .model import CGD
+
+CALIBRATION_PICTURES = 512
+
+
+def run_settings(config: TrainConfig, training: ImageList, testing: ImageList) -> dict[str, object]:
+    """All that decides a run's numbers, compared when resuming; files by their content, so that they may move."""
+    settings = asdict(config)
+    for free in ("out", "device", "threads", "resume"):
+        del settings[free]
+    settings["data"] = f"{training.sha256[:12]} {testing.sha256[:12]}"
+    settings["weights"] = sha256_file(config.weights)[:12] if config.weights and config.weights.is_file() else None
+    settings["freeze_bn"] = config.bn_is_frozen
+    return settings
+
+
+def start_run(
+    config: TrainConfig, settings: dict[str, object], training: ImageList, testing: ImageList, classes: int
+) -> Checkpoint:
+    """The untrained model with an empty trainer state; raises InputError if ``config.out`` already holds a run."""
+    if existing := [name for name in ("last.pt", "best.pt") if (config.out / name).exists()]:
+        raise InputError(
+            f"{config.out} already holds {existing[0]}; add --resume to go on, or choose another -o folder."
+        )
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
+        torch.manual_seed(config.seed)
+        model = CGD(config.spec, classes=classes if config.auxiliary else 0, learn_p=config.learn_p)
+    if config.weights is not None:
+        load_weights(model.backbone, config.weights)
+    state = {"settings": settings, "metrics": [], "optimizer": {}}
+    return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state)
+
+
+def resume_run(path: Path, settings: dict[str, object]) -> Checkpoint:
+    """What ``save_epoch`` last wrote to ``path``; raises InputError that names a setting which is not as it was."""
+    if not path.is_file():
+        raise InputError(f"there is no {path} to resume from; leave --resume out to start a new run.")
+    checkpoint = load_checkpoint(path)
+    if not (before := checkpoint.trainer.get("settings")):
+        raise InputError(f"{path} has no trainer state; resume from the last.pt that cgd-deploy train wrote.")
+    for field, value in settings.items():
+        if before.get(field) != value:
+            raise InputError(
+                f"{path} was trained with {field}={before.get(field)!r}, now it is {value!r}; "
+                f"resume with the same {field}, or choose another -o folder."
+            )
+    return checkpoint
+
+
+def save_epoch(checkpoint: Checkpoint, out: Path) -> None:
+    """Write best.pt if the last epoch is (as good as) the best, then last.pt and metrics.jsonl."""
+    metrics = checkpoint.trainer["metrics"]
+    if metrics[-1]["recall"]["1"] >= max(line["recall"]["1"] for line in metrics):
+        save_checkpoint(replace(checkpoint, trainer={}), out / "best.pt")
+    save_checkpoint(checkpoint, out / "last.pt")
+    write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
