@@ -21,7 +21,7 @@ SELF_TEST_COSINE = 0.999
 
 
 class Engine:
-    """A loaded .cgd file; make one with ``load``. Use it as a context manager or call ``close``; threads may share it."""
+    """A loaded .cgd file; make one with ``load``. A context manager, else call ``close``; threads may share it."""
 
     def __init__(self, file: EngineFile, backend: Backend) -> None:
         self._file = file
@@ -65,7 +65,7 @@ class Engine:
         batch_size: int = 8,
         on_error: Callable[[int, InputError], None] | None = None,
     ) -> Iterator[tuple[list[int], Descriptors]]:
-        """Yield (indices, descriptors) batch by batch; decoding runs ahead. ``on_error`` as in ``preprocess.batches``."""
+        """Yield (indices, descriptors) batch by batch, decoding ahead; ``on_error`` as in ``preprocess.batches``."""
         for indices, pixels in batches(images, self.spec, min(batch_size, self.max_batch), on_error=on_error):
             yield indices, self._backend.run(pixels)
 
@@ -84,9 +84,10 @@ class Engine:
         return smallest
 
     def _embed_pixels(self, images: NDArray[np.uint8]) -> Descriptors:
-        if images.dtype != np.uint8 or images.shape[1:] != (*self.spec.input_size, 3):
+        height, width = self.spec.input_size
+        if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3):
             raise InputError(
-                f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, {self.spec.size_text.replace('x', ', ')}, 3]."
+                f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, {height}, {width}, 3]."
             )
         images = np.ascontiguousarray(images)
         starts = range(0, len(images), self.max_batch)

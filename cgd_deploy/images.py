@@ -158,7 +158,8 @@ def _read_tsv(path: Path) -> ImageList:
     with_boxes = header == ["image", "class", "x1", "y1", "x2", "y2"]
     if not with_boxes and header != ["image", "class"]:
         raise InputError(
-            f"{path} starts with {' '.join(header)[:60]!r}; expected the header image<TAB>class[<TAB>x1<TAB>y1<TAB>x2<TAB>y2]."
+            f"{path} starts with {' '.join(header)[:60]!r}; "
+            "expected the header image<TAB>class[<TAB>x1<TAB>y1<TAB>x2<TAB>y2]."
         )
     rows = [row for row in rows if row]
     for number, row in enumerate(rows, start=2):

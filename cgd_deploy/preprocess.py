@@ -1,4 +1,4 @@
-"""From a picture to the pixels a model sees: the one function behind training evaluation, calibration, runtime and tests.
+"""From a picture to the pixels a model sees, for training evaluation, calibration, runtime and tests alike.
 
 Mean and standard deviation are not applied here; they are in the graph.
 """
@@ -40,7 +40,7 @@ def decode(source: Picture, box: Box | None = None) -> Image.Image:
         width, height = image.size
         if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
             raise InputError(
-                f"{name} is {width}x{height} pixels; expected at least {MIN_SIDE}x{MIN_SIDE} and at most {MAX_PIXELS:,}."
+                f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more and at most {MAX_PIXELS:,}."
             )
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):

@@ -1,7 +1,7 @@
 """``cgd::GeM`` as an ONNX function, and its folding into plain operators.
 
-torch leaves one node for each pooling branch, with p and eps as attributes. SPoC (p = 1) and MAC (p = inf) always become
-GlobalAveragePool and GlobalMaxPool; GeM is folded unless asked otherwise.
+torch leaves one node for each pooling branch, with p and eps as attributes. SPoC (p = 1) and MAC (p = inf) always
+become GlobalAveragePool and GlobalMaxPool; GeM is folded unless asked otherwise.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import onnx
 from cgd_deploy.errors import ExportError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.golden import golden_images
-from cgd_deploy.images import ImageList
 from cgd_deploy.spec import Precision
 
 from .gem import DOMAIN, fold_gem
@@ -24,10 +23,11 @@ MIN_COSINE = 0.9999
 
 
 def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem: bool = False) -> Parity:
-    """Write ``output`` and, where the checkpoint records them, STEM.calibration.tsv and STEM.evaluation.tsv beside it.
+    """Write ``output`` and beside it the checkpoint's calibration list, if it has one (see ``calibration_beside``).
 
-    The ONNX input is ``images`` uint8 [N, H, W, 3] and the output ``descriptors`` float32 [N, D], N dynamic. The file is
-    written only if ONNX Runtime gives torch's descriptors (cosine >= 0.9999 on every golden picture), alone and in a batch.
+    The ONNX input is ``images`` uint8 [N, H, W, 3] and the output ``descriptors`` float32 [N, D], N dynamic. The file
+    is written only if ONNX Runtime gives torch's descriptors for golden pictures (cosine >= 0.9999), singly and in a
+    batch. Returns the worse of the two comparisons.
     Raises CheckpointError, SpecError, MissingDependency, or ExportError when parity is missed.
     """
     try:
@@ -64,19 +64,17 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
         raise ExportError(
             f"the ONNX graph differs from torch (cosine {parity.cosine_min:.6f} < {MIN_COSINE}); nothing was written."
         )
-    for name in ("calibration", "evaluation"):
-        images_of: ImageList | None = getattr(loaded, name)
-        if images_of:
-            images_of.write(list_beside(output, name))
-        else:
-            list_beside(output, name).unlink(missing_ok=True)
+    if loaded.calibration:
+        loaded.calibration.write(calibration_beside(output))
+    else:
+        calibration_beside(output).unlink(missing_ok=True)
     save_onnx(model, output)
     return parity
 
 
-def list_beside(model: str | Path, name: str) -> Path:
-    """model.onnx -> model.NAME.tsv, where export leaves the checkpoint's image lists."""
-    return Path(model).with_suffix(f".{name}.tsv")
+def calibration_beside(model: str | Path) -> Path:
+    """model.onnx -> model.calibration.tsv, where export leaves the pictures that the checkpoint records."""
+    return Path(model).with_suffix(".calibration.tsv")
 
 
 def _trace(deploy) -> onnx.ModelProto:  # type: ignore[no-untyped-def]  # torch is imported lazily

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..doctor import check_runtime
 from ..errors import EngineError, MissingDependency
-from ..hardware import available_threads, package_version
+from ..hardware import available_threads
 from .base import Backend
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -16,18 +17,13 @@ ERROR_ONLY = 3
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module; raises MissingDependency if no wheel of it is installed, or both are."""
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if package_version(name)]
-    if len(installed) == 2:
-        raise MissingDependency(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; run "
-            "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install 'cgd-deploy[cpu]'` or 'cgd-deploy[gpu]'."
-        )
+    """The onnxruntime module; raises MissingDependency without it, or with two wheels of it."""
+    check_runtime()
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            "ONNX Runtime is not installed; run `pip install 'cgd-deploy[cpu]'`, or 'cgd-deploy[gpu]' on an NVIDIA machine."
+            "ONNX Runtime is not installed; run `pip install 'cgd-deploy[cpu]'`, or 'cgd-deploy[gpu]' for NVIDIA."
         ) from error
     return onnxruntime
 

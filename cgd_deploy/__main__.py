@@ -1,0 +1,5 @@
+"""``python -m cgd_deploy``."""
+
+from .cli import main
+
+main()

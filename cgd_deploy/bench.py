@@ -1,0 +1,309 @@
+"""The bench: how fast each engine is, and whether it retrieves what the trained model retrieves.
+
+Every engine is measured against one reference on the same pictures, in one run; the result is the JSON contract.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.torch import TorchBackend
+from .engine import Engine, load
+from .enginefile import Manifest
+from .errors import InputError
+from .files import sha256_file
+from .golden import golden_images
+from .hardware import available_threads, cpu_name, instruction_sets, package_version
+from .images import ImageList, read_images
+from .preprocess import batches
+from .report import Neighbour, QueryRow
+from .retrieval import Descriptors, cosines, neighbours, overlap, recall_at
+from .spec import ModelSpec, Precision
+from .timing import interleaved, percentiles_ms
+
+SCHEMA = 1
+RECALL_AT = (1, 2, 4, 8)
+K = 10
+QUALITY_BATCH = 8
+PACKAGES = ("cgd-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
+
+LIMITS = {
+    Precision.FP32: {"max_recall_drop_pp": 0.05, "min_overlap_at_10": 0.99},
+    Precision.FP16: {"max_recall_drop_pp": 0.2, "min_overlap_at_10": 0.98},
+    Precision.INT8: {"max_recall_drop_pp": 1.0, "min_overlap_at_10": 0.8},
+}
+"""What the gate allows at recall@1 and among the ten nearest neighbours, by the precision asked for."""
+
+OnProgress = Callable[[str, float], None]
+"""Called with what is being done and the fraction of it that is done."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something that embeds: an engine, or the reference."""
+
+    title: str
+    backend: str
+    precision: str
+    spec: ModelSpec
+    run: Callable[[NDArray[np.uint8]], Descriptors]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Descriptors of the pictures and, of each, its nearest others: indices and cosine similarities [N, K]."""
+
+    descriptors: Descriptors
+    indices: NDArray[np.int64]
+    similarities: Descriptors
+
+
+def bench(
+    engine_paths: Sequence[Path],
+    *,
+    data: str | Path | None = None,
+    reference: str | Path | None = None,
+    batch_sizes: Sequence[int] = (1, 8),
+    seconds: float = 20.0,
+    threads: int | None = None,
+    limits: Mapping[str, float] | None = None,
+    queries: int = 8,
+    on_progress: OnProgress = lambda what, done: None,
+) -> tuple[dict[str, Any], list[QueryRow]]:
+    """Measure engines against the model they came from; returns the bench JSON and example queries for the report.
+
+    data        folder or LIST.tsv; by default the test pictures that the checkpoint records
+    reference   a checkpoint (torch) or an engine; by default the checkpoint that the first engine was made from
+    seconds     of timing for each batch size
+    limits      override LIMITS for every precision
+
+    Raises InputError, EngineError, CheckpointError or MissingDependency; a missed limit is in the result's gate.
+    """
+    threads = threads or available_threads()
+    with ExitStack() as stack:
+        loaded = [stack.enter_context(load(path, threads=threads)) for path in engine_paths]
+        engines = [_engine(engine, path) for engine, path in zip(loaded, engine_paths, strict=True)]
+        base, recorded = _reference(stack, reference or _recorded_checkpoint(loaded[0].manifest), threads)
+        for engine in engines:
+            if engine.spec.space_id != base.spec.space_id:
+                raise InputError(
+                    f"{engine.path} describes space {engine.spec.space_id}, the reference {base.path} describes "
+                    f"{base.spec.space_id}; bench engines of one model at a time."
+                )
+        images = _images(data, recorded)
+        found = _retrieve([base, *engines], images, on_progress)
+        samples = {
+            size: _time([base, *engines], size, seconds, lambda done, n=size: on_progress(f"timing batch {n}", done))
+            for size in batch_sizes
+        }
+    expected = found[base.title]
+    runs = []
+    for engine in engines:
+        quality = _quality(found[engine.title], expected, images)
+        for size in batch_sizes:
+            speed = _speed(samples[size], engine, base, size)
+            runs.append(
+                {
+                    "path": str(engine.path),
+                    "backend": engine.backend,
+                    "precision": engine.precision,
+                    "batch": size,
+                    "threads": threads,
+                    "streams": 1,
+                    **speed,
+                    "bytes": engine.path.stat().st_size,
+                    **quality,
+                }
+            )
+    result = {
+        "schema": SCHEMA,
+        "environment": environment(images, threads, samples),
+        "reference": {
+            "backend": base.backend,
+            "precision": base.precision,
+            "recall": _recall(expected.indices, images),
+        },
+        "engines": runs,
+        "gate": gate(runs, limits),
+    }
+    return result, _query_rows(found, base.title, images, queries)
+
+
+def gate(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Hold each run's recall@1 drop (where there are classes) and overlap@10 against the limits of its precision."""
+    allowed = {run["precision"]: {**LIMITS[Precision(run["precision"])], **(limits or {})} for run in runs}
+    failures = []
+    for run in {run["path"]: run for run in runs}.values():
+        limit = allowed[run["precision"]]
+        drop = run["recall_drop_pp"].get("1")
+        if drop is not None and not drop <= limit["max_recall_drop_pp"]:
+            failures.append(f"{run['path']}: recall@1 drops {drop:.2f} pp, allowed {limit['max_recall_drop_pp']} pp")
+        if not run["overlap_at_10"] >= limit["min_overlap_at_10"]:
+            failures.append(
+                f"{run['path']}: overlap@10 is {run['overlap_at_10']:.3f}, wanted {limit['min_overlap_at_10']}"
+            )
+    return {"passed": not failures, "limits": allowed, "failures": failures}
+
+
+def environment(images: ImageList, threads: int, samples: Mapping[int, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """Everything around the numbers that could have changed them."""
+    versions = {name: version for name in PACKAGES if (version := package_version(name))}
+    return {
+        "cpu": cpu_name(),
+        "instruction_sets": instruction_sets(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": versions,
+        "pictures": len(images),
+        "pictures_sha256": images.sha256,
+        "timed_calls": {str(size): min(map(len, taken.values())) for size, taken in samples.items()},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _engine(engine: Engine, path: Path) -> Contestant:
+    manifest = engine.manifest
+    precision = manifest.precision.value
+    title = f"{path.stem}: {manifest.backend} {precision}"
+    return Contestant(title, manifest.backend, precision, engine.spec, engine.embed, path)
+
+
+def _reference(stack: ExitStack, path: str | Path, threads: int) -> tuple[Contestant, ImageList | None]:
+    """The reference and, if it is a checkpoint, the test pictures it records."""
+    path = Path(path)
+    if path.suffix == ".cgd":
+        engine = _engine(stack.enter_context(load(path, threads=threads)), path)
+        return replace(engine, title=f"reference: {engine.backend} {engine.precision}"), None
+    torch = stack.enter_context(TorchBackend(path, threads=threads))
+    return Contestant("reference: torch fp32", "torch", "fp32", torch.spec, torch.run, path), torch.evaluation
+
+
+def _recorded_checkpoint(manifest: Manifest) -> Path:
+    recorded = Path(manifest.source.get("checkpoint") or "")
+    if not recorded.is_file():
+        raise InputError(
+            f"the checkpoint that the engine was made from is not at {recorded}; pass --reference CKPT.pt or FP32.cgd."
+        )
+    if sha256_file(recorded) != manifest.source["checkpoint_sha256"]:
+        raise InputError(f"{recorded} changed since the engine was made from it; export again or pass --reference.")
+    return recorded
+
+
+def _images(data: str | Path | None, recorded: ImageList | None) -> ImageList:
+    if data is None and recorded is None:
+        raise InputError("there are no test pictures to bench on; pass --data FOLDER or LIST.tsv.")
+    images = read_images(data) if data is not None else recorded
+    assert images is not None
+    if len(images) < K + 2:
+        raise InputError(
+            f"bench compares {K} neighbours a picture and got {len(images)} pictures; pass at least {K + 2}."
+        )
+    if gone := [path for path in images.paths if not path.is_file()]:
+        raise InputError(
+            f"{len(gone)} of {len(images)} test pictures are gone, {gone[0]} for one; pass --data FOLDER or LIST.tsv."
+        )
+    return images
+
+
+def _retrieve(contestants: Sequence[Contestant], images: ImageList, on_progress: OnProgress) -> dict[str, Retrieved]:
+    parts: dict[str, list[Descriptors]] = {contestant.title: [] for contestant in contestants}
+    seen = 0
+    for indices, pixels in batches(images, contestants[0].spec, QUALITY_BATCH):
+        for contestant in contestants:
+            parts[contestant.title].append(contestant.run(pixels))
+        seen += len(indices)
+        on_progress("embedding", seen / len(images))
+    found = {}
+    for title, part in parts.items():
+        descriptors = np.concatenate(part)
+        found[title] = Retrieved(descriptors, *neighbours(descriptors, descriptors, K, skip_self=True))
+    return found
+
+
+def _time(
+    contestants: Sequence[Contestant], batch_size: int, seconds: float, on_round: Callable[[float], None]
+) -> dict[str, list[float]]:
+    pixels = golden_images(contestants[0].spec, batch_size)
+    calls = {contestant.title: (lambda run=contestant.run: run(pixels)) for contestant in contestants}
+    return interleaved(calls, seconds, on_round)
+
+
+def _speed(taken: Mapping[str, list[float]], engine: Contestant, base: Contestant, batch: int) -> dict[str, Any]:
+    median = float(np.median(taken[engine.title]))
+    reference = float(np.median(taken[base.title]))
+    return {
+        "latency_ms": percentiles_ms(taken[engine.title]),
+        "images_per_second": round(batch / median, 3),
+        "speedup_vs_torch": round(reference / median, 4) if base.backend == "torch" else None,
+    }
+
+
+def _quality(found: Retrieved, expected: Retrieved, images: ImageList) -> dict[str, Any]:
+    similar = cosines(found.descriptors, expected.descriptors)
+    crossed, _ = neighbours(found.descriptors, expected.descriptors, K, skip_self=True)
+    before, after, across = (_recall(indices, images) for indices in (expected.indices, found.indices, crossed))
+    return {
+        "recall": after,
+        "recall_drop_pp": {k: round(100 * (before[k] - after[k]), 4) for k in before},
+        "cross_recall_drop_pp": {k: round(100 * (before[k] - across[k]), 4) for k in before},
+        "overlap_at_10": round(overlap(found.indices, expected.indices), 5),
+        "cosine": {"min": float(similar.min()), "mean": float(similar.mean())},
+        "rank_flips": int((found.indices[:, 0] != expected.indices[:, 0]).sum()),
+    }
+
+
+def _recall(indices: NDArray[np.int64], images: ImageList) -> dict[str, float]:
+    if images.classes is None:
+        return {}
+    return {str(k): value for k, value in recall_at(indices, images.classes, images.classes, RECALL_AT).items()}
+
+
+def _query_rows(found: Mapping[str, Retrieved], base: str, images: ImageList, count: int) -> list[QueryRow]:
+    """Half the queries whose neighbours changed most under any engine, half spread evenly over the list."""
+    expected = found[base].indices
+    same = [_shared(found[title].indices, expected) for title in found if title != base]
+    worst = np.argsort(np.min(same, axis=0), kind="stable")[: count // 2] if same else []
+    even = np.linspace(0, len(images) - 1, count - count // 2).astype(int)
+    chosen = list(dict.fromkeys([*map(int, worst), *map(int, even)]))
+    classes = images.classes
+
+    def strip(title: str, query: int) -> list[Neighbour]:
+        known = set(expected[query].tolist())
+        return [
+            Neighbour(
+                path=images.path(index),
+                box=images.box(index),
+                label=classes[index] if classes else None,
+                similarity=float(similarity),
+                correct=classes[index] == classes[query] if classes else None,
+                changed=index not in known,
+            )
+            for index, similarity in zip(
+                found[title].indices[query].tolist(), found[title].similarities[query], strict=True
+            )
+        ]
+
+    return [
+        QueryRow(
+            images.path(query),
+            images.box(query),
+            classes[query] if classes else None,
+            {title: strip(title, query) for title in found},
+        )
+        for query in chosen
+    ]
+
+
+def _shared(indices: NDArray[np.int64], expected: NDArray[np.int64]) -> list[int]:
+    return [len(np.intersect1d(a, b)) for a, b in zip(indices, expected, strict=True)]

@@ -1,0 +1,351 @@
+"""The command line: parses, calls one function, prints one result. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import CgdError, GateError, InputError
+
+app = typer.Typer(
+    help="Serve trained CGD image-retrieval models fast, without losing neighbours.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ARTIFACTS = Path("artifacts")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [default: all this process may use].")]
+
+
+def main() -> None:
+    """Entry point: a user's error becomes one line on stderr and its exit status, a bug keeps its traceback."""
+    try:
+        app(prog_name="cgd-deploy")
+    except CgdError as error:
+        print(f"cgd-deploy: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything it makes.")] = ARTIFACTS / "demo",
+    seed: Annotated[int, typer.Option(help="Of pictures and training.")] = 0,
+) -> None:
+    """The whole pipeline on made pictures: train, export, build, bench, report."""
+    from .demo import run_demo
+
+    run_demo(out, seed)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="A folder a class, or LIST.tsv.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/BACKBONE-DESCRIPTORS].")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="torchvision name.")] = "resnet50",
+    weights: Annotated[Path | None, typer.Option(help="torchvision weights to start from, a .pth file.")] = None,
+    descriptors: Annotated[str, typer.Option(help="S, M and G in order; the first feeds the auxiliary loss.")] = "SG",
+    dim: Annotated[int, typer.Option(help="Length of the joined descriptor.")] = 1536,
+    size: Annotated[int, typer.Option(help="Input height and width in pixels.")] = 224,
+    no_downsample: Annotated[str, typer.Option(help="Stage that loses its stride, or none.")] = "layer4",
+    gem_p: Annotated[float, typer.Option(help="GeM's exponent.")] = 3.0,
+    learn_p: Annotated[bool, typer.Option("--learn-p", help="Train GeM's exponent.")] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 20,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
+    classes_per_batch: Annotated[int, typer.Option(help="P of the P x K batch.")] = 32,
+    pictures_per_class: Annotated[int, typer.Option(help="K of the P x K batch.")] = 4,
+    train_from: Annotated[str | None, typer.Option(help="First stage that is trained [default: all].")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and crops.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Train a CGD model; recall on held-out classes is measured every epoch."""
+    try:
+        from cgd_train.config import TrainConfig
+        from cgd_train.trainer import train as run
+    except ModuleNotFoundError as error:
+        raise _missing(error, "train") from error
+
+    config = TrainConfig(
+        data=data,
+        out=out or Path("runs") / f"{backbone}-{descriptors}",
+        backbone=backbone,
+        weights=weights,
+        descriptors=descriptors,
+        dim=dim,
+        size=size,
+        no_downsample=no_downsample,
+        gem_p=gem_p,
+        learn_p=learn_p,
+        epochs=epochs,
+        lr=lr,
+        classes_per_batch=classes_per_batch,
+        pictures_per_class=pictures_per_class,
+        train_from=train_from,
+        seed=seed,
+        resume=resume,
+        threads=threads,
+    )
+    print(run(config))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of cgd-deploy train.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The ONNX file to write.")] = ARTIFACTS / "model.onnx",
+    keep_gem: Annotated[bool, typer.Option("--keep-gem", help="Leave GeM as the function cgd::GeM.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Lower a checkpoint to ONNX and check it against torch."""
+    from .doctor import check_runtime
+
+    check_runtime()
+    from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
+
+    from .terminal import errors
+
+    with errors.status("Exporting"):
+        parity = onnx_from_checkpoint(checkpoint, out, keep_gem=keep_gem)
+    _tell(
+        {"path": str(out), "cosine_min": parity.cosine_min, "pictures": parity.pictures},
+        f"{out}: smallest cosine with torch {parity.cosine_min:.7f}, {parity.pictures} pictures singly and in a batch",
+        as_json,
+    )
+
+
+@app.command("build-engine")
+def build_engine(
+    model: Annotated[Path, typer.Argument(help="An FP32 model of cgd-deploy export.")] = ARTIFACTS / "model.onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="INT8 backbone, FP32 head.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 backbone, FP32 head (GPU).")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="FP32 throughout.")] = False,
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
+    calib: Annotated[
+        Path | None, typer.Option(help="Pictures to calibrate INT8 on [default: those of the checkpoint].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Engine to write [default: MODEL-PRECISION.cgd].")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build an engine for this machine from an ONNX model."""
+    from .doctor import check_runtime
+    from .spec import Precision
+
+    asked = [p for p, on in ((Precision.INT8, int8), (Precision.FP16, fp16), (Precision.FP32, fp32)) if on]
+    if len(asked) != 1:
+        raise InputError("build-engine needs exactly one of --int8, --fp16 and --fp32.")
+    precision = asked[0]
+    check_runtime()
+    from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
+
+    from .terminal import counting
+
+    out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
+    calibration = calibration_list(model, calib) if precision is Precision.INT8 else None
+    with counting("Calibrating", len(calibration) if calibration else 0) as advance:
+        manifest = engine_from_onnx(
+            model, out, precision, backend=backend, calibration=calibration, on_pictures=advance
+        )
+    parity = manifest.parity or {}
+    told = f"{out}: {manifest.backend} {precision.value}, mean cosine with FP32 {parity['cosine_mean']:.5f}"
+    if parity["overlap_at_10"] is not None:
+        told += f", overlap@10 {parity['overlap_at_10']:.3f}"
+    _tell(
+        {"path": str(out), "backend": manifest.backend, "precision": precision.value, "parity": parity},
+        f"{told} over {parity['pictures']} pictures",
+        as_json,
+    )
+
+
+@app.command()
+def bench(
+    engines: Annotated[list[Path] | None, typer.Argument(help="Engines [default: every one in artifacts/].")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Test pictures: a folder a class, or LIST.tsv [default: the checkpoint's].")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint or FP32 engine to compare with [default: the engine's own checkpoint]."),
+    ] = None,
+    batch: Annotated[list[int], typer.Option(min=1, help="Batch size to time; may be repeated.")] = [1, 8],  # noqa: B006
+    seconds: Annotated[float, typer.Option(min=0, help="Timing for each batch size.")] = 20.0,
+    threads: Threads = None,
+    max_recall_drop: Annotated[float | None, typer.Option(help="Gate: percentage points of recall@1.")] = None,
+    min_overlap: Annotated[float | None, typer.Option(help="Gate: overlap@10.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+) -> None:
+    """Measure speed and retrieval of engines against the model they came from; exit 3 if the gate fails."""
+    from .doctor import check_runtime
+
+    check_runtime()
+    paths = engines or sorted(ARTIFACTS.glob("*.cgd"))
+    if not paths:
+        raise InputError(f"there are no engines in {ARTIFACTS}/; make one with `cgd-deploy build-engine --int8`.")
+    from .bench import bench as run
+    from .files import write_text
+    from .report import write_bench_report
+    from .terminal import bench_tables, phases
+
+    given = {"max_recall_drop_pp": max_recall_drop, "min_overlap_at_10": min_overlap}
+    limits = {name: value for name, value in given.items() if value is not None}
+    with phases() as on_progress:
+        result, rows = run(
+            paths,
+            data=data,
+            reference=reference,
+            batch_sizes=batch,
+            seconds=seconds,
+            threads=threads,
+            limits=limits,
+            on_progress=on_progress,
+        )
+    if json_file:
+        write_text(json_file, json.dumps(result, indent=1) + "\n")
+    if html:
+        write_bench_report(html, result, rows)
+    bench_tables(result)
+    if failures := result["gate"]["failures"]:
+        raise GateError("; ".join(failures))
+
+
+@app.command()
+def embed(
+    images: Annotated[str, typer.Argument(help="A folder, LIST.tsv, glob pattern or picture.")],
+    engine: Annotated[Path, typer.Option("-e", "--engine", help="A .cgd engine.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Index to write, .npy or .parquet.")],
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad picture instead of leaving it out.")
+    ] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Embed pictures into an index of descriptors with their paths."""
+    from .doctor import check_runtime
+
+    check_runtime()
+    from .engine import load
+    from .images import read_images
+    from .index import check_index_path, index_images, write_index
+    from .terminal import counting, errors
+
+    check_index_path(out)
+    listed = read_images(images)
+    bad: list[str] = []
+
+    def leave_out(_: int, error: InputError) -> None:
+        bad.append(str(error))
+        errors.print(f"[yellow]left out:[/] {error}", markup=True)
+
+    with load(engine, threads=threads) as loaded, counting("Embedding", len(listed)) as advance:
+        index = index_images(loaded, listed, batch, None if strict else leave_out, advance)
+    write_index(index, out)
+    _tell(
+        {"path": str(out), "pictures": len(index.paths), "left_out": bad, "space_id": index.space_id},
+        f"{out}: {len(index.paths)} pictures, {index.descriptors.shape[1]} values each, {len(bad)} left out",
+        as_json,
+    )
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="A picture, folder or glob pattern.")],
+    engine: Annotated[Path, typer.Option("-e", "--engine", help="A .cgd engine.")],
+    index: Annotated[Path, typer.Option(help="Made by cgd-deploy embed.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours to show.")] = 8,
+    html: Annotated[Path | None, typer.Option(help="Write a page of pictures here.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Find the nearest pictures of an index."""
+    from .doctor import check_runtime
+
+    check_runtime()
+    from .engine import load
+    from .images import read_images
+    from .index import read_index
+    from .report import Neighbour, QueryRow, write_search_page
+
+    gallery = read_index(index)
+    queries = read_images(query)
+    with load(engine, threads=threads) as loaded:
+        descriptors = loaded.embed(queries.paths)
+        indices, similarities = gallery.search(loaded, descriptors, k)
+    found = [
+        [(gallery.paths[i], round(float(s), 5)) for i, s in zip(row, scores, strict=True)]
+        for row, scores in zip(indices, similarities, strict=True)
+    ]
+    if html:
+        rows = [
+            QueryRow(path, None, None, {"neighbours": [Neighbour(Path(p), None, None, s) for p, s in strip]})
+            for path, strip in zip(queries.paths, found, strict=True)
+        ]
+        write_search_page(html, f"Neighbours in {index}", rows)
+    lines = [
+        f"{path}\n" + "\n".join(f"  {s:.4f}  {p}" for p, s in strip)
+        for path, strip in zip(queries.paths, found, strict=True)
+    ]
+    _tell(
+        [
+            {"query": str(path), "neighbours": [{"path": p, "similarity": s} for p, s in strip]}
+            for path, strip in zip(queries.paths, found, strict=True)
+        ],
+        "\n".join(lines),
+        as_json,
+    )
+
+
+@app.command()
+def inspect(
+    engine: Annotated[Path, typer.Argument(help="A .cgd engine.")],
+    self_test: Annotated[bool, typer.Option("--self-test", help="Replay the golden pictures.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what an engine says of itself; with --self-test also that it still gives its own descriptors."""
+    from .enginefile import read_engine
+
+    facts = read_engine(engine).manifest.to_dict()
+    if self_test:
+        from .doctor import check_runtime
+        from .engine import load
+
+        check_runtime()
+        with load(engine) as loaded:
+            facts["self_test"] = {"cosine_min": loaded.self_test()}
+    _tell(facts, json.dumps(facts, indent=1), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what is installed here, what it is for, and what is wrong; exit 2 if no engine can run."""
+    from .doctor import ROLES, check_runtime, examine
+
+    facts = examine()
+    lines = [f"{name:<17} {_plain(value)}" for name, value in facts.items() if name not in ("packages", "problem")]
+    lines += [f"{name:<27} {version or '-':<14} {ROLES[name]}" for name, version in facts["packages"].items()]
+    _tell(facts, "\n".join(lines), as_json)
+    check_runtime()
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _tell(facts: object, sentence: str, as_json: bool) -> None:
+    print(json.dumps(facts) if as_json else sentence)
+
+
+def _missing(error: ModuleNotFoundError, extra: str) -> CgdError:
+    from .errors import MissingDependency
+
+    return MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[{extra}]'`.")

@@ -1,0 +1,56 @@
+"""What is installed here, what it allows, and what is wrong with it."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from .errors import MissingDependency
+from .hardware import available_threads, cpu_name, instruction_sets, package_version
+
+ROLES = {
+    "onnxruntime": "FP32 and INT8 engines on the CPU",
+    "openvino": "FP32 and INT8 engines on x86 CPUs, the fastest there",
+    "onnxruntime-gpu": "engines on CUDA",
+    "tensorrt": "TensorRT engines on NVIDIA GPUs",
+    "tensorrt-rtx-cu13-bindings": "TensorRT-RTX engines, built ahead of time without a GPU",
+    "cuda-python": "streams and CUDA graphs",
+    "torch": "training, export, the reference of bench",
+    "torchvision": "backbones",
+    "onnxscript": "export",
+    "pyarrow": "Parquet output of embed",
+}
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+
+
+def check_runtime() -> None:
+    """Raise MissingDependency if nothing here can run an engine, or if two wheels have overwritten each other."""
+    installed = [name for name in RUNTIMES if package_version(name)]
+    if not installed:
+        raise MissingDependency(
+            "no runtime is installed; run `pip install 'cgd-deploy[cpu]'`, or 'cgd-deploy[gpu]' on an NVIDIA machine."
+        )
+    if "onnxruntime" in installed and "onnxruntime-gpu" in installed:
+        raise MissingDependency(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; run "
+            "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install 'cgd-deploy[cpu]'` or 'cgd-deploy[gpu]'."
+        )
+
+
+def examine() -> dict[str, Any]:
+    """Facts about this machine and its packages, and the problem that ``check_runtime`` finds, or None."""
+    try:
+        check_runtime()
+        problem = None
+    except MissingDependency as error:
+        problem = str(error)
+    isa = instruction_sets()
+    return {
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "instruction_sets": isa,
+        "fast_int8": any(name in isa for name in ("avx_vnni", "avx512_vnni", "amx_int8", "i8mm")),
+        "threads": available_threads(),
+        "packages": {name: package_version(name) for name in ROLES},
+        "problem": problem,
+    }

@@ -1,0 +1,92 @@
+"""Progress bars and tables for people, on stderr and stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .report import headline
+
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False)
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over ``total`` things; call what it yields with the number just done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar for each thing that is named; call what it yields with the name and the fraction done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, console=errors, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: float) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=1.0)
+            progress.update(tasks[what], completed=done)
+
+        yield update
+
+
+def bench_tables(result: dict[str, Any]) -> None:
+    """Print a bench result: speed by engine and batch, retrieval by engine, the headline and the gate."""
+    reference = result["reference"]
+    speed = _table("engine", "backend", "batch", "p50 ms", "p99 ms", "images/s", "x torch")
+    for run in result["engines"]:
+        ms, speedup = run["latency_ms"], run["speedup_vs_torch"]
+        speed.add_row(
+            Path(run["path"]).name,
+            f"{run['backend']} {run['precision']}",
+            str(run["batch"]),
+            f"{ms['p50']:.2f}",
+            f"{ms['p99']:.2f}",
+            f"{run['images_per_second']:.1f}",
+            "" if speedup is None else f"{speedup:.2f}",
+        )
+    retrieval = _table("engine", "recall@1", "change pp", "cross pp", "overlap@10", "min cosine")
+    retrieval.add_row(f"{reference['backend']} {reference['precision']}", _percent(reference["recall"].get("1")))
+    for run in {run["path"]: run for run in result["engines"]}.values():
+        retrieval.add_row(
+            Path(run["path"]).name,
+            _percent(run["recall"].get("1")),
+            _change(run["recall_drop_pp"].get("1")),
+            _change(run["cross_recall_drop_pp"].get("1")),
+            f"{run['overlap_at_10']:.3f}",
+            f"{run['cosine']['min']:.5f}",
+        )
+    for part in (speed, "", retrieval, ""):
+        output.print(part)
+    output.print(headline(result), soft_wrap=True)
+    for failure in result["gate"]["failures"]:
+        output.print(f"[red]gate failed:[/] {failure}", soft_wrap=True)
+    if result["gate"]["passed"]:
+        output.print("[green]gate passed[/]")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("engine", "backend") else "right", no_wrap=True)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}%"
+
+
+def _change(drop: float | None) -> str:
+    """A drop of 0.25 percentage points is a change of -0.25."""
+    return "" if drop is None else f"{0.0 - drop:+.2f}"
