@@ -28,6 +28,12 @@ def gem_by_loops(x: torch.Tensor, p: float, eps: float) -> list[list[float]]:
     return out
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """Two threads wait for each other on a busy machine; these inputs are small."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def features() -> torch.Tensor:
     return torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).relu()
@@ -60,6 +66,14 @@ def test_learned_p_is_a_parameter_of_the_g_branch_alone(features):
     step = 1e-2
     sums = [sum(map(sum, gem_by_loops(features, 3.0 + d, 1e-6))) for d in (-step, step)]
     assert pool.p.grad.item() == pytest.approx((sums[1] - sums[0]) / (2 * step), rel=1e-2)
+
+
+def test_a_frozen_p_is_a_number_and_pools_alike(features):
+    pool = GeM(2.5, 1e-6, learn=True)
+    learned = pool(features).detach()
+    pool.freeze()
+    assert pool.p == 2.5 and isinstance(pool.p, float) and not list(pool.parameters())
+    assert torch.allclose(pool(features), learned)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,10 @@ def test_neighbours_of_other_queries():
 def test_equal_similarities_go_to_the_smaller_index():
     gallery = np.tile(np.array([[1, 0]], np.float32), (6, 1))
     assert neighbours(gallery[:1], gallery, 3)[0].tolist() == [[0, 1, 2]]
+    two_heights = np.array([[1, 0] if i % 3 else [0, 1] for i in range(90)], np.float32)
+    assert neighbours(gallery[:1], two_heights, 70)[0].tolist() == [
+        [i for i in range(90) if i % 3] + [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]
+    ]
     assert neighbours(gallery, gallery, 2, skip_self=True)[0].tolist()[:3] == [[1, 2], [0, 2], [0, 1]]
 
 

@@ -15,11 +15,17 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "
 STAGES = ("none", "layer2", "layer3", "layer4")
 
 
-def build_backbone(name: str, no_downsample: str) -> nn.Sequential:
-    """The convolutional part of a torchvision ResNet, [N, 3, H, W] -> [N, C, h, w], randomly initialised.
+class Backbone(nn.Sequential):
+    """Float images [N, 3, H, W] -> feature maps [N, channels, h, w]."""
+
+    channels: int
+
+
+def build_backbone(name: str, no_downsample: str) -> Backbone:
+    """The convolutional part of a torchvision ResNet, randomly initialised.
 
     The stride of stage ``no_downsample`` is removed (paper: the last stage, so 224 -> 14x14). The modules keep their
-    torchvision names, so torchvision weights load into it. Its ``channels`` attribute is C.
+    torchvision names, so torchvision weights load into it.
     Raises SpecError for an unknown backbone or stage.
     """
     if name not in RESNETS:
@@ -30,7 +36,7 @@ def build_backbone(name: str, no_downsample: str) -> nn.Sequential:
     resnet = getattr(models, name)()
     if no_downsample != "none":
         _remove_stride(getattr(resnet, no_downsample))
-    backbone = nn.Sequential()
+    backbone = Backbone()
     for child, module in resnet.named_children():
         if child not in ("avgpool", "fc"):
             backbone.add_module(child, module)

@@ -47,6 +47,13 @@ class GeM(nn.Module):
             return x.mean((2, 3))
         return x.clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
 
+    def freeze(self) -> None:
+        """Make a learned p a plain number for good; ONNX export can only write a number."""
+        if isinstance(self.p, nn.Parameter):
+            p = self.p.item()
+            del self.p
+            self.p = p
+
 
 class CGD(nn.Module):
     """Combination of multiple global descriptors.

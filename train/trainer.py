@@ -54,7 +54,7 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
     else:
         checkpoint = start_run(config, settings, training, testing, classes=len(labels))
     device = _device(config.device)
-    deploy = DeployModel(checkpoint.model).to(device, memory_format=torch.channels_last)
+    deploy = DeployModel(checkpoint.model).to(device).to(memory_format=torch.channels_last)
     trained = _trained_parameters(checkpoint.model, config.train_from)
     optimizer = torch.optim.Adam(trained, lr=config.lr, fused=True)
     if optimizer_state := checkpoint.trainer["optimizer"]:
