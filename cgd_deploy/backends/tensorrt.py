@@ -1,0 +1,176 @@
+"""Plans of TensorRT and of TensorRT-RTX, the same API in two modules, run on CUDA streams.
+
+A plan is code for the GPU, and a version-compatible one holds host code too: load only files that you trust.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cuda import CudaDriver, Driver
+from ..errors import EngineError, MissingDependency
+from ..lane import Layout
+from ..streams import GRAPHS, LANES, Streams, bucket_sizes
+from .base import Backend
+
+MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+INSTALL = {"tensorrt": "pip install 'cgd-deploy[gpu]'", "tensorrt-rtx": "pip install 'cgd-deploy[tensorrt-rtx]'"}
+IMAGES, DESCRIPTORS = "images", "descriptors"
+
+
+def import_tensorrt(kind: str = "tensorrt") -> Any:
+    """The module of "tensorrt" or "tensorrt-rtx"; raises MissingDependency if it or one of its libraries is not here.
+
+    Make none of its Runtime objects before ``cuda.find_device`` has found a GPU: they crash without one.
+    """
+    reason = ""
+    for name in MODULES[kind]:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        except ImportError as error:
+            reason = f" completely ({error})"
+    raise MissingDependency(f"{kind} is not installed{reason}; run `{INSTALL[kind]}`.")
+
+
+class TensorRtBackend(Backend):
+    """A plan on one GPU, with an execution context for each lane and batch bucket.
+
+    payload     a serialized plan with input "images" and output "descriptors"
+    streams     lanes, see ``Streams``
+    max_batch   the largest bucket, by default the plan's own limit
+    graphs      CUDA graphs kept by each lane, 0 for none
+
+    Raises EngineError if there is no GPU or it cannot run the plan, MissingDependency without the library.
+    """
+
+    devices = ("cuda",)
+    kind = "tensorrt"
+
+    def __init__(
+        self,
+        payload: bytes,
+        *,
+        device: str = "cuda",
+        threads: int | None = None,
+        streams: int = LANES,
+        max_batch: int | None = None,
+        graphs: int = GRAPHS,
+    ) -> None:
+        if device != "cuda":
+            raise EngineError(f"TensorRT engines run on cuda, not on {device!r}; build one with --backend onnxruntime.")
+        driver = CudaDriver()
+        trt = import_tensorrt(self.kind)
+        log = _log(trt)
+        self._runtime = trt.Runtime(log)
+        self._runtime.engine_host_code_allowed = True  # a version-compatible plan brings its own lean runtime
+        self._engine = self._runtime.deserialize_cuda_engine(payload)
+        if self._engine is None:
+            raise EngineError(f"TensorRT refuses the plan ({log.last}); build the engine again on this machine.")
+        names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
+        if names != {IMAGES, DESCRIPTORS}:
+            raise EngineError(f"the plan has tensors {sorted(names)}, expected images and descriptors; build it again.")
+        smallest, _, largest = (shape[0] for shape in self._engine.get_tensor_profile_shape(IMAGES, 0))
+        layout = Layout(
+            buckets=bucket_sizes(smallest, min(largest, max_batch or largest)),
+            image_shape=tuple(self._engine.get_tensor_shape(IMAGES))[1:],
+            dim=self._engine.get_tensor_shape(DESCRIPTORS)[1],
+        )
+        self.streams = Streams(
+            driver,
+            lambda stream: TensorRtLane(trt, self._engine, driver, stream),
+            layout,
+            lanes=streams,
+            graphs=graphs,
+        )
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.streams.run(images)
+
+    def close(self) -> None:
+        self.streams.close()
+        self._engine = self._runtime = None
+
+
+class TensorRtRtxBackend(TensorRtBackend):
+    """The same for a plan of TensorRT-RTX."""
+
+    kind = "tensorrt-rtx"
+
+
+class TensorRtLane:
+    """Execution contexts of one lane, one for each batch size: a context must keep the shape its graph was captured at.
+
+    They share the lane's scratch memory, which is what makes many of them cheap; a lane runs one at a time.
+    """
+
+    def __init__(self, trt: Any, engine: Any, driver: Driver, stream: int) -> None:
+        self._trt = trt
+        self._engine = engine
+        self._contexts: dict[int, Any] = {}
+        with ExitStack() as stack:
+            self._scratch_size = max(1, engine.device_memory_size_v2)
+            self._scratch = driver.malloc(self._scratch_size)
+            stack.callback(driver.free, self._scratch)
+            stack.callback(self._contexts.clear)
+            largest = engine.get_tensor_profile_shape(IMAGES, 0)[2][0]
+            context = self._context(largest, stream)
+            # TensorRT-RTX knows plans that cannot be captured; TensorRT has no such question.
+            self.capturable = bool(getattr(context, "is_stream_capturable", lambda stream: True)(stream))
+            self._resources = stack.pop_all()
+
+    def __call__(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
+        context = self._context(batch, stream)
+        return bool(
+            context.set_tensor_address(IMAGES, images)
+            and context.set_tensor_address(DESCRIPTORS, descriptors)
+            and context.execute_async_v3(stream)
+        )
+
+    def _context(self, batch: int, stream: int) -> Any:
+        if batch not in self._contexts:
+            context = self._new_context()
+            context.set_device_memory(self._scratch, self._scratch_size)
+            shape = (batch, *tuple(self._engine.get_tensor_shape(IMAGES))[1:])
+            if not (context.set_optimization_profile_async(0, stream) and context.set_input_shape(IMAGES, shape)):
+                raise EngineError(f"TensorRT refuses a batch of {batch}; build the engine with a larger --max-batch.")
+            if missing := context.infer_shapes():
+                raise EngineError(f"TensorRT cannot infer the shape of {missing}; build the engine again.")
+            self._contexts[batch] = context
+        return self._contexts[batch]
+
+    def _new_context(self) -> Any:
+        trt = self._trt
+        strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:
+            context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        else:  # TensorRT-RTX: compile for the shape now, or a graph would freeze the slow fallback kernels
+            config = self._engine.create_runtime_config()
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            context = self._engine.create_execution_context(config)
+        if context is None:
+            raise EngineError("TensorRT cannot make an execution context; load the engine with fewer streams.")
+        return context
+
+    def close(self) -> None:
+        self._resources.close()
+
+
+def _log(trt: Any) -> Any:
+    """A logger that keeps the last error. A Python IErrorRecorder, the other way, crashes at exit (RTX 1.7.1)."""
+
+    class Log(trt.ILogger):
+        last = "it gives no reason"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last = message.strip().splitlines()[0][:200]
+
+    return Log()

@@ -1,0 +1,130 @@
+"""Stream batching on a GPU: lanes that take batches in turn, so that copies and kernels of different batches overlap.
+
+Knows no CUDA beyond ``Driver`` and no library that runs models; what a lane is and why, see ``lane``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cuda import Driver
+from .errors import InputError
+from .interop import device_pointer, stream_handle
+from .lane import Enqueue, Lane, Layout, Pending, owned
+
+LANES = 2
+DEPTH = 3
+"""Buffer sets of a lane: one going up, one computing, one coming down."""
+GRAPHS = 32
+"""CUDA graphs of a lane: one for each bucket and buffer set, and room to spare."""
+
+
+def bucket_sizes(smallest: int, largest: int) -> tuple[int, ...]:
+    """Batch sizes to pad to: smallest, the powers of two above it, largest."""
+    powers = (1 << k for k in range(largest.bit_length()))
+    return tuple(sorted({smallest, *(size for size in powers if size > smallest), largest}))
+
+
+class Streams:
+    """A model on ``lanes`` CUDA lanes. Threads may share it; close it when done.
+
+    make      from a lane's compute stream to its Enqueue, which is closed with the lane
+    layout    the batch sizes, to the smallest fitting one of which a batch is padded, and the shapes
+    lanes     execution contexts
+    depth     buffer sets of each lane
+    graphs    CUDA graphs that each lane keeps, 0 for none
+
+    Raises EngineError, with everything freed again, if the device has not the memory.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        make: Callable[[int], Enqueue],
+        layout: Layout,
+        *,
+        lanes: int = LANES,
+        depth: int = DEPTH,
+        graphs: int = GRAPHS,
+    ) -> None:
+        self.layout = layout
+        self.capacity = lanes * depth
+        self._turn = count()
+        with ExitStack() as stack:
+            self._lanes = [
+                owned(stack, Lane(driver, make, layout, depth=depth, graphs=graphs), Lane.close) for _ in range(lanes)
+            ]
+            self._resources = stack.pop_all()
+
+    def submit(self, images: NDArray[np.uint8]) -> Pending:
+        """Send uint8 [n, H, W, 3], n from 1 to the largest batch size; ``images`` may be reused at once.
+
+        Returns before the GPU is done, unless every buffer set of the lane is taken: then it waits for the oldest.
+        Raises InputError for another shape, EngineError if the engine refuses the batch, has failed, or is closed.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != self.layout.image_shape:
+            expected = ", ".join(map(str, self.layout.image_shape))
+            raise InputError(f"images are {images.dtype} {list(images.shape)}; expected uint8 [n, {expected}].")
+        self._check_rows(len(images), 1)
+        return self._lane().submit(images)
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [n, H, W, 3] of any n -> float32 [n, D]; more than the largest batch size goes as several batches."""
+        largest = self.layout.buckets[-1]
+        parts = list(self.run_many(images[start : start + largest] for start in range(0, len(images), largest)))
+        return np.concatenate(parts) if parts else np.empty((0, self.layout.dim), np.float32)
+
+    def run_many(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Yield the descriptors of each batch in order, with as many on their way as there are buffer sets."""
+        waiting: deque[Pending] = deque()
+        for images in batches:
+            if len(waiting) == self.capacity:
+                yield waiting.popleft().result()
+            waiting.append(self.submit(images))
+        while waiting:
+            yield waiting.popleft().result()
+
+    def run_on(self, stream: Any, rows: int, images: Any, descriptors: Any) -> None:
+        """Enqueue a batch between the caller's device arrays, in order with the caller's stream; returns at once.
+
+        stream        of pycuda, torch, CuPy or cuda.core, or a handle
+        images        uint8 [rows, H, W, 3]: a device array or its address
+        descriptors   float32 [rows, D], likewise; both must live until the stream is past this call
+
+        The batch is not padded, as nothing beyond the caller's memory may be touched, and so has no CUDA graph.
+        Close only after the stream is past it.
+        """
+        self._check_rows(rows, self.layout.buckets[0])
+        pointers = (
+            device_pointer(images, (rows, *self.layout.image_shape), np.uint8),
+            device_pointer(descriptors, (rows, self.layout.dim), np.float32),
+        )
+        self._lane().run_on(stream_handle(stream), rows, *pointers)
+
+    def warm_up(self) -> None:
+        """Run every batch size through every buffer set of every lane, so that all graphs are captured."""
+        for size in self.layout.buckets:
+            blank = np.zeros((size, *self.layout.image_shape), np.uint8)
+            deque(self.run_many(blank for _ in range(self.capacity)), maxlen=0)
+
+    def close(self) -> None:
+        """Wait for what is on its way, then free everything; results stay valid. Closing again does nothing."""
+        self._resources.close()
+
+    def _check_rows(self, rows: int, smallest: int) -> None:
+        largest = self.layout.buckets[-1]
+        if not smallest <= rows <= largest:
+            raise InputError(f"the batch has {rows} images; expected {smallest} to {largest}.")
+
+    def _lane(self) -> Lane:
+        """The next lane that works, or one that says why none does."""
+        start = next(self._turn) % len(self._lanes)
+        lanes = self._lanes[start:] + self._lanes[:start]
+        return next((lane for lane in lanes if not lane.failure), lanes[0])
