@@ -1,0 +1,378 @@
+"""Streams and lanes against a fake device that raises on every race, early reuse, use after free and leak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cuda import FakeContext, FakeDriver, Misuse, described
+from numpy.typing import NDArray
+
+from cgd_deploy.errors import EngineError, InputError
+from cgd_deploy.interop import device_pointer, stream_handle
+from cgd_deploy.lane import Layout
+from cgd_deploy.streams import Streams, bucket_sizes
+
+LAYOUT = Layout(buckets=(1, 2, 4, 8), image_shape=(4, 4, 3), dim=3)
+
+
+@pytest.fixture
+def driver() -> Iterator[FakeDriver]:
+    driver = FakeDriver()
+    yield driver
+    driver.assert_empty()
+
+
+class Rig(Streams):
+    """Streams of fake contexts, which it keeps at hand."""
+
+    def __init__(self, driver: FakeDriver, capturable: bool = True, layout: Layout = LAYOUT, **options: Any) -> None:
+        self.contexts: list[FakeContext] = []
+
+        def make(stream: int) -> FakeContext:
+            context = FakeContext(driver, stream, LAYOUT.image_shape)
+            context.capturable = capturable
+            self.contexts.append(context)
+            return context
+
+        super().__init__(driver, make, layout, **options)
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def pictures(n: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng([n, seed]).integers(0, 256, (n, *LAYOUT.image_shape), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "sizes"),
+    [(1, 1, (1,)), (1, 8, (1, 2, 4, 8)), (1, 12, (1, 2, 4, 8, 12)), (3, 20, (3, 4, 8, 16, 20)), (4, 4, (4,))],
+)
+def test_bucket_sizes(smallest: int, largest: int, sizes: tuple[int, ...]) -> None:
+    assert bucket_sizes(smallest, largest) == sizes
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 8, 9, 30])
+@pytest.mark.parametrize("graphs", [0, 32])
+def test_any_number_of_images_and_never_a_padded_row(driver: FakeDriver, n: int, graphs: int) -> None:
+    with Rig(driver, graphs=graphs) as streams:
+        for seed in range(3):
+            images = pictures(n, seed)
+            found = streams.run(images)
+            assert found.shape == (n, 3)
+            if n:
+                np.testing.assert_array_equal(found, described(images))
+
+
+def test_a_batch_takes_the_smallest_bucket(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=1, graphs=0) as streams:
+        for n in (1, 2, 3, 4, 5, 8):
+            streams.run(pictures(n))
+        assert streams.contexts[0].batches == [1, 2, 4, 4, 8, 8]
+
+
+def test_results_in_any_order_and_twice(driver: FakeDriver) -> None:
+    with Rig(driver) as streams:
+        sent = [(images, streams.submit(images)) for images in (pictures(n) for n in (3, 1, 8, 2))]
+        for images, pending in [*reversed(sent), *sent]:
+            np.testing.assert_array_equal(pending.result(), described(images))
+
+
+def test_more_batches_than_buffers_without_asking(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=1, depth=3) as streams:
+        sent = [(images, streams.submit(images)) for images in (pictures(4, seed) for seed in range(20))]
+        for images, pending in sent:
+            np.testing.assert_array_equal(pending.result(), described(images))
+
+
+def test_images_may_be_reused_and_results_kept(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=1) as streams:
+        images = pictures(4)
+        expected = described(images)
+        pending = streams.submit(images)
+        images[:] = 0
+        kept = pending.result()
+        list(streams.run_many(pictures(4, seed) for seed in range(1, 8)))
+        np.testing.assert_array_equal(kept, expected)
+
+
+def test_run_many_keeps_order_and_fills_the_buffers(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=2, depth=2) as streams:
+        batches = [pictures(n, seed) for seed, n in enumerate((4, 1, 8, 3, 2, 8, 8, 1, 5))]
+        stream = streams.run_many(batches)
+        found = [next(stream)]
+        assert len(driver.named("upload")) == streams.capacity == 4
+        found += stream
+        for images, descriptors in zip(batches, found, strict=True):
+            np.testing.assert_array_equal(descriptors, described(images))
+
+
+@pytest.mark.parametrize("graphs", [0, 32])
+def test_upload_compute_and_download_of_three_batches_may_overlap(driver: FakeDriver, graphs: int) -> None:
+    with Rig(driver, lanes=1, depth=3, graphs=graphs) as streams:
+        for seed in range(9):
+            streams.submit(pictures(8, seed))
+        up, kernels, down = (driver.named(name)[-3:] for name in ("upload", "kernel", "download"))
+        assert driver.may_overlap(up[2], kernels[1])
+        assert driver.may_overlap(up[2], down[0])
+        assert driver.may_overlap(kernels[1], down[0])
+        assert not driver.may_overlap(kernels[0], kernels[1])  # they share the context's scratch memory
+
+
+def test_kernels_of_two_lanes_may_overlap(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=2) as streams:
+        streams.submit(pictures(8, 0))
+        streams.submit(pictures(8, 1))
+        assert driver.may_overlap(*driver.named("kernel"))
+
+
+def test_one_graph_for_each_bucket_and_buffer_set(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=1, depth=2) as streams:
+        for seed in range(12):
+            images = pictures((8, 3)[seed // 2 % 2], seed)
+            np.testing.assert_array_equal(streams.run(images), described(images))
+        assert driver.calls == ["capture"] * 4 + ["launch"] * 8
+        assert driver.graphs == 4
+
+
+def test_warm_up_leaves_nothing_to_capture(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=2, depth=3) as streams:
+        streams.warm_up()
+        assert driver.calls.count("capture") == driver.graphs == 2 * 3 * 4
+        for n in range(1, 9):
+            streams.run(pictures(n))
+        assert driver.calls.count("capture") == 24
+
+
+def test_the_least_recently_used_graph_goes(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=1, depth=1, graphs=2) as streams:
+        for n in (1, 2, 1, 4, 1, 2):
+            images = pictures(n)
+            np.testing.assert_array_equal(streams.run(images), described(images))
+            assert driver.graphs <= 2
+        new, old, again = ["capture"], ["capture", "destroy_graph"], ["launch"]
+        assert driver.calls == [*new, *new, *again, *old, *again, *old]
+
+
+def test_no_graphs_where_the_engine_cannot_be_captured(driver: FakeDriver) -> None:
+    with Rig(driver, capturable=False) as streams:
+        streams.warm_up()
+        assert driver.calls == []
+
+
+def test_a_failed_capture_is_told_and_done_without(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise EngineError("no capture today")
+
+    monkeypatch.setattr(driver, "capture", refuse)
+    with Rig(driver, lanes=1) as streams:
+        with pytest.warns(UserWarning, match="without CUDA graphs.*no capture today"):
+            np.testing.assert_array_equal(streams.run(pictures(4)), described(pictures(4)))
+        np.testing.assert_array_equal(streams.run(pictures(5)), described(pictures(5)))
+
+
+def test_a_refused_batch_raises_and_the_lane_goes_on(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=1) as streams:
+        before = streams.submit(pictures(2))
+        streams.contexts[0].refusing = True
+        with pytest.raises(EngineError, match="refused a batch of 8"):
+            streams.run(pictures(7))
+        streams.contexts[0].refusing = False
+        np.testing.assert_array_equal(before.result(), described(pictures(2)))
+        for seed in range(7):
+            np.testing.assert_array_equal(streams.run(pictures(7, seed)), described(pictures(7, seed)))
+
+
+def test_an_error_inside_the_engine_comes_out_and_the_lane_goes_on(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Rig(driver, lanes=1) as streams:
+        with monkeypatch.context() as patched:
+
+            def crash(*_: object) -> None:
+                raise ZeroDivisionError
+
+            patched.setattr(driver, "kernel", crash)
+            with pytest.raises(ZeroDivisionError):
+                streams.submit(pictures(4))
+        np.testing.assert_array_equal(streams.run(pictures(4)), described(pictures(4)))
+
+
+def test_a_failed_lane_is_left_out(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=2) as streams:
+        broken, fine = streams.submit(pictures(4)), streams.submit(pictures(5))
+        driver.failing = "an illegal memory access was encountered"
+        with pytest.raises(EngineError, match="illegal memory access"):
+            broken.result()
+        driver.failing = None
+        np.testing.assert_array_equal(fine.result(), described(pictures(5)))
+        for seed in range(4):
+            np.testing.assert_array_equal(streams.run(pictures(3, seed)), described(pictures(3, seed)))
+        assert streams.contexts[0].batches[1:] in ([], [4])  # the capture, perhaps, and nothing since
+
+
+def test_a_failed_device_says_so_and_closes_quietly() -> None:
+    driver = FakeDriver()
+    streams = Rig(driver, lanes=2)
+    sent = [streams.submit(pictures(4)) for _ in range(2)]
+    driver.failing = "unspecified launch failure"
+    for pending in sent:
+        with pytest.raises(EngineError, match="unspecified launch failure"):
+            pending.result()
+    with pytest.raises(EngineError, match="lane has failed: unspecified launch failure"):
+        streams.run(pictures(1))
+    streams.close()
+
+
+@pytest.mark.parametrize("room", [0, 400, 1450, 1504, 3000, 4500])
+def test_too_little_memory_frees_what_was_had(driver: FakeDriver, room: int) -> None:
+    driver._room = room
+    with pytest.raises(EngineError, match="out of memory"):
+        Rig(driver, lanes=3)
+
+
+def test_close_waits_frees_once_and_keeps_results(driver: FakeDriver) -> None:
+    streams = Rig(driver)
+    pending = [streams.submit(pictures(4, seed)) for seed in range(5)]
+    streams.close()
+    streams.close()
+    driver.assert_empty()
+    for seed, one in enumerate(pending):
+        np.testing.assert_array_equal(one.result(), described(pictures(4, seed)))
+    with pytest.raises(EngineError, match="closed"):
+        streams.submit(pictures(1))
+
+
+@pytest.mark.parametrize(("lanes", "depth"), [(1, 1), (1, 3), (3, 2)])
+def test_threads(driver: FakeDriver, lanes: int, depth: int) -> None:
+    with Rig(driver, lanes=lanes, depth=depth) as streams, ThreadPoolExecutor(8) as pool:
+        batches = [pictures(1 + seed % 11, seed) for seed in range(120)]
+        for images, found in zip(batches, pool.map(streams.run, batches), strict=True):
+            np.testing.assert_array_equal(found, described(images))
+
+
+def test_close_under_load_drains_or_refuses(driver: FakeDriver) -> None:
+    streams = Rig(driver)
+
+    def work(seed: int) -> bool:
+        try:
+            found = streams.run(pictures(4, seed))
+        except EngineError as error:
+            assert "closed" in str(error)
+            return False
+        np.testing.assert_array_equal(found, described(pictures(4, seed)))
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [pool.submit(work, seed) for seed in range(60)]
+        done[5].result()
+        streams.close()
+        finished = [one.result() for one in done]
+    assert any(finished)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 4, 4, 3), np.float32), r"float32 \[1, 4, 4, 3\]; expected uint8 \[n, 4, 4, 3\]"),
+        (np.zeros((1, 4, 5, 3), np.uint8), "expected uint8"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "0 images; expected 1 to 8"),
+        (np.zeros((9, 4, 4, 3), np.uint8), "9 images; expected 1 to 8"),
+    ],
+)
+def test_wrong_batches(driver: FakeDriver, images: NDArray[Any], message: str) -> None:
+    with Rig(driver) as streams, pytest.raises(InputError, match=message):
+        streams.submit(images)
+
+
+def test_the_callers_device_memory_and_stream(driver: FakeDriver) -> None:
+    """Copies of the caller's own go before and after in the caller's stream; nobody waits in between."""
+    with Rig(driver, lanes=2, depth=1) as streams:
+        stream, rows = driver.stream(), 3
+        calls = []
+        for seed in range(5):
+            images, descriptors = driver.malloc(rows * 48), driver.malloc(rows * 12)
+            up, down = driver.pinned(rows * 48), driver.pinned(rows * 12)
+            up[:] = pictures(rows, seed).reshape(-1)
+            driver.upload(images, up, stream)
+            streams.submit(pictures(8, seed))
+            streams.run_on(SimpleNamespace(handle=stream), rows, images, descriptors)
+            driver.download(down, descriptors, stream)
+            calls.append((seed, images, descriptors, up, down))
+        assert driver.may_overlap(driver.named("download")[-1], driver.named("kernel")[-2])
+        driver.finish(stream)
+        for seed, *device, up, down in calls:
+            np.testing.assert_array_equal(down.view(np.float32).reshape(rows, 3), described(pictures(rows, seed)))
+            for pointer in device:
+                driver.free(pointer)
+            driver.free_pinned(up)
+            driver.free_pinned(down)
+        driver.destroy_stream(stream)
+        assert 3 in streams.contexts[0].batches
+
+
+def test_the_callers_memory_is_never_padded(driver: FakeDriver) -> None:
+    with Rig(driver, layout=Layout(buckets=(2, 4), image_shape=(4, 4, 3), dim=3)) as streams:
+        for rows in (1, 5):
+            with pytest.raises(InputError, match="expected 2 to 4"):
+                streams.run_on(1, rows, 2, 3)
+
+
+class FromPycuda:
+    """As much of a pycuda DeviceAllocation as we use."""
+
+    def __int__(self) -> int:
+        return 4096
+
+
+def on_device(shape: tuple[int, ...], typestr: str, strides: tuple[int, ...] | None = None) -> SimpleNamespace:
+    interface = {"shape": shape, "typestr": typestr, "data": (4096, False), "strides": strides, "version": 3}
+    return SimpleNamespace(__cuda_array_interface__=interface)
+
+
+def test_other_libraries_streams() -> None:
+    for stream in (7, SimpleNamespace(handle=7), SimpleNamespace(cuda_stream=7), SimpleNamespace(ptr=7)):
+        assert stream_handle(stream) == 7
+    with pytest.raises(InputError, match="NoneType is no CUDA stream"):
+        stream_handle(None)
+
+
+def test_other_libraries_arrays() -> None:
+    shape = (2, 4, 4, 3)
+    for array in (4096, FromPycuda(), on_device(shape, "|u1"), on_device(shape, "|u1", (48, 12, 3, 1))):
+        assert device_pointer(array, shape, np.uint8) == 4096
+    with pytest.raises(InputError, match=r"float32 \[2, 4, 4, 3\]; expected uint8"):
+        device_pointer(on_device(shape, "<f4"), shape, np.uint8)
+    with pytest.raises(InputError, match=r"uint8 \[1, 4, 4, 3\]; expected uint8 \[2, 4, 4, 3\]"):
+        device_pointer(on_device((1, 4, 4, 3), "|u1"), shape, np.uint8)
+    with pytest.raises(InputError, match="not C-contiguous"):
+        device_pointer(on_device(shape, "|u1", (96, 12, 3, 1)), shape, np.uint8)
+    with pytest.raises(InputError, match="ndarray is not on a CUDA device"):
+        device_pointer(np.zeros(shape, np.uint8), shape, np.uint8)
+
+
+def test_the_fake_device_does_not_forgive() -> None:
+    """A race, an early change, a use after free, a double free and a leak are each caught."""
+    driver = FakeDriver()
+    one, other = driver.stream(), driver.stream()
+    pointer, host = driver.malloc(8), driver.pinned(8)
+    driver.upload(pointer, host, one)
+    with pytest.raises(Misuse, match="download does not wait for upload"):
+        driver.download(host, pointer, other)
+    host[:] = 1
+    with pytest.raises(Misuse, match="changed before its upload"):
+        driver.finish(one)
+    with pytest.raises(Misuse, match="left behind"):
+        driver.assert_empty()
+    driver = FakeDriver()
+    driver.free(pointer := driver.malloc(8))
+    with pytest.raises(Misuse, match="after it was freed"):
+        driver.free(pointer)
