@@ -88,22 +88,30 @@ def test_metrics_start_untrained_and_the_loss_is_a_number(straight):
         assert recall == sorted(recall) and recall[0] >= 0 and recall[-1] <= 1
 
 
-def test_metrics_are_the_recall_of_the_saved_model(folder, straight):
-    """best.pt scores what metrics.jsonl says is the best, counted by loops through ``preprocess``."""
-    checkpoint = load_checkpoint(straight / "best.pt")
-    testing = checkpoint.evaluation
-    descriptors = embed_images(checkpoint.model, testing, batch_size=5)
-    assert descriptors.shape == (24, 16) and descriptors.dtype == np.float32
-    one = preprocess(testing.path(7), checkpoint.spec)
-    mean, std = np.array(checkpoint.spec.mean), np.array(checkpoint.spec.std)
-    pixels = torch.from_numpy(((one / 255 - mean) / std).transpose(2, 0, 1)[None].astype(np.float32))
-    with torch.inference_mode():
-        assert checkpoint.model(pixels)[0][0].numpy() == pytest.approx(descriptors[7], abs=1e-5)
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_metrics_are_the_recall_of_the_saved_model(straight, name):
+    """A file scores what metrics.jsonl says, counted by loops."""
+    checkpoint = load_checkpoint(straight / f"{name}.pt")
+    classes = checkpoint.evaluation.classes
+    descriptors = embed_images(checkpoint.model, checkpoint.evaluation)
     correct = 0
     for q, query in enumerate(descriptors):
         others = [(math.dist(query, row), g) for g, row in enumerate(descriptors) if g != q]
-        correct += testing.classes[min(others)[1]] == testing.classes[q]
-    assert correct / 24 == pytest.approx(max(line["recall"]["1"] for line in lines(straight)))
+        correct += classes[min(others)[1]] == classes[q]
+    recalls = [line["recall"]["1"] for line in lines(straight)]
+    assert correct / 24 == pytest.approx(max(recalls) if name == "best" else recalls[-1])
+
+
+def test_embedded_images_are_preprocessed_and_in_list_order(folder):
+    _, testing = read_images(folder).split_classes()
+    model = CGD(tiny(folder, Path()).spec)
+    descriptors = embed_images(model, testing, batch_size=5)
+    assert descriptors.shape == (24, 16) and descriptors.dtype == np.float32
+    mean, std = np.array(model.spec.mean), np.array(model.spec.std)
+    pixels = np.stack([(preprocess(path, model.spec) / 255 - mean) / std for path in testing.paths])
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32)))[0]
+    assert np.allclose(descriptors, expected, atol=1e-5)
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(folder, straight, tmp_path, monkeypatch):
@@ -203,6 +211,22 @@ def test_batchnorm_is_frozen_exactly_when_weights_are_given_unless_told(folder, 
     assert replace(config, weights=Path("w.pth")).bn_is_frozen
     assert replace(config, freeze_bn=True).bn_is_frozen
     assert not replace(config, weights=Path("w.pth"), freeze_bn=False).bn_is_frozen
+
+
+def test_every_epoch_has_its_own_batches_and_learning_rate(folder, tmp_path, monkeypatch):
+    seen = []
+
+    def train_epoch(config, deploy, optimizer, made, targets, epoch, progress):
+        seen.append(
+            (optimizer.param_groups[0]["lr"], [batch.tolist() for batch in targets], next(iter(made)).tobytes())
+        )
+        return 0.0
+
+    monkeypatch.setattr(trainer, "_train_epoch", train_epoch)
+    train(tiny(folder, tmp_path, epochs=5, lr=1.0, classes_per_batch=2))
+    rates, targets, pixels = zip(*seen, strict=True)
+    assert rates == pytest.approx([1, 1, 1, 0.1, 0.01])
+    assert len(set(map(str, targets))) == len(set(pixels)) == 5
 
 
 def test_the_learning_rate_falls_at_60_and_80_percent():
