@@ -20,13 +20,14 @@ from .backends.torch import TorchBackend
 from .engine import Engine, load
 from .enginefile import Manifest
 from .errors import InputError
+from .examples import example_queries
 from .files import sha256_file
 from .golden import golden_images
 from .hardware import available_threads, cpu_name, instruction_sets, package_version
 from .images import ImageList, read_images
 from .preprocess import batches
-from .report import Neighbour, QueryRow
-from .retrieval import Descriptors, cosines, neighbours, overlap, recall_at
+from .report import QueryRow
+from .retrieval import Descriptors, Retrieved, cosines, neighbours, overlap, recall_at
 from .spec import ModelSpec, Precision
 from .timing import interleaved, percentiles_ms
 
@@ -57,15 +58,6 @@ class Contestant:
     spec: ModelSpec
     run: Callable[[NDArray[np.uint8]], Descriptors]
     path: Path
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """Descriptors of the pictures and, of each, its nearest others: indices and cosine similarities [N, K]."""
-
-    descriptors: Descriptors
-    indices: NDArray[np.int64]
-    similarities: Descriptors
 
 
 def bench(
@@ -102,10 +94,7 @@ def bench(
                 )
         images = _images(data, recorded)
         found = _retrieve([base, *engines], images, on_progress)
-        samples = {
-            size: _time([base, *engines], size, seconds, lambda done, n=size: on_progress(f"timing batch {n}", done))
-            for size in batch_sizes
-        }
+        samples = {size: _time([base, *engines], size, seconds, on_progress) for size in batch_sizes}
     expected = found[base.title]
     runs = []
     for engine in engines:
@@ -136,7 +125,7 @@ def bench(
         "engines": runs,
         "gate": gate(runs, limits),
     }
-    return result, _query_rows(found, base.title, images, queries)
+    return result, example_queries(found, base.title, images, queries)
 
 
 def gate(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -232,11 +221,11 @@ def _retrieve(contestants: Sequence[Contestant], images: ImageList, on_progress:
 
 
 def _time(
-    contestants: Sequence[Contestant], batch_size: int, seconds: float, on_round: Callable[[float], None]
+    contestants: Sequence[Contestant], batch_size: int, seconds: float, on_progress: OnProgress
 ) -> dict[str, list[float]]:
     pixels = golden_images(contestants[0].spec, batch_size)
     calls = {contestant.title: (lambda run=contestant.run: run(pixels)) for contestant in contestants}
-    return interleaved(calls, seconds, on_round)
+    return interleaved(calls, seconds, lambda done: on_progress(f"timing batch {batch_size}", done))
 
 
 def _speed(taken: Mapping[str, list[float]], engine: Contestant, base: Contestant, batch: int) -> dict[str, Any]:
@@ -267,43 +256,3 @@ def _recall(indices: NDArray[np.int64], images: ImageList) -> dict[str, float]:
     if images.classes is None:
         return {}
     return {str(k): value for k, value in recall_at(indices, images.classes, images.classes, RECALL_AT).items()}
-
-
-def _query_rows(found: Mapping[str, Retrieved], base: str, images: ImageList, count: int) -> list[QueryRow]:
-    """Half the queries whose neighbours changed most under any engine, half spread evenly over the list."""
-    expected = found[base].indices
-    same = [_shared(found[title].indices, expected) for title in found if title != base]
-    worst = np.argsort(np.min(same, axis=0), kind="stable")[: count // 2] if same else []
-    even = np.linspace(0, len(images) - 1, count - count // 2).astype(int)
-    chosen = list(dict.fromkeys([*map(int, worst), *map(int, even)]))
-    classes = images.classes
-
-    def strip(title: str, query: int) -> list[Neighbour]:
-        known = set(expected[query].tolist())
-        return [
-            Neighbour(
-                path=images.path(index),
-                box=images.box(index),
-                label=classes[index] if classes else None,
-                similarity=float(similarity),
-                correct=classes[index] == classes[query] if classes else None,
-                changed=index not in known,
-            )
-            for index, similarity in zip(
-                found[title].indices[query].tolist(), found[title].similarities[query], strict=True
-            )
-        ]
-
-    return [
-        QueryRow(
-            images.path(query),
-            images.box(query),
-            classes[query] if classes else None,
-            {title: strip(title, query) for title in found},
-        )
-        for query in chosen
-    ]
-
-
-def _shared(indices: NDArray[np.int64], expected: NDArray[np.int64]) -> list[int]:
-    return [len(np.intersect1d(a, b)) for a, b in zip(indices, expected, strict=True)]

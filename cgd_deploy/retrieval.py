@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,15 @@ Descriptors = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Descriptors of some pictures [N, D] and, of each, its nearest others: indices and cosine similarities [N, K]."""
+
+    descriptors: Descriptors
+    indices: Indices
+    similarities: Descriptors
 
 
 def neighbours(

@@ -101,7 +101,8 @@ class ModelSpec:
         if unknown := sorted(set(data) - names):
             raise SpecError(f"the model spec has unknown fields {', '.join(unknown)}; a newer cgd-deploy wrote it.")
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+            values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+            return cls(**values)
         except TypeError as error:
             raise SpecError(f"the model spec has a field of the wrong type: {error}.") from error
 

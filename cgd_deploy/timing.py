@@ -34,7 +34,7 @@ def interleaved(
                 taken[name].append(clock() - before)
         rounds += 1
         if on_round:
-            on_round(min(1.0, (clock() - started) / seconds if rounds >= MIN_ROUNDS else rounds / MIN_ROUNDS))
+            on_round(min(1.0, rounds / MIN_ROUNDS, (clock() - started) / max(seconds, 1e-9)))
     return taken
 
 

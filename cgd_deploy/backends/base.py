@@ -12,7 +12,7 @@ Self = TypeVar("Self", bound="Backend")
 
 
 class Backend(Protocol):
-    """A model. Images are the caller's and only read; what is returned is the caller's too."""
+    """A model. Images are the caller's and only read; the result is the caller's too."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 RGB [N, H, W, 3], C-contiguous -> unit descriptors float32 [N, D]. Safe to call from several threads."""

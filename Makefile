@@ -1,0 +1,35 @@
+# make demo | make test need only Python >= 3.10 and make; everything they install goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check clean
+
+setup: .venv/.installed
+
+# TensorRT-RTX: the meta package is a source distribution, so its two wheels are named; where they do not exist
+# (no x86-64 Linux) its tests skip and say so.
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,parquet,dev]'
+	-$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-rtx-cu13-libs>=1.0' 'tensorrt-rtx-cu13-bindings>=1.0'
+	touch $@
+
+demo: setup
+	$(BIN)/cgd-deploy demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+# mypy looks for installed names; the links give our folders theirs.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/types
+	ln -sfn ../../train build/types/cgd_train
+	ln -sfn ../../export build/types/cgd_export
+	ln -sfn ../../cgd_deploy build/types/cgd_deploy
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info artifacts
