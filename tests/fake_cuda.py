@@ -8,10 +8,11 @@ have seen it. So do pinned memory changed before its upload, use after free, dou
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 
 import numpy as np
@@ -354,7 +355,8 @@ class FakeContext:
     """An Enqueue whose descriptors are ``described`` below.
 
     Like TensorRT's contexts it needs one ordinary call at a batch size before that size may be captured, and all its
-    kernels share scratch memory, so two of them in different streams are a race. ``refusing`` makes it return False.
+    kernels share scratch memory, so two of them in different streams are a race; nor may two threads call it at once.
+    ``refusing`` makes it return False.
     """
 
     def __init__(self, driver: FakeDriver, stream: int, image_shape: tuple[int, ...], dim: int = 3) -> None:
@@ -363,13 +365,21 @@ class FakeContext:
         self._dim = dim
         self._scratch = driver.malloc(64)
         self._warm: set[int] = set()
+        self._busy = Lock()
         self.refusing = False
         self.capturable = True
         self.batches: list[int] = []
 
     def __call__(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
-        if self.refusing:
-            return False
+        if not self._busy.acquire(blocking=False):
+            raise Misuse("two threads in one context")
+        try:
+            time.sleep(1e-4)
+            return not self.refusing and self._launch(stream, batch, images, descriptors)
+        finally:
+            self._busy.release()
+
+    def _launch(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
         if self._driver.captures(stream) and batch not in self._warm:
             raise Misuse(f"batch {batch} was captured without an ordinary call before")
         self._warm.add(batch)
