@@ -100,6 +100,7 @@ def test_evaluation_pictures_are_preprocessed_like_any_other(images, cache_bytes
     expected = np.stack([preprocess(images.path(i), SPEC, images.box(i)) for i in range(4)])
     for _ in range(2):
         parts = list(evaluated)
+        assert len(evaluated) == 2
         assert [len(part) for part in parts] == [3, 1]
         assert np.array_equal(np.concatenate(parts), expected)
 

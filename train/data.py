@@ -91,6 +91,11 @@ class EvaluationPictures:
         self._keep = len(images) * spec.input_size[0] * spec.input_size[1] * 3 <= cache_bytes
         self._kept: list[Pixels] = []
 
+    def __len__(self) -> int:
+        """Number of batches."""
+        images, _, batch_size, _ = self._made
+        return -(-len(images) // batch_size)
+
     def __iter__(self) -> Iterator[Pixels]:
         if self._kept:
             yield from self._kept

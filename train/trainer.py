@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
                 loss = _train_epoch(
                     config, deploy, optimizer, made, [targets[batch] for batch in indices], epoch, progress
                 )
-            recall = _recall(_embed(deploy, evaluated), testing)
+            recall = _recall(deploy, evaluated, testing.classes or (), progress)
             seconds = time.perf_counter() - started
             metrics.append({"epoch": epoch, "loss": loss, "seconds": round(seconds, 3), "recall": recall})
             checkpoint.trainer["optimizer"] = optimizer.state_dict()
@@ -103,9 +103,13 @@ def _embed(deploy: DeployModel, made: Iterable[Pixels]) -> Descriptors:
     return np.concatenate(parts)
 
 
-def _recall(descriptors: Descriptors, images: ImageList) -> dict[str, float]:
-    classes = images.classes or ()
-    found, _ = neighbours(descriptors, descriptors, min(max(RECALL_AT), len(images) - 1), skip_self=True)
+def _recall(
+    deploy: DeployModel, evaluated: EvaluationPictures, classes: Sequence[str], progress: Progress
+) -> dict[str, float]:
+    task = progress.add_task("recall", total=len(evaluated), note="")
+    descriptors = _embed(deploy, progress.track(evaluated, task_id=task))
+    progress.remove_task(task)
+    found, _ = neighbours(descriptors, descriptors, min(max(RECALL_AT), len(classes) - 1), skip_self=True)
     return {str(k): value for k, value in recall_at(found, classes, classes, RECALL_AT).items()}
 
 
