@@ -106,4 +106,4 @@ class DeployModel(nn.Module):
 
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 RGB pixels [N, H, W, 3] -> what the backbone takes, float32 [N, 3, H, W]."""
-        return (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
+        return (images.float().permute(0, 3, 1, 2) - self.mean) * self.scale  # TensorRT transposes no uint8
