@@ -9,13 +9,15 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import BACKENDS, Backend
+from .backends import BACKENDS, DEVICES, Backend
+from .compatibility import check_compatibility
 from .enginefile import EngineFile, Manifest, read_engine
 from .errors import EngineError, InputError
 from .images import ImageList
 from .preprocess import Picture, batches, preprocess
 from .retrieval import Descriptors, cosines
 from .spec import ModelSpec, Precision
+from .streams import LANES
 
 SELF_TEST_COSINE = 0.999
 
@@ -106,18 +108,30 @@ class Engine:
         self.close()
 
 
-def load(path: str | Path, device: str | None = None, threads: int | None = None) -> Engine:
+def load(path: str | Path, device: str | None = None, threads: int | None = None, streams: int | None = None) -> Engine:
     """Open a .cgd engine.
 
     device    "cpu" or "cuda"; None: what the engine was built for. Never another one in silence.
     threads   CPU threads; None: every core this process may use (affinity and cgroup quota)
+    streams   on CUDA, execution contexts whose batches overlap; None: 2
 
     Raises EngineError if the file is damaged or not for this machine, MissingDependency without its backend.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads={threads} cannot be used; expected at least 1.")
+    for name, value in (("threads", threads), ("streams", streams)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} cannot be used; expected at least 1.")
     file = read_engine(path)
-    make = BACKENDS.get(file.manifest.backend)
-    if make is None:
-        raise EngineError(f"{path} is for backend {file.manifest.backend!r}; this release has {', '.join(BACKENDS)}.")
-    return Engine(file, make(file.payload, device=device or "cpu", threads=threads))
+    backend = file.manifest.backend
+    if backend not in BACKENDS:
+        raise EngineError(f"{path} is for backend {backend!r}; this release has {', '.join(BACKENDS)}.")
+    device = device or DEVICES[backend][0]
+    if device not in DEVICES[backend]:
+        raise EngineError(
+            f"{path} is for {backend}, which runs on {' or '.join(DEVICES[backend])}, not on {device!r}; "
+            "build an engine with `cgd-deploy build-engine --backend onnxruntime`, which runs on cpu and cuda."
+        )
+    if streams and device != "cuda":
+        raise InputError(f"streams={streams} needs a CUDA device, but {path} runs on the CPU; use threads there.")
+    check_compatibility(path, file.manifest)
+    on_cuda = {"streams": streams or LANES, "max_batch": file.manifest.profile["max"]} if device == "cuda" else {}
+    return Engine(file, BACKENDS[backend](file.payload, device=device, threads=threads, **on_cuda))

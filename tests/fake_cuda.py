@@ -359,11 +359,10 @@ class FakeContext:
     ``refusing`` makes it return False.
     """
 
-    def __init__(self, driver: FakeDriver, stream: int, image_shape: tuple[int, ...], dim: int = 3) -> None:
+    def __init__(self, driver: FakeDriver, image_shape: tuple[int, ...], scratch: int | None = None) -> None:
         self._driver = driver
         self._image_shape = image_shape
-        self._dim = dim
-        self._scratch = driver.malloc(64)
+        self._scratch = scratch or driver.malloc(64)
         self._warm: set[int] = set()
         self._busy = Lock()
         self.refusing = False
@@ -388,7 +387,7 @@ class FakeContext:
         def run() -> None:
             size = batch * int(np.prod(self._image_shape))
             pixels = np.frombuffer(self._driver.read(images, size), np.uint8).reshape(batch, *self._image_shape)
-            self._driver.write(descriptors, described(pixels, self._dim).tobytes())
+            self._driver.write(descriptors, described(pixels).tobytes())
 
         self._driver.kernel(stream, Step("kernel", run, reads=[images], writes=[descriptors, self._scratch]))
         return True

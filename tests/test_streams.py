@@ -34,7 +34,7 @@ class Rig(Streams):
         self.contexts: list[FakeContext] = []
 
         def make(stream: int) -> FakeContext:
-            context = FakeContext(driver, stream, LAYOUT.image_shape)
+            context = FakeContext(driver, LAYOUT.image_shape)
             context.capturable = capturable
             self.contexts.append(context)
             return context

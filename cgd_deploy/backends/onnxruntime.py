@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cuda import CudaDriver
 from ..doctor import check_runtime
 from ..errors import EngineError, MissingDependency
 from ..hardware import available_threads
+from ..lane import Layout
+from ..streams import LANES, Streams, bucket_sizes
 from .base import Backend
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ERROR_ONLY = 3
+MAX_BATCH = 32
 
 
 def import_onnxruntime() -> Any:
@@ -29,16 +34,28 @@ def import_onnxruntime() -> Any:
 
 
 class OnnxRuntimeBackend(Backend):
-    """One ONNX Runtime session.
+    """One ONNX Runtime session on the CPU, or one for each CUDA lane.
 
-    payload   a serialised ONNX model
-    device    "cpu" or "cuda"
-    threads   intra-op threads, by default every core this process may use
+    payload     a serialised ONNX model
+    device      "cpu" or "cuda"
+    threads     intra-op threads, by default every core this process may use
+    streams     lanes on CUDA, see ``Streams``; each holds the weights once more
+    max_batch   the largest batch on CUDA
 
     Raises EngineError if the model cannot be loaded or the device is not there.
     """
 
-    def __init__(self, payload: bytes, *, device: str = "cpu", threads: int | None = None) -> None:
+    streams: Streams | None = None
+
+    def __init__(
+        self,
+        payload: bytes,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        streams: int = LANES,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
         ort = import_onnxruntime()
         if device not in PROVIDERS:
             raise EngineError(f"ONNX Runtime knows no device {device!r}; use cpu or cuda.")
@@ -46,20 +63,85 @@ class OnnxRuntimeBackend(Backend):
             raise EngineError(
                 f"this ONNX Runtime has no {PROVIDERS[device]}; run `pip install 'cgd-deploy[gpu]'` instead of [cpu]."
             )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or available_threads()
-        options.log_severity_level = ERROR_ONLY
-        try:
-            self._session = ort.InferenceSession(payload, options, providers=[PROVIDERS[device]])
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            reason = str(error).splitlines()[0][:200]
-            raise EngineError(f"ONNX Runtime cannot load the model ({reason}); build the engine again.") from error
-        if self._session.get_providers()[0] != PROVIDERS[device]:
-            raise EngineError(f"ONNX Runtime fell back from {device} to the CPU; check the CUDA driver and libraries.")
+        if device == "cpu":
+            self._session = _session(ort, payload, device, threads)
+            return
+
+        def lane(stream: int) -> OnnxRuntimeLane:
+            options = {"device_id": "0", "user_compute_stream": str(stream)}
+            return OnnxRuntimeLane(ort, _session(ort, payload, device, threads, options), device)
+
+        self.streams = Streams(CudaDriver(), lane, _layout(payload, max_batch), lanes=streams)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self.streams:
+            return self.streams.run(images)
         outputs: list[NDArray[np.float32]] = self._session.run(None, {"images": images})
         return outputs[0]
 
     def close(self) -> None:
+        if self.streams:
+            self.streams.close()
         self._session = None
+
+
+class OnnxRuntimeLane:
+    """A session that reads and writes device memory on the stream it was made for, and does not wait for it.
+
+    Not for CUDA graphs: a session may allocate and synchronise inside a run.
+    """
+
+    capturable = False
+
+    def __init__(self, ort: Any, session: Any, device: str) -> None:
+        self._session = session
+        self._device = device
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._image_shape = session.get_inputs()[0].shape[1:]
+        self._dim = session.get_outputs()[0].shape[1]
+
+    def __call__(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
+        binding = self._session.io_binding()
+        binding.bind_input("images", self._device, 0, np.uint8, (batch, *self._image_shape), images)
+        binding.bind_output("descriptors", self._device, 0, np.float32, (batch, self._dim), descriptors)
+        try:
+            self._session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            raise EngineError(
+                f"ONNX Runtime refuses a batch of {batch} ({_reason(error)}); use smaller ones."
+            ) from error
+        return True
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _session(
+    ort: Any, payload: bytes, device: str, threads: int | None, options: Mapping[str, str] | None = None
+) -> Any:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads or available_threads()
+    settings.log_severity_level = ERROR_ONLY
+    try:
+        session = ort.InferenceSession(payload, settings, providers=[(PROVIDERS[device], dict(options or {}))])
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+        raise EngineError(f"ONNX Runtime cannot load the model ({_reason(error)}); build the engine again.") from error
+    if session.get_providers()[0] != PROVIDERS[device]:
+        raise EngineError(f"ONNX Runtime fell back from {device} to the CPU; check the CUDA driver and libraries.")
+    return session
+
+
+def _layout(payload: bytes, max_batch: int) -> Layout:
+    """Shapes of the model, read from the file: a CUDA session needs its stream, and that its lane, first."""
+    import onnx
+
+    graph = onnx.load_model_from_string(payload).graph
+    (_, *image_shape), (_, dim) = (
+        [size.dim_value for size in tensor.type.tensor_type.shape.dim] for tensor in (graph.input[0], graph.output[0])
+    )
+    return Layout(buckets=bucket_sizes(1, max_batch), image_shape=tuple(image_shape), dim=dim)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]

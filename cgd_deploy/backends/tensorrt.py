@@ -50,7 +50,6 @@ class TensorRtBackend(Backend):
     Raises EngineError if there is no GPU or it cannot run the plan, MissingDependency without the library.
     """
 
-    devices = ("cuda",)
     kind = "tensorrt"
 
     def __init__(
@@ -161,6 +160,7 @@ class TensorRtLane:
 
     def close(self) -> None:
         self._resources.close()
+        self._engine = None
 
 
 def _log(trt: Any) -> Any:

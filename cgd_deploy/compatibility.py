@@ -1,0 +1,69 @@
+"""Whether this machine can run a TensorRT plan, from the manifest alone: TensorRT itself crashes or says little."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .backends.tensorrt import MODULES, import_tensorrt
+from .cuda import Device, find_device
+from .enginefile import Manifest
+from .errors import EngineError
+
+OLDEST_HARDWARE_COMPATIBLE = (8, 0)
+
+
+def check_compatibility(path: str | Path, manifest: Manifest) -> None:
+    """Pass if the payload is no plan, or one for the GPU and the TensorRT that are here.
+
+    Raises EngineError or MissingDependency in one sentence that names what is missing or expected and what mends it.
+    """
+    if manifest.backend not in MODULES:
+        return
+    builder = manifest.builder.get("name")
+    if builder != manifest.backend:
+        raise EngineError(f"{path} is for {manifest.backend}, but {builder} built its plan; {_rebuild(manifest)}.")
+    device = find_device()
+    installed = str(import_tensorrt(manifest.backend).__version__)
+    check_plan(path, manifest, installed, device)
+
+
+def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Device) -> None:
+    """Raise EngineError unless ``installed`` (a TensorRT version) on ``device`` runs the plan of this manifest."""
+    built = str(manifest.builder.get("version"))
+    if not (installed == built or (manifest.builder.get("version_compatible") and _newer(installed, built))):
+        raise EngineError(
+            f"{path} was built with {manifest.backend} {built}, this machine has {installed}; "
+            f"run `pip install {manifest.backend}=={built}`, or {_rebuild(manifest)}."
+        )
+    wanted = str((manifest.gpu or {}).get("compute_capability") or "")
+    capabilities = [part.strip() for part in wanted.split(",") if part.strip()]
+    here = device.compute_capability
+    if manifest.builder.get("hardware_compatible"):
+        if _numbers(here) < OLDEST_HARDWARE_COMPATIBLE:
+            raise EngineError(
+                f"{path} runs on compute capability 8.0 and later, this machine's {device.name} has {here}; "
+                f"{_rebuild(manifest)} on this machine."
+            )
+    elif capabilities and here not in capabilities:
+        target = f" --compute-capability {here}" if manifest.backend == "tensorrt-rtx" else ""
+        where = "" if target else " on this machine"
+        raise EngineError(
+            f"{path} is for compute capability {' or '.join(capabilities)}, this machine's {device.name} has {here}; "
+            f"{_rebuild(manifest, target)}{where}."
+        )
+
+
+def _newer(installed: str, built: str) -> bool:
+    """A version-compatible plan runs on every later TensorRT of the same major version."""
+    here, there = _numbers(installed), _numbers(built)
+    return bool(there) and here[:1] == there[:1] and here >= there
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def _rebuild(manifest: Manifest, more: str = "") -> str:
+    options = f"--{manifest.precision.value} --backend {manifest.backend}{more}"
+    return f"build it again with `cgd-deploy build-engine {options}`"
