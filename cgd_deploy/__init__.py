@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .engine import Engine, load
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     CgdError,
     CheckpointError,
@@ -15,6 +16,9 @@ from .errors import (
 )
 from .images import ImageList, read_images
 from .spec import ModelSpec, Precision
+
+if TYPE_CHECKING:
+    from .engine import Engine, load
 
 __all__ = [
     "CgdError",
@@ -32,3 +36,12 @@ __all__ = [
     "load",
     "read_images",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``Engine`` and ``load`` on first use: they bring NumPy and Pillow, for which ``cgd-deploy --help`` need not wait."""
+    if name in ("Engine", "load"):
+        from . import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

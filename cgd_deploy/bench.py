@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,14 @@ def bench(
     Raises InputError, EngineError, CheckpointError or MissingDependency; a missed limit is in the result's gate.
     """
     threads = threads or available_threads()
+    paths = list(dict.fromkeys(map(Path, engine_paths)))
+    stems = [path.stem for path in paths]
     with ExitStack() as stack:
-        loaded = [stack.enter_context(load(path, threads=threads)) for path in engine_paths]
-        engines = [_engine(engine, path) for engine, path in zip(loaded, engine_paths, strict=True)]
+        loaded = [stack.enter_context(load(path, threads=threads)) for path in paths]
+        engines = [
+            _engine(engine, path, path.stem if stems.count(path.stem) == 1 else str(path))
+            for engine, path in zip(loaded, paths, strict=True)
+        ]
         base, recorded = _reference(stack, reference or _recorded_checkpoint(loaded[0].manifest), threads)
         for engine in engines:
             if engine.spec.space_id != base.spec.space_id:
@@ -161,10 +166,10 @@ def environment(images: ImageList, threads: int, samples: Mapping[int, Mapping[s
     }
 
 
-def _engine(engine: Engine, path: Path) -> Contestant:
+def _engine(engine: Engine, path: Path, name: str) -> Contestant:
     manifest = engine.manifest
     precision = manifest.precision.value
-    title = f"{path.stem}: {manifest.backend} {precision}"
+    title = f"{name}: {manifest.backend} {precision}"
     return Contestant(title, manifest.backend, precision, engine.spec, engine.embed, path)
 
 
@@ -172,14 +177,13 @@ def _reference(stack: ExitStack, path: str | Path, threads: int) -> tuple[Contes
     """The reference and, if it is a checkpoint, the test pictures it records."""
     path = Path(path)
     if path.suffix == ".cgd":
-        engine = _engine(stack.enter_context(load(path, threads=threads)), path)
-        return replace(engine, title=f"reference: {engine.backend} {engine.precision}"), None
+        return _engine(stack.enter_context(load(path, threads=threads)), path, "reference"), None
     torch = stack.enter_context(TorchBackend(path, threads=threads))
     return Contestant("reference: torch fp32", "torch", "fp32", torch.spec, torch.run, path), torch.evaluation
 
 
 def _recorded_checkpoint(manifest: Manifest) -> Path:
-    recorded = Path(manifest.source.get("checkpoint") or "")
+    recorded = Path(manifest.source.get("checkpoint") or "an unknown place")
     if not recorded.is_file():
         raise InputError(
             f"the checkpoint that the engine was made from is not at {recorded}; pass --reference CKPT.pt or FP32.cgd."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [default: 
 
 def main() -> None:
     """Entry point: a user's error becomes one line on stderr and its exit status, a bug keeps its traceback."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture is used, or left out with a sentence of ours
     try:
         app(prog_name="cgd-deploy")
     except CgdError as error:
@@ -245,7 +247,7 @@ def embed(
 
     def leave_out(_: int, error: InputError) -> None:
         bad.append(str(error))
-        errors.print(f"[yellow]left out:[/] {error}", markup=True)
+        errors.print(f"left out: {error}", style="yellow")
 
     with load(engine, threads=threads) as loaded, counting("Embedding", len(listed)) as advance:
         index = index_images(loaded, listed, batch, None if strict else leave_out, advance)

@@ -71,7 +71,7 @@ class ImageList:
             raise InputError(
                 f"{self.root} has no classes; expected a folder a class or a LIST.tsv with a class column."
             )
-        order = sorted(set(self.classes), key=lambda c: (not c.isdigit(), int(c) if c.isdigit() else 0, c))
+        order = sorted(set(self.classes), key=lambda c: (not c.isdecimal(), int(c) if c.isdecimal() else 0, c))
         first = set(order[: len(order) // 2])
         return (
             self.subset(i for i, c in enumerate(self.classes) if c in first),
@@ -81,7 +81,7 @@ class ImageList:
     @property
     def sha256(self) -> str:
         """Of names, classes and boxes, not of the pixels or of where the folder lies."""
-        return sha256_bytes(self._tsv(self.names).encode())
+        return sha256_bytes(self._tsv(self.names).encode(errors="surrogateescape"))
 
     def write(self, path: str | Path) -> Path:
         """Write a LIST.tsv with absolute paths."""
@@ -151,31 +151,33 @@ def _read_folder(folder: Path) -> ImageList:
 
 def _read_tsv(path: Path) -> ImageList:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter="\t")
+        header = next(reader, [])
+        lines = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the list {path}: {error}; expected a UTF-8 text file.") from error
-    header, *rows = list(csv.reader(io.StringIO(text), delimiter="\t")) or [[]]
     with_boxes = header == ["image", "class", "x1", "y1", "x2", "y2"]
     if not with_boxes and header != ["image", "class"]:
         raise InputError(
             f"{path} starts with {' '.join(header)[:60]!r}; "
             "expected the header image<TAB>class[<TAB>x1<TAB>y1<TAB>x2<TAB>y2]."
         )
-    rows = [row for row in rows if row]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header) or not row[0]:
-            raise InputError(f"{path} line {number} has {len(row)} fields; expected {len(header)} as in the header.")
-    if not rows:
+    if not lines:
         raise InputError(f"{path} lists no pictures; expected a line a picture under the header.")
+    for number, row in lines:
+        if len(row) != len(header):
+            raise InputError(f"{path} line {number} has {len(row)} fields; expected {len(header)} as in the header.")
+        if not row[0]:
+            raise InputError(f"{path} line {number} names no picture; put its path in the first field.")
+    rows = [row for _, row in lines]
     try:
         boxes = tuple((int(r[2]), int(r[3]), int(r[4]), int(r[5])) for r in rows) if with_boxes else None
     except ValueError as error:
         raise InputError(
             f"{path} has a box that is not four whole numbers ({error}); give pixels x1 y1 x2 y2."
         ) from error
-    labelled = [bool(row[1]) for row in rows]
-    if any(labelled) and not all(labelled):
-        raise InputError(f"{path} line {labelled.index(False) + 2} has no class; label every picture or none.")
-    return ImageList(
-        path.parent, tuple(row[0] for row in rows), tuple(row[1] for row in rows) if all(labelled) else None, boxes
-    )
+    unlabelled = [number for number, row in lines if not row[1]]
+    if unlabelled and len(unlabelled) < len(lines):
+        raise InputError(f"{path} line {unlabelled[0]} has no class; label every picture or none.")
+    classes = None if unlabelled else tuple(row[1] for row in rows)
+    return ImageList(path.parent, tuple(row[0] for row in rows), classes, boxes)

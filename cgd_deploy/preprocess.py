@@ -9,6 +9,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,13 @@ def decode(source: Picture, box: Box | None = None) -> Image.Image:
     """
     name = str(source) if isinstance(source, (str, Path)) else "the picture"
     try:
-        image = _open(source, name)
-        width, height = image.size
-        if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
-            raise InputError(
-                f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more and at most {MAX_PIXELS:,}."
-            )
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"{name} does not exist; check the path.") from error
+        with nullcontext(source) if isinstance(source, Image.Image) else _open(source, name) as opened:
+            image = _upright_rgb(opened, name)
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist; check the path.") from error
+    except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
         reason = "not a picture Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise InputError(f"{name} cannot be decoded ({reason}); replace or remove the file.") from error
     return image if box is None else _crop(image, box, name)
@@ -108,8 +101,6 @@ def batches(
 
 
 def _open(source: Picture, name: str) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise InputError(
@@ -121,6 +112,18 @@ def _open(source: Picture, name: str) -> Image.Image:
     if isinstance(source, (str, Path)):
         return Image.open(source)
     raise InputError(f"a picture cannot be a {type(source).__name__}; pass a path, bytes, a Pillow image or an array.")
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    width, height = image.size
+    if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more and at most {MAX_PIXELS:,}."
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _crop(image: Image.Image, box: Box, name: str) -> Image.Image:

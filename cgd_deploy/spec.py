@@ -56,7 +56,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         letters = self.descriptors
-        if not letters or set(letters) - set("SMG") or len(set(letters)) != len(letters):
+        if not isinstance(letters, str) or not letters or len(set(letters) & set("SMG")) != len(letters):
             raise SpecError(f"descriptors={letters!r} must be S, M and G in any order, each at most once, e.g. SG.")
         if not isinstance(self.dim, int) or self.dim < 1 or self.dim % len(letters):
             raise SpecError(f"dim={self.dim!r} must be a positive multiple of the {len(letters)} descriptors.")
@@ -70,8 +70,10 @@ class ModelSpec:
             raise SpecError(f"resize={self.resize!r} is unknown; this release knows 'pillow-bilinear'.")
         if self.color != "RGB":
             raise SpecError(f"color={self.color!r} is unknown; this release knows 'RGB'.")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            raise SpecError(f"mean={self.mean!r}, std={self.std!r} must be three numbers each, std positive.")
+        if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
+            raise SpecError(f"mean={self.mean!r} must be three finite numbers.")
+        if len(self.std) != 3 or not all(0 < s < math.inf for s in self.std):
+            raise SpecError(f"std={self.std!r} must be three positive, finite numbers.")
 
     @property
     def branch_p(self) -> tuple[float, ...]:

@@ -10,11 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .report import headline
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+output = Console(highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
@@ -71,9 +72,9 @@ def bench_tables(result: dict[str, Any]) -> None:
         output.print(part)
     output.print(headline(result), soft_wrap=True)
     for failure in result["gate"]["failures"]:
-        output.print(f"[red]gate failed:[/] {failure}", soft_wrap=True)
+        output.print(Text("gate failed: ", style="red").append(failure, style="default"), soft_wrap=True)
     if result["gate"]["passed"]:
-        output.print("[green]gate passed[/]")
+        output.print("gate passed", style="green")
 
 
 def _table(*columns: str) -> Table:

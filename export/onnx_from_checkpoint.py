@@ -40,6 +40,8 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
 
     output = Path(output)
     loaded = load_checkpoint(checkpoint)
+    for pool in loaded.model.pools:
+        pool.freeze()
     deploy = DeployModel(loaded.model)
     model = _trace(deploy)
     _strip(model)
@@ -64,11 +66,11 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
         raise ExportError(
             f"the ONNX graph differs from torch (cosine {parity.cosine_min:.6f} < {MIN_COSINE}); nothing was written."
         )
+    save_onnx(model, output)
     if loaded.calibration:
         loaded.calibration.write(calibration_beside(output))
     else:
         calibration_beside(output).unlink(missing_ok=True)
-    save_onnx(model, output)
     return parity
 
 

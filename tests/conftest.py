@@ -1,0 +1,160 @@
+"""What many tests share: small pictures, one small checkpoint, and everything made from it once a session."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cgd_deploy.backends.fake import FakeBackend
+from cgd_deploy.enginefile import Manifest, write_engine
+from cgd_deploy.golden import golden_images
+from cgd_deploy.images import ImageList, read_images
+from cgd_deploy.spec import ModelSpec, Precision
+
+SPEC = ModelSpec(backbone="resnet18", descriptors="SMG", dim=96, input_size=(64, 64))
+FAKE_SPEC = replace(SPEC, dim=24, descriptors="SG", input_size=(32, 32), space_id="0123456789abcdef")
+CLASSES = 6
+A_CLASS = 5
+
+
+def draw(kind: int, number: int) -> Image.Image:
+    """A picture of class ``kind``: its own colour and stripes, with another phase, size and noise each time."""
+    random = np.random.default_rng((kind, number))
+    height, width = random.integers(70, 110, 2)
+    y, x = np.mgrid[0:height, 0:width] / 40.0
+    angle = kind * np.pi / CLASSES
+    stripes = np.sin((4 + 2 * kind) * (x * np.cos(angle) + y * np.sin(angle)) + random.uniform(0, 6))
+    colour = np.random.default_rng(kind).uniform(60, 190, 3)
+    pixels = colour + 50 * stripes[..., None] + random.normal(0, 12, (height, width, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 6 classes with 5 JPEG files each."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for kind in range(CLASSES):
+        (folder / f"kind-{kind}").mkdir()
+        for number in range(A_CLASS):
+            draw(kind, number).save(folder / f"kind-{kind}" / f"{number}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture_list(pictures: Path) -> ImageList:
+    return read_images(pictures)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(picture_list: ImageList, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model with an auxiliary head; its BatchNorm has seen the pictures, so activations are sane."""
+    import torch
+
+    from cgd_deploy.preprocess import preprocess
+    from cgd_train.checkpoint import Checkpoint, save_checkpoint
+    from cgd_train.model import CGD, DeployModel
+
+    calibration, evaluation = picture_list.split_classes()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = CGD(SPEC, classes=3)
+        pixels = torch.from_numpy(np.stack([preprocess(path, SPEC) for path in picture_list.paths]))
+        normalized = DeployModel(model).normalized(pixels)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        model.train()
+        model(normalized)
+    saved = Checkpoint(model.eval(), calibration, evaluation)
+    return save_checkpoint(saved, tmp_path_factory.mktemp("checkpoint") / "ckpt.pt")
+
+
+@pytest.fixture(scope="session")
+def torch_descriptors(checkpoint: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The reference: uint8 [N, 64, 64, 3] -> descriptors of the checkpoint in torch."""
+    from cgd_deploy.backends.torch import TorchBackend
+
+    return TorchBackend(checkpoint, threads=2).run
+
+
+@pytest.fixture(scope="session")
+def model_onnx(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint exported; its calibration list lies beside it."""
+    from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
+
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    onnx_from_checkpoint(checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def engines(model_onnx: Path) -> dict[tuple[str, str], Path]:
+    """(backend, precision) -> engine."""
+    from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
+
+    calibration = calibration_list(model_onnx, None)
+    paths = {}
+    for backend in ("onnxruntime", "openvino"):
+        for precision in (Precision.FP32, Precision.INT8):
+            path = model_onnx.with_name(f"{backend}-{precision.value}.cgd")
+            engine_from_onnx(model_onnx, path, precision, backend=backend, calibration=calibration)
+            paths[backend, precision.value] = path
+    return paths
+
+
+@pytest.fixture(scope="session")
+def pixels(picture_list: ImageList) -> np.ndarray:
+    """All pictures as the model of ``checkpoint`` sees them: uint8 [30, 64, 64, 3]."""
+    from cgd_deploy.preprocess import preprocess
+
+    return np.stack([preprocess(path, SPEC) for path in picture_list.paths])
+
+
+def write_fake_engine(path: Path, spec: ModelSpec = FAKE_SPEC, **changes: Any) -> Path:
+    """An engine for the backend without a model; ``changes`` to its manifest."""
+    payload = json.dumps({"dim": spec.dim}).encode()
+    golden = golden_images(spec, 3)
+    manifest = Manifest(
+        spec=spec,
+        backend="fake",
+        precision=Precision.FP32,
+        payload="model.json",
+        profile={"min": 1, "opt": 4, "max": 8},
+        builder={"name": "fake", "version": "0", "cgd_deploy": "0"},
+    )
+    return write_engine(path, replace(manifest, **changes), payload, golden, FakeBackend(payload).run(golden))
+
+
+@pytest.fixture
+def fake_engine(tmp_path: Path) -> Path:
+    """A whole engine that needs neither torch nor ONNX Runtime."""
+    return write_fake_engine(tmp_path / "fake.cgd")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run ``cgd-deploy`` with these arguments in this process; returns exit status, stdout and stderr."""
+    from cgd_deploy.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cgd-deploy", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        code = exit_.value.code
+        return (code if isinstance(code, int) else 0 if code is None else 1), *capsys.readouterr()
+
+    return run
+
+
+def listing(folder: Path) -> dict[str, int]:
+    """Every file and folder below ``folder`` with its size, to show that nothing was written."""
+    return {str(p.relative_to(folder)): p.stat().st_size * p.is_file() for p in folder.rglob("*")}
