@@ -45,13 +45,14 @@ def with_table(readme: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
+def results() -> dict[str, dict[str, Any]]:
+    """Bench results by title; a title is what the file is called, underscores for spaces."""
+    return {path.stem.replace("_", " "): json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
 def main() -> None:
-    results = {}
-    for path in sorted(RESULTS.glob("bench-*.json")):
-        result = json.loads(path.read_text())
-        results[result["environment"]["title"]] = result
     readme = ROOT / "README.md"
-    made = with_table(readme.read_text(), table(results))
+    made = with_table(readme.read_text(), table(results()))
     if "--check" in sys.argv:
         sys.exit(made != readme.read_text())
     readme.write_text(made)

@@ -42,6 +42,8 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
     loaded = load_checkpoint(checkpoint)
     for pool in loaded.model.pools:
         pool.freeze()
+    for pool in loaded.model.pools:
+        pool.freeze()
     deploy = DeployModel(loaded.model)
     model = _trace(deploy)
     _strip(model)

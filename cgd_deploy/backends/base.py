@@ -15,7 +15,7 @@ class Backend(Protocol):
     """A model. Images are the caller's and only read; the result is the caller's too."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 RGB [N, H, W, 3], C-contiguous -> unit descriptors float32 [N, D]. Safe to call from several threads."""
+        """uint8 RGB [N, H, W, 3], C-contiguous -> unit descriptors float32 [N, D]; several threads may call it."""
         ...
 
     def close(self) -> None:
