@@ -213,6 +213,10 @@ class FakeDriver:
         """For kernels: fill device memory now."""
         self._at(pointer).data[: len(data)] = np.frombuffer(data, np.uint8)
 
+    def address(self, pointer: int) -> int:
+        """For kernels of libraries on the CPU: where the bytes of this device memory really are."""
+        return self._at(pointer).data.ctypes.data
+
     # Graphs
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:

@@ -1,0 +1,119 @@
+"""ONNX Runtime behind a lane, on the CPU: real sessions bound to real addresses, the device imagined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from fake_cuda import FakeDriver, Step
+
+from cgd_deploy.backends import onnxruntime as module
+from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeLane
+from cgd_deploy.errors import EngineError
+from cgd_deploy.streams import Streams
+
+
+@pytest.fixture
+def driver() -> Iterator[FakeDriver]:
+    driver = FakeDriver()
+    yield driver
+    driver.assert_empty()
+
+
+@pytest.fixture(scope="module")
+def payload(model_onnx: Path) -> bytes:
+    return model_onnx.read_bytes()
+
+
+def test_layout_is_read_from_the_model(payload: bytes) -> None:
+    layout = module._layout(payload, 6)
+    assert (layout.buckets, layout.image_shape, layout.dim) == ((1, 2, 4, 6), (64, 64, 3), 96)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_model_through_lanes(driver: FakeDriver, payload: bytes, pixels: np.ndarray, streams: int) -> None:
+    """Descriptors written through bound addresses, batched and padded, are those of one plain call."""
+    with OnnxRuntimeBackend(payload) as plain:
+        expected = plain.run(pixels)
+
+    class Lane(OnnxRuntimeLane):
+        def __call__(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
+            def run() -> None:
+                assert super(Lane, self).__call__(stream, batch, driver.address(images), driver.address(descriptors))
+
+            driver.kernel(stream, Step("kernel", run, reads=[images], writes=[descriptors]))
+            return True
+
+    def make(stream: int) -> Lane:
+        return Lane(onnxruntime, module._session(onnxruntime, payload, "cpu", 1), "cpu")
+
+    lanes = Streams(driver, make, module._layout(payload, 8), lanes=streams)
+    np.testing.assert_allclose(lanes.run(pixels[:13]), expected[:13], atol=1e-5)
+    for i in range(3):
+        np.testing.assert_allclose(lanes.run(pixels[i : i + 1]), expected[i : i + 1], atol=1e-5)
+    assert driver.calls == []  # no graphs: a session may not be captured
+    lanes.close()
+
+
+def test_a_failing_session_says_so() -> None:
+    def run(binding: Any, options: Any) -> None:
+        raise RuntimeError("Failed to allocate memory\nand a trace")
+
+    session = scripted([], []).InferenceSession(b"", None, [])
+    session.io_binding = lambda: SimpleNamespace(bind_input=lambda *_: None, bind_output=lambda *_: None)
+    session.run_with_iobinding = run
+    with pytest.raises(EngineError, match=r"refuses a batch of 2 \(Failed to allocate memory\); use smaller ones"):
+        OnnxRuntimeLane(onnxruntime, session, "cuda")(0, 2, 4096, 4096)
+
+
+def test_cuda_is_refused_by_the_cpu_wheel(payload: bytes) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this is the GPU wheel")
+    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider; run `pip install 'cgd-deploy\[gpu\]'`"):
+        OnnxRuntimeBackend(payload, device="cuda")
+    with pytest.raises(EngineError, match="knows no device 'tpu'"):
+        OnnxRuntimeBackend(payload, device="tpu")
+
+
+def scripted(ended: list[str], made: list[Any]) -> SimpleNamespace:
+    """An onnxruntime whose sessions end up on these providers; the providers asked for go into ``made``."""
+
+    def session(payload: bytes, settings: Any, providers: Any) -> Any:
+        made.append(providers)
+        return SimpleNamespace(
+            get_providers=lambda: ended,
+            get_inputs=lambda: [SimpleNamespace(shape=["batch", 64, 64, 3])],
+            get_outputs=lambda: [SimpleNamespace(shape=["batch", 96])],
+        )
+
+    return SimpleNamespace(
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        SessionOptions=SimpleNamespace,
+        RunOptions=lambda: SimpleNamespace(add_run_config_entry=lambda key, value: None),
+        InferenceSession=session,
+    )
+
+
+def test_cuda_that_ends_on_the_cpu_is_an_error(
+    driver: FakeDriver, payload: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "import_onnxruntime", lambda: scripted(["CPUExecutionProvider"], []))
+    monkeypatch.setattr(module, "CudaDriver", lambda: driver)
+    with pytest.raises(EngineError, match="fell back from cuda to the CPU"):
+        OnnxRuntimeBackend(payload, device="cuda")
+
+
+def test_each_lane_has_a_session_on_its_own_stream(
+    driver: FakeDriver, payload: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(module, "import_onnxruntime", lambda: scripted(["CUDAExecutionProvider"], made))
+    monkeypatch.setattr(module, "CudaDriver", lambda: driver)
+    with OnnxRuntimeBackend(payload, device="cuda", streams=3, max_batch=2):
+        assert [providers[0][0] for providers in made] == ["CUDAExecutionProvider"] * 3
+        assert len({providers[0][1]["user_compute_stream"] for providers in made}) == 3
