@@ -10,7 +10,7 @@ from .cuda import Device, find_device
 from .enginefile import Manifest
 from .errors import EngineError
 
-OLDEST_HARDWARE_COMPATIBLE = (8, 0)
+OLDEST_HARDWARE_COMPATIBLE = "8.0"
 
 
 def check_compatibility(path: str | Path, manifest: Manifest) -> None:
@@ -36,21 +36,21 @@ def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Dev
             f"{path} was built with {manifest.backend} {built}, this machine has {installed}; "
             f"run `pip install {manifest.backend}=={built}`, or {_rebuild(manifest)}."
         )
-    wanted = str((manifest.gpu or {}).get("compute_capability") or "")
-    capabilities = [part.strip() for part in wanted.split(",") if part.strip()]
     here = device.compute_capability
     if manifest.builder.get("hardware_compatible"):
-        if _numbers(here) < OLDEST_HARDWARE_COMPATIBLE:
-            raise EngineError(
-                f"{path} runs on compute capability 8.0 and later, this machine's {device.name} has {here}; "
-                f"{_rebuild(manifest)} on this machine."
-            )
-    elif capabilities and here not in capabilities:
-        target = f" --compute-capability {here}" if manifest.backend == "tensorrt-rtx" else ""
-        where = "" if target else " on this machine"
+        fits, expected = (
+            _numbers(here) >= _numbers(OLDEST_HARDWARE_COMPATIBLE),
+            f"{OLDEST_HARDWARE_COMPATIBLE} or later",
+        )
+    else:
+        named = str((manifest.gpu or {}).get("compute_capability") or here).replace(" ", "").split(",")
+        fits, expected = here in named, " or ".join(named)
+    if not fits:
+        ahead = manifest.backend == "tensorrt-rtx"
         raise EngineError(
-            f"{path} is for compute capability {' or '.join(capabilities)}, this machine's {device.name} has {here}; "
-            f"{_rebuild(manifest, target)}{where}."
+            f"{path} is for compute capability {expected}, this machine's {device.name} has {here}; "
+            + _rebuild(manifest, f" --compute-capability {here}" if ahead else "")
+            + ("." if ahead else " on this machine.")
         )
 
 

@@ -134,6 +134,13 @@ def test_another_compute_capability_ahead_of_time(tmp_path: Path, machine: Simpl
     assert "--backend tensorrt-rtx --compute-capability 8.9`" in text
 
 
+def test_too_old_a_gpu_for_ampere_and_later(tmp_path: Path, machine: SimpleNamespace) -> None:
+    machine.device = Device(name="Tesla T4", compute_capability="7.5", cuda="13.0")
+    text = refusal(plan(tmp_path, "tensorrt-rtx", capability=None, hardware_compatible="Ampere and later"))
+    assert "compute capability 8.0 or later, this machine's Tesla T4 has 7.5" in text
+    assert "--backend tensorrt-rtx --compute-capability 7.5`" in text
+
+
 def test_nothing_was_deserialized(tmp_path: Path, machine: SimpleNamespace) -> None:
     for changes in ({"version": "1"}, {"capability": "12.0"}):
         refusal(plan(tmp_path, **changes))

@@ -56,6 +56,11 @@ def test_real_bindings_take_these_arguments(name: str) -> None:
         pytest.skip("this machine has a GPU, on which made-up handles would crash")
 
 
+def test_real_bindings_describe_a_device_so() -> None:
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    assert all(hasattr(cudart.cudaDeviceProp, field) for field in ("name", "major", "minor"))
+
+
 class Runtime:
     """A cudart that notes every call; results by function name, errors where told."""
 
