@@ -10,7 +10,8 @@ from .cuda import Device, find_device
 from .enginefile import Manifest
 from .errors import EngineError
 
-OLDEST_HARDWARE_COMPATIBLE = "8.0"
+AMPERE = "8.0"
+"""Where hardware compatibility begins."""
 
 
 def check_compatibility(path: str | Path, manifest: Manifest) -> None:
@@ -38,10 +39,7 @@ def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Dev
         )
     here = device.compute_capability
     if manifest.builder.get("hardware_compatible"):
-        fits, expected = (
-            _numbers(here) >= _numbers(OLDEST_HARDWARE_COMPATIBLE),
-            f"{OLDEST_HARDWARE_COMPATIBLE} or later",
-        )
+        fits, expected = _numbers(here) >= _numbers(AMPERE), f"{AMPERE} or later"
     else:
         named = str((manifest.gpu or {}).get("compute_capability") or here).replace(" ", "").split(",")
         fits, expected = here in named, " or ".join(named)
