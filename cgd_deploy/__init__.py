@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``Engine`` and ``load`` on first use: they bring NumPy and Pillow, for which ``cgd-deploy --help`` need not wait."""
+    """``Engine`` and ``load`` on first use: they bring NumPy and Pillow, which ``cgd-deploy --help`` does without."""
     if name in ("Engine", "load"):
         from . import engine
 

@@ -71,7 +71,13 @@ class Manifest:
             )
         try:
             spec = ModelSpec.from_dict(data.pop("spec"))
-            return cls(spec=spec, precision=Precision(data.pop("precision")), **data)
+            manifest = cls(spec=spec, precision=Precision(data.pop("precision")), **data)
+            tables = (manifest.profile, manifest.builder, manifest.gpu or {}, manifest.source, manifest.sha256)
+            if not isinstance(manifest.payload, str) or not all(isinstance(table, Mapping) for table in tables):
+                raise TypeError("a field of the wrong type")
+            if not manifest.profile["max"] >= 1:
+                raise ValueError("a largest batch below 1")
+            return manifest
         except (KeyError, TypeError, ValueError, SpecError) as error:
             raise EngineError(f"{path} has a damaged manifest ({error}); {REBUILD}.") from error
 

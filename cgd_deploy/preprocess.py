@@ -120,7 +120,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         raise InputError(
             f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more and at most {MAX_PIXELS:,}."
         )
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image)  # a copy
+    image.info.pop("transparency", None)  # Pillow would warn that RGB cannot hold it
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image.convert("RGB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -195,7 +196,7 @@ def test_a_sample_is_spread_evenly(count):
     assert places == sorted(places)
     if count > 1:
         assert (places[0], places[-1]) == (0, 9)
-        steps = [b - a for a, b in zip(places, places[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(places)]
         assert max(steps) - min(steps) <= 1
 
 

@@ -84,7 +84,7 @@ def test_unknown_fields_are_refused():
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"resnet50"', "null"])
 def test_text_that_is_no_table_is_refused(text):
-    with pytest.raises(SpecError, match="not JSON|must be a table"):
+    with pytest.raises(SpecError, match=r"not JSON|must be a table"):
         ModelSpec.from_json(text)
 
 
