@@ -129,16 +129,34 @@ def build_engine(
     int8: Annotated[bool, typer.Option("--int8", help="INT8 backbone, FP32 head.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="FP16 backbone, FP32 head (GPU).")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="FP32 throughout.")] = False,
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto, onnxruntime, openvino, tensorrt or tensorrt-rtx; auto takes the fastest here.")
+    ] = "auto",
     calib: Annotated[
-        Path | None, typer.Option(help="Pictures to calibrate INT8 on [default: those of the checkpoint].")
+        Path | None,
+        typer.Option(help="Pictures to calibrate INT8 or compare FP16 on [default for INT8: the checkpoint's]."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Engine to write [default: MODEL-PRECISION.cgd].")
     ] = None,
+    min_batch: Annotated[int, typer.Option(help="Smallest batch.")] = 1,
+    opt_batch: Annotated[int, typer.Option(help="Batch to be fastest at.")] = 8,
+    max_batch: Annotated[int, typer.Option(help="Largest batch.")] = 64,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="GPU to build for ahead of time, e.g. 8.9; may be repeated (tensorrt-rtx).")
+    ] = None,
+    workspace_mib: Annotated[int, typer.Option(help="Scratch memory on the GPU (tensorrt, tensorrt-rtx).")] = 2048,
+    optimization_level: Annotated[int, typer.Option(help="0 to 5, longer search (tensorrt, tensorrt-rtx).")] = 3,
+    timing_cache: Annotated[Path | None, typer.Option(help="Kernel timings to reuse and extend (tensorrt).")] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Run on every GPU from Ampere on (tensorrt).")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Run on later releases of this major version (tensorrt).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Build an engine for this machine from an ONNX model."""
+    """Build an engine from an ONNX model, and prove its precision."""
     from .doctor import check_runtime
     from .spec import Precision
 
@@ -147,25 +165,45 @@ def build_engine(
         raise InputError("build-engine needs exactly one of --int8, --fp16 and --fp32.")
     precision = asked[0]
     check_runtime()
+    from cgd_export.build_options import BuildOptions
     from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
 
-    from .terminal import counting
+    from .terminal import build_summary, phases
 
-    out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
-    calibration = calibration_list(model, calib) if precision is Precision.INT8 else None
-    with counting("Calibrating", len(calibration) if calibration else 0) as advance:
-        manifest = engine_from_onnx(
-            model, out, precision, backend=backend, calibration=calibration, on_pictures=advance
-        )
-    parity = manifest.parity or {}
-    told = f"{out}: {manifest.backend} {precision.value}, mean cosine with FP32 {parity['cosine_mean']:.5f}"
-    if parity["overlap_at_10"] is not None:
-        told += f", overlap@10 {parity['overlap_at_10']:.3f}"
-    _tell(
-        {"path": str(out), "backend": manifest.backend, "precision": precision.value, "parity": parity},
-        f"{told} over {parity['pictures']} pictures",
-        as_json,
+    options = BuildOptions(
+        min_batch=min_batch,
+        opt_batch=opt_batch,
+        max_batch=max_batch,
+        workspace=workspace_mib << 20,
+        optimization_level=optimization_level,
+        timing_cache=timing_cache,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        compute_capabilities=tuple(compute_capability or ()),
     )
+    out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
+    calibration = calibration_list(model, calib) if precision is Precision.INT8 or calib else None
+    measured = 0
+    with phases() as on_progress:
+
+        def on_pictures(count: int) -> None:
+            nonlocal measured
+            measured += count
+            on_progress("Calibrating", measured / len(calibration or [0]))
+
+        manifest = engine_from_onnx(
+            model,
+            out,
+            precision,
+            backend=backend,
+            calibration=calibration,
+            on_pictures=on_pictures,
+            options=options,
+            on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
+        )
+    facts = manifest.to_dict()
+    told = {name: facts[name] for name in ("backend", "precision", "parity", "proof")}
+    _tell({"path": str(out), **told}, build_summary(out, manifest), as_json)
 
 
 @app.command()

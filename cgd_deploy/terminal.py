@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .enginefile import Manifest
 from .report import headline
 
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -22,7 +23,7 @@ output = Console(highlight=False, markup=False, emoji=False)
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar over ``total`` things; call what it yields with the number just done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 
@@ -31,7 +32,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 def phases() -> Iterator[Callable[[str, float], None]]:
     """A progress bar for each thing that is named; call what it yields with the name and the fraction done."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         tasks: dict[str, Any] = {}
 
         def update(what: str, done: float) -> None:
@@ -40,6 +41,21 @@ def phases() -> Iterator[Callable[[str, float], None]]:
             progress.update(tasks[what], completed=done)
 
         yield update
+
+
+def build_summary(path: Path, manifest: Manifest) -> str:
+    """What was built, the share of the convolution work in each precision, and how close it stays to FP32."""
+    parity, proof = manifest.parity or {}, manifest.proof or {}
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in proof["flops_share"].items())
+    layers = ", ".join(f"{count} {name}" for name, count in proof["layers"].items())
+    close = f"mean cosine {parity['cosine_mean']:.5f}"
+    if parity["overlap_at_10"] is not None:
+        close += f", overlap@10 {parity['overlap_at_10']:.3f}"
+    return (
+        f"{path}: {manifest.backend} {manifest.precision.value}, {path.stat().st_size / 1e6:.1f} MB\n"
+        f"  convolution work: {shares} (layers: {layers}; read from the {proof['from']})\n"
+        f"  against FP32: {close} over {parity['pictures']} pictures (run on the {parity['measured_on']})"
+    )
 
 
 def bench_tables(result: dict[str, Any]) -> None:
