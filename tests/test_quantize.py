@@ -1,0 +1,308 @@
+"""INT8 by plain loops over the graph: which tensors, which scales, which codes, and what stays FP32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cgd_deploy.errors import ExportError, InputError
+from cgd_deploy.images import ImageList
+from cgd_deploy.preprocess import preprocess
+from cgd_deploy.retrieval import cosines
+from cgd_deploy.spec import ModelSpec, Precision
+from cgd_export import calibrate
+from cgd_export.calibrate import activation_ranges
+from cgd_export.metadata import FEATURES, Metadata, get_metadata, load_onnx, set_metadata
+from cgd_export.parity import run_onnx
+from cgd_export.quantize import Layout, convolutions, quantized, ranged_tensors
+
+LAYOUTS = [Layout.SYMMETRIC, Layout.UINT8]
+FP16 = 2.0**-11  # scales are rounded to FP16 values
+
+
+@pytest.fixture(scope="module")
+def model(model_onnx: Path) -> onnx.ModelProto:
+    return load_onnx(model_onnx)
+
+
+@pytest.fixture(scope="module")
+def calibration(picture_list) -> ImageList:
+    return picture_list.subset(range(0, 30, 4))
+
+
+@pytest.fixture(scope="module")
+def ranges(model, calibration) -> dict[str, float]:
+    return activation_ranges(model, ranged_tensors(model), calibration, get_metadata(model).spec)
+
+
+@pytest.fixture(scope="module")
+def int8(model, ranges) -> dict[Layout, onnx.ModelProto]:
+    return {layout: quantized(model, ranges, layout) for layout in LAYOUTS}
+
+
+def makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """tensor -> the node that computes it"""
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def nodes(model: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == operator]
+
+
+def outputs_of(model: onnx.ModelProto, names: list[str], pixels: np.ndarray) -> list[np.ndarray]:
+    """What ONNX Runtime computes for inner tensors."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(probe.SerializeToString(), options).run(names, {"images": pixels})
+
+
+def test_the_backbone_has_twenty_convolutions(model):
+    assert len(convolutions(model)) == 20  # ResNet-18: 1 + 8 x 2 + 3 projections
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_weight_has_its_own_int8_codes_by_loops(model, int8, layout):
+    made, values, originals = makers(int8[layout]), arrays(int8[layout]), arrays(model)
+    for before, after in zip(nodes(model, "Conv"), nodes(int8[layout], "Conv"), strict=True):
+        decode = made[after.input[1]]
+        assert decode.op_type == "DequantizeLinear" and helper.get_node_attr_value(decode, "axis") == 0
+        codes, scales, zeros = (values[name] for name in decode.input)
+        weight = originals[before.input[1]]
+        assert (codes.dtype, zeros.dtype, codes.shape) == (np.int8, np.int8, weight.shape)
+        assert scales.shape == zeros.shape == (len(weight),) and not zeros.any()
+        for channel in range(len(weight)):
+            assert scales[channel] == pytest.approx(np.abs(weight[channel]).max() / 127, rel=FP16)
+        for channel in (0, len(weight) - 1):
+            for value, code in zip(weight[channel].ravel()[:100], codes[channel].ravel()[:100], strict=True):
+                assert code == max(-127, min(127, round(float(value / scales[channel]))))
+        assert np.abs(codes * scales[:, None, None, None] - weight).max() <= scales.max() * 0.6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_convolution_reads_codes_that_cover_the_range_of_its_input(model, int8, ranges, layout):
+    made, values = makers(int8[layout]), arrays(int8[layout])
+    for before, after in zip(nodes(model, "Conv"), nodes(int8[layout], "Conv"), strict=True):
+        decode = made[after.input[0]]
+        encode = made[decode.input[0]]
+        assert (decode.op_type, encode.op_type) == ("DequantizeLinear", "QuantizeLinear")
+        assert list(decode.input[1:]) == list(encode.input[1:])
+        assert encode.input[0] == before.input[0]
+        scale = values[encode.input[1]]
+        assert scale.shape == () and scale == pytest.approx(ranges[before.input[0]] / 127, rel=FP16)
+
+
+def test_zero_points(int8):
+    for layout, expected in ((Layout.SYMMETRIC, np.array(0, np.int8)), (Layout.UINT8, np.array(128, np.uint8))):
+        values = arrays(int8[layout])
+        zeros = [values[node.input[2]] for node in nodes(int8[layout], "QuantizeLinear")]
+        assert zeros and all(zero == expected and zero.dtype == expected.dtype for zero in zeros)
+
+
+def test_both_layouts_have_the_same_scales(int8):
+    def scales(layout: Layout) -> list[tuple[float, list[float]]]:
+        made, values = makers(int8[layout]), arrays(int8[layout])
+        reads = [(made[conv.input[0]], made[conv.input[1]]) for conv in nodes(int8[layout], "Conv")]
+        return [(float(values[x.input[1]]), values[w.input[1]].tolist()) for x, w in reads]
+
+    assert scales(Layout.SYMMETRIC) == scales(Layout.UINT8)
+
+
+def test_both_layouts_have_the_same_codes_by_loops(int8, pixels):
+    found = {}
+    for layout in LAYOUTS:
+        model = int8[layout]
+        made, values = makers(model), arrays(model)
+        encode = made[made[nodes(model, "Conv")[0].input[0]].input[0]]
+        x, codes = outputs_of(model, [encode.input[0], encode.output[0]], pixels[:1])
+        scale, zero = (values[name] for name in encode.input[1:])
+        found[layout] = codes.astype(int) - int(zero)
+        for value, code in zip(x.ravel()[:500], found[layout].ravel()[:500], strict=True):
+            assert code == max(-128, min(127, round(float(value / scale))))
+    assert np.array_equal(found[Layout.SYMMETRIC], found[Layout.UINT8])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_dequantize_for_each_weight_and_each_pair(int8, layout):
+    decodes, encodes = nodes(int8[layout], "DequantizeLinear"), nodes(int8[layout], "QuantizeLinear")
+    assert len(decodes) == len(encodes) + 20
+    assert len({node.output[0] for node in decodes}) == len(decodes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_head_is_what_it_was(model, int8, layout):
+    def head(graph_of: onnx.ModelProto) -> tuple[list[str], list[np.ndarray]]:
+        values, reached, operators, constants = arrays(graph_of), {FEATURES}, [], []
+        for node in graph_of.graph.node:
+            if reached.intersection(node.input):
+                reached.update(node.output)
+                operators.append(node.op_type)
+                constants += [values[name] for name in node.input if name in values]
+        return operators, constants
+
+    before, after = head(model), head(int8[layout])
+    assert "Gemm" in before[0] or "MatMul" in before[0]
+    assert after[0] == before[0]
+    assert not {"QuantizeLinear", "DequantizeLinear"}.intersection(after[0])
+    for one, other in zip(before[1], after[1], strict=True):
+        assert one.dtype == other.dtype and np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_biases_stay_float(model, int8, layout):
+    before, after = arrays(model), arrays(int8[layout])
+    for conv in nodes(int8[layout], "Conv"):
+        assert after[conv.input[2]].dtype == np.float32
+        assert np.array_equal(after[conv.input[2]], before[conv.input[2]])
+
+
+def quantized_inputs(model: onnx.ModelProto, node: onnx.NodeProto) -> list[bool]:
+    made = makers(model)
+    return [name in made and made[name].op_type == "DequantizeLinear" for name in node.input]
+
+
+def test_a_residual_addition_reads_one_branch_as_integers_in_the_symmetric_layout(model, int8):
+    additions = nodes(int8[Layout.SYMMETRIC], "Add")
+    residual = [node for node in additions if any(quantized_inputs(int8[Layout.SYMMETRIC], node))]
+    assert len(residual) == 8
+    made = makers(model)
+    for after in residual:
+        before = next(node for node in model.graph.node if node.name == after.name)
+        as_integers = quantized_inputs(int8[Layout.SYMMETRIC], after)
+        assert sum(as_integers) == 1
+        branches = [made[name].op_type for name in before.input]
+        if "Relu" in branches:  # the identity branch, so that the convolution fuses with the addition
+            assert branches[as_integers.index(True)] == "Relu"
+
+
+def test_a_residual_addition_reads_both_branches_as_integers_in_the_uint8_layout(int8):
+    both = [quantized_inputs(int8[Layout.UINT8], node) for node in nodes(int8[Layout.UINT8], "Add")]
+    assert both.count([True, True]) == 8 and [True, False] not in both and [False, True] not in both
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_keep_float_leaves_that_convolution_alone(model, ranges, layout):
+    kept = convolutions(model)[3]
+    result = quantized(model, ranges, layout, keep_float=[kept.name])
+    after = next(node for node in result.graph.node if node.name == kept.name)
+    assert list(after.input[1:]) == list(kept.input[1:])
+    assert not quantized_inputs(result, after)[1]
+    assert np.array_equal(arrays(result)[kept.input[1]], arrays(model)[kept.input[1]])
+    weights = [quantized_inputs(result, conv)[1] for conv in nodes(result, "Conv")]
+    assert weights.count(True) == 19
+    if layout is Layout.SYMMETRIC:
+        assert after.input[0] == kept.input[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_result_is_a_valid_int8_model_and_the_given_one_is_unchanged(model, ranges, layout):
+    before = model.SerializeToString()
+    result = quantized(model, ranges, layout)
+    onnx.checker.check_model(result, full_check=True)
+    assert model.SerializeToString() == before
+    metadata = get_metadata(result)
+    assert metadata.precision is Precision.INT8
+    assert (metadata.spec, metadata.source) == (get_metadata(model).spec, get_metadata(model).source)
+    assert len(result.SerializeToString()) < 0.3 * len(before)
+
+
+def test_descriptors_stay_close(model, int8, pixels):
+    # Different pictures of this untrained model have cosines from 0.84 to 0.98.
+    reference = run_onnx(model, pixels, 8)
+    found = {layout: run_onnx(int8[layout], pixels, 8) for layout in LAYOUTS}
+    for layout in LAYOUTS:
+        assert cosines(found[layout], reference).min() >= 0.975
+        assert cosines(found[layout], reference).mean() >= 0.985
+    assert cosines(found[Layout.SYMMETRIC], found[Layout.UINT8]).min() >= 0.995
+
+
+def test_ranges_by_loops(model, calibration, ranges):
+    names = [*ranged_tensors(model)[:2], FEATURES]
+    spec = get_metadata(model).spec
+    totals = [0.0, 0.0, 0.0]
+    for path in calibration.paths:
+        values = outputs_of(model, names, preprocess(path, spec)[None])
+        for i, value in enumerate(values):
+            totals[i] += max(abs(float(v)) for v in value.ravel())
+    found = activation_ranges(model, names, calibration, spec)
+    assert list(found) == names
+    for name, total in zip(names, totals, strict=True):
+        assert found[name] == pytest.approx(total / len(calibration), rel=1e-4)
+    assert ranges[names[0]] == pytest.approx(found[names[0]])
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_ranges_do_not_depend_on_batches(model, calibration, ranges, monkeypatch, size):
+    monkeypatch.setattr(calibrate, "BATCH", size)
+    seen: list[int] = []
+    again = activation_ranges(model, list(ranges), calibration, get_metadata(model).spec, seen.append)
+    assert again == pytest.approx(ranges, rel=1e-5)
+    assert sum(seen) == len(calibration)
+
+
+def test_calibration_stops_at_a_bad_picture(model, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"bad\.jpg"):
+        activation_ranges(model, [FEATURES], ImageList(tmp_path, ("bad.jpg",)), get_metadata(model).spec)
+
+
+SPEC = ModelSpec(backbone="resnet18", descriptors="S", dim=2, input_size=(32, 32))
+
+
+def tiny(*graph_nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
+    """images -> x, float [N, 3, 32, 32] -> the given nodes, of which one makes FEATURES."""
+    start = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT, name="cast"),
+        helper.make_node("Transpose", ["float"], ["x"], perm=[0, 3, 1, 2], name="move"),
+    ]
+    end = [helper.make_node("GlobalAveragePool", [FEATURES], ["descriptors"], name="pool")]
+    graph = helper.make_graph(
+        [*start, *graph_nodes, *end],
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 32, 32, 3])],
+        [helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    set_metadata(model, Metadata(spec=SPEC, precision=Precision.FP32))
+    return model
+
+
+def conv(name: str, x: str, y: str, weight: str = "w") -> onnx.NodeProto:
+    return helper.make_node("Conv", [x, weight], [y], name=name)
+
+
+WEIGHT = np.random.default_rng(0).normal(size=(3, 3, 1, 1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_channel_without_weights_and_an_empty_range_stay_finite(layout):
+    model = tiny(conv("c", "x", FEATURES), w=WEIGHT * np.array([1, 0, 1]).reshape(3, 1, 1, 1))
+    result = quantized(model, {"x": 0.0}, layout)
+    assert (arrays(result)["w_scale"] > 0).all() and not arrays(result)["w_q"][1].any()
+    found = run_onnx(result, np.full((1, 32, 32, 3), 255, np.uint8), 1)
+    assert np.isfinite(found).all()
+
+
+def test_convolutions_behind_the_features_are_left_alone():
+    after = helper.make_node("Conv", [FEATURES, "w"], ["more"], name="later")
+    model = tiny(conv("c", "x", FEATURES), after, w=WEIGHT)
+    assert [node.name for node in convolutions(model)] == ["c"]
+
+
+@pytest.mark.parametrize("features", ["x", "unmarked"])
+def test_a_model_without_convolutions_under_the_features_is_refused(features):
+    identity = helper.make_node("Relu", ["x"], [FEATURES if features == "x" else "other"], name="r")
+    with pytest.raises(ExportError, match="no convolutions"):
+        ranged_tensors(tiny(identity))
