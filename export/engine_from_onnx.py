@@ -1,53 +1,81 @@
-"""ONNX -> .cgd engine: type the graph for a backend, prove it on pictures, pack it."""
+"""ONNX -> .cgd engine: type the graph for a backend, prove it by its types and on pictures, pack it."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from cgd_deploy.backends import BACKENDS
+from cgd_deploy.backends import BACKENDS, DEVICES
+from cgd_deploy.backends.tensorrt import MODULES
+from cgd_deploy.compatibility import check_compatibility
+from cgd_deploy.cuda import find_device
 from cgd_deploy.enginefile import Manifest, write_engine
-from cgd_deploy.errors import ExportError, InputError
+from cgd_deploy.errors import EngineError, ExportError, InputError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.golden import golden_images
 from cgd_deploy.hardware import package_version
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.preprocess import batches
-from cgd_deploy.spec import Precision
+from cgd_deploy.retrieval import Descriptors
+from cgd_deploy.spec import ModelSpec, Precision
 
+from .build_options import BuildOptions
 from .calibrate import activation_ranges
+from .fp16 import halved, rounded
 from .metadata import get_metadata, load_onnx
-from .onnx_from_checkpoint import list_beside
+from .onnx_from_checkpoint import calibration_beside
 from .parity import parity_of, run_onnx
+from .proof import graph_precisions, prove
 from .quantize import Layout, quantized, ranged_tensors
+from .tensorrt import OnStep, Plan, plan_from_onnx
 
+BATCH = 8
 CALIBRATION_PICTURES = 64
-PROFILE = {"min": 1, "opt": 8, "max": 64}
-LAYOUTS = {"onnxruntime": Layout.UINT8, "openvino": Layout.SYMMETRIC}
-PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+GRAPH_PICTURES = 16
+"""Parity pictures for an engine that cannot run here: its graph takes about five times as long."""
+
+LAYOUTS = {
+    "onnxruntime": Layout.UINT8,
+    "openvino": Layout.SYMMETRIC,
+    "tensorrt": Layout.SYMMETRIC,
+    "tensorrt-rtx": Layout.SYMMETRIC,
+}
 
 
 def choose_backend(name: str = "auto") -> str:
-    """``name`` itself, or for "auto" the fastest installed on this CPU: OpenVINO on x86, else ONNX Runtime."""
+    """``name`` itself, or for "auto" the fastest installed here: TensorRT on a GPU, OpenVINO on x86, ONNX Runtime."""
     if name == "auto":
+        if find_spec("tensorrt") and _has_gpu():
+            return "tensorrt"
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         return "openvino" if x86 and package_version("openvino") else "onnxruntime"
     if name not in LAYOUTS:
-        raise InputError(f"backend {name!r} is unknown; expected auto, {' or '.join(LAYOUTS)}.")
+        raise InputError(f"backend {name!r} is unknown; expected auto, {', '.join(LAYOUTS)}.")
     return name
 
 
+def _has_gpu() -> bool:
+    try:
+        find_device()
+    except (EngineError, MissingDependency):
+        return False
+    return True
+
+
 def calibration_list(model: str | Path, given: str | Path | None) -> ImageList:
-    """The pictures to calibrate on: ``given``, or the list that export left beside the model; at most 64, evenly spread.
+    """The pictures to calibrate on: ``given``, or the list that export left beside the model; at most 64 of them.
 
     Raises InputError if there is none or its files are gone.
     """
-    recorded = list_beside(model, "calibration")
+    recorded = calibration_beside(model)
     if given is None and not recorded.is_file():
         raise InputError(
             f"INT8 needs pictures to calibrate on and {recorded} does not exist; pass --calib FOLDER or LIST.tsv."
@@ -55,7 +83,8 @@ def calibration_list(model: str | Path, given: str | Path | None) -> ImageList:
     images = read_images(given or recorded).sample(CALIBRATION_PICTURES)
     if gone := [path for path in images.paths if not path.is_file()]:
         raise InputError(
-            f"{len(gone)} of {len(images)} calibration pictures are gone, {gone[0]} for one; pass --calib FOLDER or LIST.tsv."
+            f"{len(gone)} of {len(images)} calibration pictures are gone, {gone[0]} for one; "
+            "pass --calib FOLDER or LIST.tsv."
         )
     return images
 
@@ -68,57 +97,117 @@ def engine_from_onnx(
     backend: str = "auto",
     calibration: ImageList | None = None,
     on_pictures: Callable[[int], None] | None = None,
+    options: BuildOptions | None = None,
+    keep_float: Collection[str] = (),
+    on_step: OnStep | None = None,
 ) -> Manifest:
-    """Build an engine and write it to ``output``; returns its manifest, parity with the FP32 graph included.
+    """Build an engine and write it to ``output``; returns its manifest, proof and parity with FP32 included.
 
     model_path    an FP32 model from ``onnx_from_checkpoint``
-    calibration   pictures for INT8, see ``calibration_list``
+    calibration   pictures for INT8, see ``calibration_list``; FP16 measures its parity on them
     on_pictures   called with the number of calibration pictures just measured
+    options       batch sizes, and what only TensorRT knows
+    keep_float    convolutions that INT8 leaves out, by node name
+    on_step       hears of TensorRT's progress, see ``plan_from_onnx``
 
-    Raises EngineError, SpecError or ExportError for a model that cannot be used, InputError for pictures that cannot.
+    Raises EngineError, SpecError or ExportError for a model that cannot be used, InputError for pictures or options
+    that cannot, MissingDependency without the backend, GateError if the precision is not in the engine.
     """
     backend = choose_backend(backend)
+    options = options or BuildOptions()
+    options.check(backend)
     model = load_onnx(model_path)
     metadata = get_metadata(model, str(model_path))
     if metadata.precision is not Precision.FP32:
         raise ExportError(f"{model_path} is already {metadata.precision.value}; pass the FP32 model that export wrote.")
-    spec = metadata.spec
-    golden = pictures = golden_images(spec)
-    typed = model
-    if precision is Precision.FP16:
-        raise ExportError(f"{backend} computes FP16 slower than FP32 on a CPU; use --int8 or --fp32.")
-    if precision is Precision.INT8:
-        if not calibration:
-            raise InputError("INT8 needs pictures to calibrate on; pass --calib FOLDER or LIST.tsv.")
-        ranges = activation_ranges(model, ranged_tensors(model), calibration, spec, on_pictures)
-        typed = quantized(model, ranges, LAYOUTS[backend])
-        onnx.checker.check_model(typed, full_check=True)
-        pictures = np.concatenate([pixels for _, pixels in batches(calibration, spec, PROFILE["opt"])])
-
-    payload = typed.SerializeToString()
-    with BACKENDS[backend](payload) as runner:
-        starts = range(0, len(pictures), PROFILE["opt"])
-        descriptors = np.concatenate([runner.run(pictures[start : start + PROFILE["opt"]]) for start in starts])
-        golden_descriptors = runner.run(golden)
-    parity = parity_of(descriptors, run_onnx(model, pictures, PROFILE["opt"]))
+    typed = _typed(model, backend, precision, calibration, on_pictures, keep_float)
+    plan, proof = _built(typed, metadata.spec, backend, precision, options, keep_float, on_step)
     manifest = Manifest(
-        spec=spec,
+        spec=metadata.spec,
         backend=backend,
         precision=precision,
-        payload="model.onnx",
-        profile=PROFILE,
-        builder={
-            "name": backend,
-            "version": package_version(PACKAGES[backend]) or "unknown",
-            "cgd_deploy": package_version("cgd-deploy") or "unknown",
-        },
+        payload="engine.plan" if backend in MODULES else "model.onnx",
+        profile=options.profile,
+        builder={**plan.builder, "cgd_deploy": package_version("cgd-deploy") or "unknown"},
+        gpu=plan.gpu,
         source={
             "onnx_sha256": sha256_file(model_path),
             "checkpoint": metadata.source.checkpoint if metadata.source else None,
             "checkpoint_sha256": metadata.source.sha256 if metadata.source else None,
             "calibration_sha256": calibration.sha256 if calibration else None,
         },
-        parity=asdict(parity),
+        proof=proof,
     )
-    write_engine(output, manifest, payload, golden, golden_descriptors)
-    return manifest
+
+    runs_here = _runs_here(output, manifest)
+    images = golden = golden_images(metadata.spec)
+    compared = slice(len(golden))
+    if calibration and precision is not Precision.FP32:
+        pictures = calibration if runs_here else calibration.sample(GRAPH_PICTURES)
+        images = np.concatenate([golden, *(pixels for _, pixels in batches(pictures, metadata.spec, BATCH))])
+        compared = slice(len(golden), None)
+    descriptors = _engine_descriptors(backend, plan, images) if runs_here else run_onnx(rounded(typed), images, BATCH)
+    if not np.isfinite(descriptors).all():
+        raise ExportError(f"the {precision.value} engine gives descriptors that are not numbers; build with --fp32.")
+    parity = parity_of(descriptors[compared], run_onnx(model, images[compared], BATCH))
+    told = {**asdict(parity), "measured_on": "engine" if runs_here else "graph"}
+    write_engine(output, replace(manifest, parity=told), plan.payload, golden, descriptors[: len(golden)])
+    return replace(manifest, parity=told)
+
+
+def _typed(
+    model: onnx.ModelProto,
+    backend: str,
+    precision: Precision,
+    calibration: ImageList | None,
+    on_pictures: Callable[[int], None] | None,
+    keep_float: Collection[str],
+) -> onnx.ModelProto:
+    """The graph whose types say ``precision`` the way that ``backend`` wants to hear it."""
+    typed = model
+    if precision is Precision.FP16 and backend not in MODULES:
+        raise ExportError(
+            f"{backend} computes FP16 slower than FP32 on a CPU; use --int8 or --fp32, or --backend tensorrt-rtx."
+        )
+    if precision is Precision.INT8:
+        if not calibration:
+            raise InputError("INT8 needs pictures to calibrate on; pass --calib FOLDER or LIST.tsv.")
+        spec = get_metadata(model).spec
+        ranges = activation_ranges(model, ranged_tensors(model), calibration, spec, on_pictures)
+        typed = quantized(model, ranges, LAYOUTS[backend], keep_float)
+    if precision is not Precision.FP32 and backend in MODULES:
+        typed = halved(typed)
+    onnx.checker.check_model(typed, full_check=True)
+    return typed
+
+
+def _built(
+    typed: onnx.ModelProto,
+    spec: ModelSpec,
+    backend: str,
+    precision: Precision,
+    options: BuildOptions,
+    keep_float: Collection[str],
+    on_step: OnStep | None,
+) -> tuple[Plan, dict[str, Any]]:
+    """The payload, and the proof that it has the precision; the graph's own types are looked at before any build."""
+    proof = prove("graph", graph_precisions(typed), typed, precision, keep_float)
+    if backend not in MODULES:
+        builder = {"name": backend, "version": package_version(backend) or "unknown"}
+        return Plan(payload=typed.SerializeToString(), builder=builder), proof
+    plan = plan_from_onnx(typed, spec, backend, options, on_step)
+    source = "engine" if len(plan.engine) == proof["convolutions"] else "network"
+    return plan, prove(source, {**plan.network, **plan.engine}, typed, precision, keep_float)
+
+
+def _runs_here(path: str | Path, manifest: Manifest) -> bool:
+    try:
+        check_compatibility(path, manifest)
+    except (EngineError, MissingDependency):
+        return False
+    return True
+
+
+def _engine_descriptors(backend: str, plan: Plan, images: NDArray[np.uint8]) -> Descriptors:
+    with BACKENDS[backend](plan.payload, device=DEVICES[backend][0]) as runner:
+        return np.concatenate([runner.run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])

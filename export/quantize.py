@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,8 +21,8 @@ from cgd_deploy.spec import Precision
 from .calibrate import Ranges
 from .metadata import FEATURES, Metadata, get_metadata, set_metadata
 
-SMALLEST_SCALE = 1e-8
-"""For a tensor or a weight row that is zero throughout."""
+SMALLEST_SCALE = 2.0**-24
+"""The smallest FP16 above zero, for a tensor or a weight row that is zero throughout."""
 
 
 class Layout(str, Enum):
@@ -69,7 +70,7 @@ def quantized(
     renamed = {(edge.node, edge.position): f"{pairs[edge.tensor, edge.ranged]}_dq" for edge in edges}
     after: dict[str, list[onnx.NodeProto]] = {}
     for (tensor, ranged), name in pairs.items():
-        scale = np.array(max(ranges[ranged] / 127, SMALLEST_SCALE), np.float32)
+        scale = _scales(np.array(ranges[ranged]))
         after.setdefault(tensor, []).extend(_pair(graph, tensor, name, scale, layout.zero_point))
     nodes = []
     for node in graph.node:
@@ -96,7 +97,20 @@ def ranged_tensors(model: onnx.ModelProto) -> list[str]:
 
 def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The backbone's convolutions, in graph order."""
-    return [node for node in _backbone(model) if node.op_type == "Conv"]
+    return [node for node in backbone(model) if node.op_type == "Conv"]
+
+
+def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that FEATURES is computed from, in graph order; raises ExportError if no convolution is among them."""
+    needed = {FEATURES}
+    nodes = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    if not any(node.op_type == "Conv" for node in nodes):
+        raise ExportError("the model has no convolutions under a tensor named 'features'; export it with cgd-deploy.")
+    return nodes[::-1]
 
 
 def _edges(model: onnx.ModelProto, layout: Layout, keep_float: set[str]) -> list[Edge]:
@@ -104,7 +118,7 @@ def _edges(model: onnx.ModelProto, layout: Layout, keep_float: set[str]) -> list
     edges: list[Edge] = []
     integer: set[str] = set()
     from_convolution: set[str] = set()
-    for node in _backbone(model):
+    for node in backbone(model):
         if node.op_type == "Conv":
             from_convolution.add(node.output[0])
             if node.name not in keep_float:
@@ -121,19 +135,6 @@ def _edges(model: onnx.ModelProto, layout: Layout, keep_float: set[str]) -> list
             # Quantizing before the ReLU with its output's scale gives the same codes: ReLU cuts at code zero.
             edges += [Edge(node.name, 0, node.input[0], y) for y in node.output if y != FEATURES]
     return edges
-
-
-def _backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that FEATURES is computed from, in graph order."""
-    needed = {FEATURES}
-    nodes = []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    if not any(node.op_type == "Conv" for node in nodes):
-        raise ExportError("the model has no convolutions under a tensor named 'features'; export it with cgd-deploy.")
-    return nodes[::-1]
 
 
 def _pair(
@@ -154,10 +155,16 @@ def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto) -> onn
     name = convolution.input[1]
     position = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == name)
     weight = numpy_helper.to_array(graph.initializer[position])  # (out, in, h, w)
-    scale = np.maximum(np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127, SMALLEST_SCALE).astype(np.float32)
+    scale = _scales(np.abs(weight).reshape(len(weight), -1).max(axis=1))
     codes = np.clip(np.round(weight / scale[:, None, None, None]), -127, 127).astype(np.int8)
     del graph.initializer[position]
-    tensors = {f"{name}_q": codes, f"{name}_scale": scale, f"{name}_zero": np.zeros(len(weight), np.int8)}
+    zero = np.zeros(len(weight), np.int8)
+    tensors: dict[str, NDArray[Any]] = {f"{name}_q": codes, f"{name}_scale": scale, f"{name}_zero": zero}
     graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in tensors.items())
     convolution.input[1] = f"{name}_dq"
     return helper.make_node("DequantizeLinear", list(tensors), [f"{name}_dq"], name=f"{name}_dequantize", axis=0)
+
+
+def _scales(largest: NDArray[np.floating]) -> NDArray[np.float32]:
+    """FP16 values, so that an engine whose remainder is FP16 has the codes of one whose remainder is FP32."""
+    return np.maximum(largest / 127, SMALLEST_SCALE).astype(np.float16).astype(np.float32)

@@ -1,0 +1,138 @@
+"""Proof of precision: in what arithmetic each convolution is done, weighed by its work, as far down as one can look.
+
+The typed graph says what was asked of the backend, the parsed network what TensorRT understood (binding, for it is
+strongly typed), the built engine what it chose. Asking for INT8 and quietly getting FP32 must fail here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from math import prod
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from cgd_deploy.errors import GateError
+from cgd_deploy.spec import Precision
+
+from .quantize import convolutions
+
+Precisions = dict[str, Precision]
+"""The arithmetic of each convolution, by the name of its ONNX node."""
+
+MIN_SHARE = 0.95
+NARROWEST_FIRST = {
+    Precision.INT8: re.compile("int8", re.IGNORECASE),
+    Precision.FP16: re.compile("fp16|half", re.IGNORECASE),
+    Precision.FP32: re.compile("fp32|float", re.IGNORECASE),
+}
+
+
+def prove(
+    source: str, found: Precisions, model: onnx.ModelProto, asked: Precision, keep_float: Collection[str] = ()
+) -> dict[str, Any]:
+    """The table of layers and of their share of the convolution work (2 x multiply-adds) in each precision.
+
+    source       where ``found`` was read: "graph", "network" or "engine"
+    model        the graph that was built, typed or not
+    keep_float   convolutions that were left out of ``asked`` on purpose
+
+    Raises GateError if less than 95 % of the other convolutions' work has the precision ``asked``.
+    """
+    work = convolution_work(model)
+    total = sum(work.values())
+    layers, share = {}, {}
+    for precision in Precision:
+        names = [name for name in work if found.get(name) is precision]
+        if names:
+            layers[precision.value] = len(names)
+            share[precision.value] = sum(work[name] for name in names) / total
+    meant = [name for name in work if name not in keep_float]
+    done = sum(work[name] for name in meant if found.get(name) is asked)
+    if done < MIN_SHARE * sum(work[name] for name in meant):
+        told = ", ".join(f"{100 * part:.0f} % {name}" for name, part in share.items()) or "no convolution at all"
+        raise GateError(
+            f"{asked.value} was asked, but the {source} has {told} of the convolution work where {MIN_SHARE:.0%} was "
+            "expected; nothing was written, report this model and backend."
+        )
+    return {
+        "from": source,
+        "asked": asked.value,
+        "convolutions": len(work),
+        "kept_float": sorted(set(keep_float)),
+        "layers": layers,
+        "flops_share": share,
+    }
+
+
+def convolution_work(model: onnx.ModelProto) -> dict[str, int]:
+    """Floating-point operations of each of the backbone's convolutions for one picture, by node name."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    shapes = {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in [*inferred.graph.value_info, *inferred.graph.output]
+    }
+    shapes.update((tensor.name, list(tensor.dims)) for tensor in model.graph.initializer)
+    # A kernel is [out, in / groups, h, w], so one output value takes prod(kernel[1:]) multiply-adds.
+    return {
+        node.name: 2 * prod(shapes[node.output[0]][1:]) * prod(shapes[node.input[1]][1:])
+        for node in convolutions(model)
+    }
+
+
+def graph_precisions(model: onnx.ModelProto) -> Precisions:
+    """What the types of a graph ask for: INT8 between two DequantizeLinear, else the type of the weight."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    found = {}
+    for node in convolutions(model):
+        decoded = [made_by[name].input[1] for name in node.input[:2] if _is_decoded(made_by.get(name))]
+        if len(decoded) == 2:
+            found[node.name] = Precision.INT8
+        else:  # a decoded weight has the type of its scale
+            half = types.get((decoded or node.input[1:])[0]) == TensorProto.FLOAT16
+            found[node.name] = Precision.FP16 if half else Precision.FP32
+    return found
+
+
+def _is_decoded(maker: onnx.NodeProto | None) -> bool:
+    return maker is not None and maker.op_type == "DequantizeLinear"
+
+
+def network_precisions(trt: Any, network: Any) -> Precisions:
+    """The same of a parsed INetworkDefinition, whose layers carry the names of the ONNX nodes."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    made_by = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+    found = {}
+    for layer in layers:
+        if layer.type != trt.LayerType.CONVOLUTION:
+            continue
+        inputs = [tensor for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None][:2]
+        makers = [made_by.get(tensor.name) for tensor in inputs]
+        if len(makers) == 2 and all(maker and maker.type == trt.LayerType.DEQUANTIZE for maker in makers):
+            found[layer.name] = Precision.INT8
+        else:
+            found[layer.name] = Precision.FP16 if inputs[0].dtype == trt.DataType.HALF else Precision.FP32
+    return found
+
+
+def engine_precisions(layers: Collection[Mapping[str, Any]], names: Collection[str]) -> Precisions:
+    """What an engine inspector's layers, fused and renamed as they are, say of the convolutions called ``names``.
+
+    A layer names the ONNX nodes that it computes; its weight's type decides, else the narrowest of its inputs.
+    Convolutions that no layer mentions are missing from the result.
+    """
+    found: Precisions = {}
+    for layer in layers:
+        if layer.get("LayerType") == "Reformat":
+            continue
+        mentioned = set(re.findall(r"[^\s+\[\],|\x1e]+", f"{layer.get('Name', '')} {layer.get('Metadata', '')}"))
+        weight = str(layer.get("Weights", {}).get("Type", ""))
+        inputs = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", []))
+        precision = next((p for p, pattern in NARROWEST_FIRST.items() if pattern.search(weight or inputs)), None)
+        for name in mentioned.intersection(names):
+            if precision and (weight or name not in found):
+                found[name] = precision
+    return found

@@ -1,0 +1,217 @@
+"""Typed ONNX -> a plan of TensorRT, or ahead of time and without a GPU one of TensorRT-RTX.
+
+Knows no precision: the graph is typed, both libraries obey its types, and ``proof`` looks at what came of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from cgd_deploy.backends.tensorrt import import_tensorrt
+from cgd_deploy.cuda import find_device
+from cgd_deploy.errors import ExportError, InputError
+from cgd_deploy.files import replacing
+from cgd_deploy.spec import ModelSpec
+
+from .build_options import RTX, BuildOptions
+from .metadata import INPUT
+from .proof import Precisions, engine_precisions, network_precisions
+
+OnStep = Callable[[str, int, int], None]
+"""Called with a phase's name, its step just done and its number of steps, often and from another thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A serialized engine, and what is known of it.
+
+    payload   the plan's bytes
+    builder   the library's name and version, and "hardware_compatible", "version_compatible" where it is
+    gpu       {"name", "compute_capability"}, "8.9,12.0" being either of the two; None if built for none in particular
+    network   arithmetic of each convolution in the parsed network
+    engine    the same as the built engine tells it, for those convolutions that it names
+    """
+
+    payload: bytes
+    builder: Mapping[str, str]
+    gpu: Mapping[str, str] | None = None
+    network: Precisions = field(default_factory=dict)
+    engine: Precisions = field(default_factory=dict)
+
+
+def plan_from_onnx(
+    model: onnx.ModelProto, spec: ModelSpec, backend: str, options: BuildOptions, on_step: OnStep | None = None
+) -> Plan:
+    """Build ``model`` for "tensorrt" or "tensorrt-rtx".
+
+    Ctrl-C, or an exception that ``on_step`` raises, stops the build at its next step and is passed on.
+    Raises MissingDependency without the library, EngineError without the GPU that TensorRT builds on, InputError for
+    options that do not fit, ExportError for a model that cannot be parsed or built.
+    """
+    options.check(backend)
+    trt = import_tensorrt(backend)
+    device = None if backend == RTX else find_device()  # before any object of TensorRT's, which crash without a GPU
+    log = _log(trt)
+    builder = trt.Builder(log)
+    config = builder.create_builder_config()
+    capabilities = _target(trt, config, options)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)  # owns the weights: it must live until the plan is built
+    if not parser.parse(model.SerializeToString()):
+        raise ExportError(_parse_errors(parser, backend, log.errors))
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # FP32 means FP32
+    profile = builder.create_optimization_profile()
+    batches = (options.min_batch, options.opt_batch, options.max_batch)
+    profile.set_shape(INPUT, *((batch, *spec.input_size, 3) for batch in batches))
+    config.add_optimization_profile(profile)
+    if options.timing_cache:
+        _read_timing_cache(config, options.timing_cache)
+    known = network_precisions(trt, network)
+
+    monitor = _monitor(trt, on_step)
+    config.progress_monitor = monitor
+    memory = _interruptible(lambda: builder.build_serialized_network(network, config), monitor.stop)
+    if monitor.error:
+        raise monitor.error
+    if memory is None:
+        reason = _first_line(log.errors) or "it gives no reason"
+        raise ExportError(f"{backend} cannot build the model ({reason}); try a smaller batch or workspace.")
+    payload = bytes(memory)
+    if options.timing_cache:
+        with replacing(options.timing_cache) as temporary:
+            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+    # A plan of RTX holds no kernels to look at: they are chosen when it is loaded.
+    layers = [] if backend == RTX else _inspect(trt, log, payload)
+    engine = engine_precisions(layers, set(known))
+    made = {"name": backend, "version": str(trt.__version__)}
+    if options.hardware_compatible or (backend == RTX and not capabilities):
+        made["hardware_compatible"] = "Ampere and later"
+    if options.version_compatible:
+        made["version_compatible"] = "later releases of the same major version"
+    gpu = {"compute_capability": capabilities} if capabilities else None
+    if device:
+        gpu = {"name": device.name, "compute_capability": device.compute_capability}
+    return Plan(payload=payload, builder=made, gpu=gpu, network=known, engine=engine)
+
+
+def _target(trt: Any, config: Any, options: BuildOptions) -> str:
+    """Tell ``config`` which GPUs and releases to build for; returns the compute capabilities, "8.9,12.0"."""
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if not options.compute_capabilities:
+        return ""
+    known = {f"{n[2:-1]}.{n[-1]}": v for n, v in trt.ComputeCapability.__members__.items() if n.startswith("SM")}
+    wanted = list(dict.fromkeys(options.compute_capabilities))
+    if unknown := [capability for capability in wanted if capability not in known]:
+        raise InputError(
+            f"{RTX} {trt.__version__} builds for no compute capability {', '.join(unknown)}; "
+            f"expected some of {', '.join(known)}."
+        )
+    config.num_compute_capabilities = len(wanted)
+    for index, capability in enumerate(wanted):
+        config.set_compute_capability(known[capability], index)
+    return ",".join(wanted)
+
+
+def _read_timing_cache(config: Any, path: Path) -> None:
+    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise InputError(f"the timing cache {path} is of another GPU or TensorRT; name a new file.")
+
+
+def _interruptible(build: Callable[[], Any], stop: threading.Event) -> Any:
+    """Run ``build`` in a thread: Python hears Ctrl-C only in the main one, and only between its own instructions."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(build)
+        try:
+            while not wait([future], timeout=0.1).done:
+                pass
+        except BaseException:
+            stop.set()
+            raise
+        return future.result()
+
+
+def _inspect(trt: Any, log: Any, payload: bytes) -> list[dict[str, Any]]:
+    runtime = trt.Runtime(log)
+    runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(payload)
+    if engine is None:
+        raise ExportError(f"TensorRT refuses the plan that it just built ({_first_line(log.errors)}); build it again.")
+    inspector = engine.create_engine_inspector()
+    layers: list[dict[str, Any]] = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))[
+        "Layers"
+    ]
+    return [layer for layer in layers if isinstance(layer, dict)]  # bare names where there are no details
+
+
+def _parse_errors(parser: Any, backend: str, logged: list[str]) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    told = [f"{error.node_name()} ({error.node_operator()}): {_first_line([error.desc()])}" for error in errors]
+    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+    reasons = "; ".join(told[:3]) or _first_line(logged) or "it gives no reason"
+    return f"{backend} cannot parse the model: {reasons}{more}; export it again with this release."
+
+
+def _first_line(texts: list[str]) -> str:
+    """The first error without its prefixes and without places in NVIDIA's source."""
+    line = next((line for text in texts for line in text.splitlines() if "Error" in line), *texts[:1] or [""])
+    line = re.sub(r"\(?In \w+ at /\S+\)?", "", re.sub(r"^.*Error Code \d+: ([\w ]+\()?", "", line))
+    return line.strip(" .)")[:200]
+
+
+def _log(trt: Any) -> Any:
+    """A logger that keeps errors; a Python IErrorRecorder, the other way, crashes at exit (RTX 1.7.1)."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Log()
+
+
+def _monitor(trt: Any, on_step: OnStep | None) -> Any:
+    """A progress monitor that ends the build once ``stop`` is set or ``on_step`` has raised, which ``error`` holds."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stop = threading.Event()
+            self.error: BaseException | None = None
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                if on_step:
+                    on_step(phase_name, step + 1, self._steps[phase_name])
+            except BaseException as error:  # through C++ it would end the process
+                self.error = error
+                self.stop.set()
+            return not self.stop.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+    return Monitor()

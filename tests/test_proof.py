@@ -1,0 +1,181 @@
+"""Proof of precision on graphs, networks and engines, and that a graph which lost its Q/DQ nodes is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from conftest import listing
+from onnx import numpy_helper
+
+from cgd_deploy.backends.tensorrt import import_tensorrt
+from cgd_deploy.enginefile import read_engine
+from cgd_deploy.errors import GateError, MissingDependency
+from cgd_deploy.spec import Precision
+from cgd_export import engine_from_onnx as module
+from cgd_export.fp16 import halved
+from cgd_export.metadata import load_onnx
+from cgd_export.proof import convolution_work, engine_precisions, graph_precisions, network_precisions, prove
+from cgd_export.quantize import Layout, convolutions, quantized, ranged_tensors
+
+
+@pytest.fixture(scope="module")
+def model(model_onnx: Path) -> onnx.ModelProto:
+    return load_onnx(model_onnx)
+
+
+@pytest.fixture(scope="module")
+def int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    return quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), Layout.SYMMETRIC)
+
+
+def stripped(model: onnx.ModelProto, activations_only: bool = False) -> onnx.ModelProto:
+    """``model`` without its Q/DQ nodes: activations as they come, weights decoded here."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in bare.graph.initializer}
+    same: dict[str, str] = {}
+    nodes = []
+    for node in bare.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            if activations_only:
+                nodes.append(node)
+                continue
+            codes, scale = constants[node.input[0]], constants[node.input[1]]
+            weight = (codes * scale[:, None, None, None]).astype(scale.dtype)
+            bare.graph.initializer.append(numpy_helper.from_array(weight, node.output[0]))
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            same[node.output[0]] = same.get(node.input[0], node.input[0])
+        else:
+            for position, name in enumerate(node.input):
+                node.input[position] = same.get(name, name)
+            nodes.append(node)
+    del bare.graph.node[:]
+    bare.graph.node.extend(nodes)
+    onnx.checker.check_model(bare, full_check=True)
+    return bare
+
+
+def network_of(model: onnx.ModelProto) -> dict[str, Precision]:
+    try:
+        trt = import_tensorrt("tensorrt-rtx")
+    except MissingDependency as error:
+        pytest.skip(str(error))
+    log = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse(model.SerializeToString())
+    return network_precisions(trt, network)
+
+
+def test_work_of_a_convolution(model: onnx.ModelProto) -> None:
+    """ResNet-18 at 64 x 64: the stem makes 32 x 32 x 64 values of 7 x 7 x 3 multiply-adds each."""
+    work = convolution_work(model)
+    assert len(work) == 20
+    assert next(iter(work.values())) == 2 * 32 * 32 * 64 * 7 * 7 * 3
+
+
+@pytest.mark.parametrize("read", [graph_precisions, network_of])
+@pytest.mark.parametrize("precision", Precision)
+def test_what_was_asked_is_found(
+    model: onnx.ModelProto,
+    int8: onnx.ModelProto,
+    precision: Precision,
+    read: Callable[[onnx.ModelProto], dict[str, Precision]],
+) -> None:
+    typed = {Precision.FP32: model, Precision.FP16: halved(model), Precision.INT8: halved(int8)}[precision]
+    proof = prove("network", read(typed), typed, precision)
+    assert proof["layers"] == {precision.value: 20} and proof["flops_share"] == {precision.value: 1.0}
+    for other in set(Precision) - {precision}:
+        with pytest.raises(GateError, match=f"{other.value} was asked, but the network has 100 % {precision.value}"):
+            prove("network", read(typed), typed, other)
+
+
+def test_both_layouts_are_int8(model: onnx.ModelProto, int8: onnx.ModelProto) -> None:
+    unsigned = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), Layout.UINT8)
+    for typed in (unsigned, int8):
+        assert set(graph_precisions(typed).values()) == {Precision.INT8}
+
+
+@pytest.mark.parametrize("read", [graph_precisions, network_of])
+@pytest.mark.parametrize("activations_only", [True, False])
+@pytest.mark.parametrize("half", [True, False])
+def test_lost_codes_are_found_out(
+    int8: onnx.ModelProto,
+    read: Callable[[onnx.ModelProto], dict[str, Precision]],
+    activations_only: bool,
+    half: bool,
+) -> None:
+    bare = stripped(int8, activations_only)
+    bare = halved(bare) if half else bare
+    with pytest.raises(GateError, match=r"int8 was asked, but the graph has 100 % fp(16|32) of the convolution work"):
+        prove("graph", read(bare), bare, Precision.INT8)
+
+
+def test_convolutions_left_out_on_purpose(model: onnx.ModelProto) -> None:
+    first = [node.name for node in convolutions(model)[:2]]
+    mixed = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), Layout.SYMMETRIC, keep_float=first)
+    for typed, kept in ((mixed, "fp32"), (halved(mixed), "fp16")):
+        found = graph_precisions(typed)
+        assert network_of(typed) == found
+        proof = prove("graph", found, typed, Precision.INT8, keep_float=first)
+        assert proof["layers"] == {kept: 2, "int8": 18} and proof["kept_float"] == sorted(first)
+        assert sum(proof["flops_share"].values()) == pytest.approx(1)
+        with pytest.raises(GateError, match="where 95% was expected"):
+            prove("graph", found, typed, Precision.INT8)
+
+
+def test_no_convolution_is_no_proof(model: onnx.ModelProto) -> None:
+    with pytest.raises(GateError, match="the engine has no convolution at all"):
+        prove("engine", {}, model, Precision.FP32)
+
+
+def layer(name: str, inputs: list[str], weight: str | None = None, **more: Any) -> dict[str, Any]:
+    tensors = [{"Name": f"t{i}", "Format/Datatype": text} for i, text in enumerate(inputs)]
+    weights = {"Weights": {"Type": weight, "Count": 9}} if weight else {}
+    return {"Name": name, "LayerType": "CaskConvolution", "Inputs": tensors, **weights, **more}
+
+
+def test_engine_layers() -> None:
+    """Layers as the inspectors of TensorRT 10 and 11 describe them: fused, renamed, with reformats around."""
+    channels = "Thirty-two wide channel vectorized row major Int8 format"
+    layers = [
+        layer(
+            "Reformatting CopyNode for Input Tensor 0 to conv_1 + relu", ["Row major Int8 format"], LayerType="Reformat"
+        ),
+        layer("conv_1 + relu", ["Channel major FP16 format where channel % 8 == 0"], "Half"),
+        layer("conv_12 + add_3 + relu_4", [channels, "Channel major FP16 format"], "Int8"),
+        layer("__myl_ConvRelu_myl0_3", ["Int8", "Half"], Metadata="[ONNX Layer: conv_5]\x1e[ONNX Layer: relu_5]"),
+        layer("sibling_7 || conv_7", ["Row major linear FP32"], "Float"),
+    ]
+    names = {"conv_1", "conv_12", "conv_5", "conv_7", "conv_2"}
+    assert engine_precisions(layers, names) == {
+        "conv_1": Precision.FP16,
+        "conv_12": Precision.INT8,
+        "conv_5": Precision.INT8,
+        "conv_7": Precision.FP32,
+    }
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "tensorrt-rtx"])
+def test_lost_codes_exit_with_3(
+    backend: str, model_onnx: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "tensorrt-rtx":
+        network_of(load_onnx(model_onnx))  # skips without the library
+    monkeypatch.setattr(module, "quantized", lambda *arguments: stripped(quantized(*arguments)))
+    output = tmp_path / "engine.cgd"
+    status, _, told = cli("build-engine", model_onnx, "--int8", "--backend", backend, "-o", output)
+    assert status == 3
+    assert told.strip().count("\n") == 0 and "int8 was asked, but the graph has 100 % fp" in told
+    assert listing(tmp_path) == {}
+
+
+def test_proof_of_a_cpu_engine(engines: dict[tuple[str, str], Path]) -> None:
+    for (_, precision), path in engines.items():
+        proof = read_engine(path).manifest.proof
+        assert proof and proof["from"] == "graph" and proof["asked"] == precision
+        assert proof["convolutions"] == 20 and proof["flops_share"] == {precision: 1.0}
