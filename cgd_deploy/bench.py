@@ -83,7 +83,7 @@ def bench(
     """
     threads = threads or available_threads()
     paths = list(dict.fromkeys(map(Path, engine_paths)))
-    stems = [path.stem for path in paths]
+    stems = ["reference", *(path.stem for path in paths)]
     with ExitStack() as stack:
         loaded = [stack.enter_context(load(path, threads=threads)) for path in paths]
         engines = [

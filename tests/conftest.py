@@ -118,9 +118,9 @@ def pixels(picture_list: ImageList) -> np.ndarray:
     return np.stack([preprocess(path, SPEC) for path in picture_list.paths])
 
 
-def write_fake_engine(path: Path, spec: ModelSpec = FAKE_SPEC, **changes: Any) -> Path:
+def write_fake_engine(path: Path, spec: ModelSpec = FAKE_SPEC, noise: float = 0.0, **changes: Any) -> Path:
     """An engine for the backend without a model; ``changes`` to its manifest."""
-    payload = json.dumps({"dim": spec.dim}).encode()
+    payload = json.dumps({"dim": spec.dim, "noise": noise} if noise else {"dim": spec.dim}).encode()
     golden = golden_images(spec, 3)
     manifest = Manifest(
         spec=spec,

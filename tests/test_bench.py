@@ -1,0 +1,347 @@
+"""The bench on fake engines: its JSON, its arithmetic by plain loops, its gate, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FAKE_SPEC, write_fake_engine
+
+from cgd_deploy import bench as module
+from cgd_deploy import engine as engine_module
+from cgd_deploy.backends.fake import FakeBackend
+from cgd_deploy.bench import bench, gate
+from cgd_deploy.engine import load
+from cgd_deploy.errors import InputError
+from cgd_deploy.files import sha256_file
+from cgd_deploy.images import ImageList
+from cgd_deploy.preprocess import preprocess
+from cgd_deploy.spec import Precision
+
+
+class NoisyBackend(FakeBackend):
+    """A fake that quantization has hurt: noise that depends on the picture alone."""
+
+    def __init__(self, payload: bytes, **options: object) -> None:
+        super().__init__(payload, **options)
+        self._noise = json.loads(payload)["noise"]
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        clean = super().run(images)
+        seeds = images.reshape(len(images), -1).sum(axis=1, dtype=np.int64)
+        noise = np.stack([np.random.default_rng(seed).normal(size=clean.shape[1]) for seed in seeds])
+        noisy = clean + self._noise * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+        return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+
+
+class FakeTorch(FakeBackend):
+    """A checkpoint's model without torch."""
+
+    evaluation: ImageList | None = None
+    spec = FAKE_SPEC
+
+    def __init__(self, checkpoint: Path, threads: int | None = None) -> None:
+        super().__init__(json.dumps({"dim": FAKE_SPEC.dim}).encode())
+
+
+@pytest.fixture(autouse=True)
+def noisy(monkeypatch):
+    monkeypatch.setitem(engine_module.BACKENDS, "noisy", NoisyBackend)
+    monkeypatch.setitem(engine_module.DEVICES, "noisy", ("cpu",))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch, picture_list) -> Path:
+    """A file that stands for a checkpoint, whose test pictures are ``picture_list``."""
+    monkeypatch.setattr(module, "TorchBackend", FakeTorch)
+    monkeypatch.setattr(FakeTorch, "evaluation", picture_list)
+    (tmp_path / "ckpt.pt").write_bytes(b"weights")
+    return tmp_path / "ckpt.pt"
+
+
+@pytest.fixture
+def exact(tmp_path, checkpoint) -> Path:
+    """An FP32 engine made from ``checkpoint``."""
+    source = {"checkpoint": str(checkpoint), "checkpoint_sha256": sha256_file(checkpoint)}
+    return write_fake_engine(tmp_path / "exact.cgd", source=source)
+
+
+@pytest.fixture
+def hurt(tmp_path) -> Path:
+    return write_fake_engine(tmp_path / "hurt.cgd", noise=2.0, backend="noisy", precision=Precision.INT8)
+
+
+def keys(value: object) -> object:
+    """The nested names of a JSON value."""
+    if isinstance(value, dict):
+        return {key: keys(item) for key, item in value.items()}
+    return [keys(item) for item in value[:1]] if isinstance(value, list) else None
+
+
+def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
+    result, _ = bench([exact], seconds=0, batch_sizes=(2,))
+    recall = dict.fromkeys(("1", "2", "4", "8"))
+    assert result["schema"] == 1
+    assert set(result) == {"schema", "environment", "reference", "engines", "gate"}
+    assert keys(result["reference"]) == {"backend": None, "precision": None, "recall": recall}
+    assert keys(result["engines"]) == [
+        {
+            **dict.fromkeys(("path", "backend", "precision", "batch", "threads", "streams")),
+            "latency_ms": dict.fromkeys(("p50", "p95", "p99")),
+            **dict.fromkeys(("images_per_second", "speedup_vs_torch", "bytes")),
+            "recall": recall,
+            "recall_drop_pp": recall,
+            "cross_recall_drop_pp": recall,
+            "overlap_at_10": None,
+            "cosine": {"min": None, "mean": None},
+            "rank_flips": None,
+        }
+    ]
+    assert set(result["gate"]) == {"passed", "limits", "failures"}
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_what_a_run_says_of_its_engine(exact):
+    result, _ = bench([exact], seconds=0, batch_sizes=(1, 3), threads=2)
+    assert [run["batch"] for run in result["engines"]] == [1, 3]
+    run = result["engines"][0]
+    assert (run["path"], run["backend"], run["precision"]) == (str(exact), "fake", "fp32")
+    assert (run["bytes"], run["threads"], run["streams"]) == (exact.stat().st_size, 2, 1)
+    assert (result["reference"]["backend"], result["reference"]["precision"]) == ("torch", "fp32")
+
+
+def test_the_environment_says_what_was_measured_on_what(exact, picture_list):
+    facts = bench([exact], seconds=0, batch_sizes=(2,))[0]["environment"]
+    assert facts["pictures"] == 30 and facts["pictures_sha256"] == picture_list.sha256
+    assert facts["timed_calls"] == {"2": 12}
+    assert facts["packages"]["numpy"] == np.__version__
+
+
+def test_an_engine_that_is_the_reference_loses_nothing(exact):
+    [run] = bench([exact], seconds=0, batch_sizes=(1,))[0]["engines"]
+    assert set(run["recall_drop_pp"].values()) == set(run["cross_recall_drop_pp"].values()) == {0.0}
+    assert (run["overlap_at_10"], run["rank_flips"]) == (1.0, 0)
+    assert run["cosine"]["min"] == pytest.approx(1, abs=1e-5)
+
+
+def nearest(queries: np.ndarray, gallery: np.ndarray) -> list[list[int]]:
+    """The ten most similar others of each, by sorting."""
+    found = []
+    for i, query in enumerate(queries):
+        order = sorted((-float(query @ other), j) for j, other in enumerate(gallery) if j != i)
+        found.append([j for _, j in order[:10]])
+    return found
+
+
+def test_retrieval_by_loops(exact, hurt, picture_list):
+    result, _ = bench([exact, hurt], seconds=0, batch_sizes=(1,))
+    run = result["engines"][1]
+    pixels = np.stack([preprocess(path, FAKE_SPEC) for path in picture_list.paths])
+    with load(exact) as one, load(hurt) as other:
+        before, after = one.embed(pixels), other.embed(pixels)
+    classes = picture_list.classes
+    lists = {"before": nearest(before, before), "after": nearest(after, after), "cross": nearest(after, before)}
+
+    def recall(name: str, k: int) -> float:
+        hits = [any(classes[j] == classes[i] for j in row[:k]) for i, row in enumerate(lists[name])]
+        return sum(hits) / len(hits)
+
+    for k in (1, 2, 4, 8):
+        before_k, after_k, cross_k = (recall(name, k) for name in ("before", "after", "cross"))
+        assert result["reference"]["recall"][str(k)] == pytest.approx(before_k)
+        assert run["recall"][str(k)] == pytest.approx(after_k)
+        assert run["recall_drop_pp"][str(k)] == pytest.approx(100 * (before_k - after_k), abs=1e-3)
+        assert run["cross_recall_drop_pp"][str(k)] == pytest.approx(100 * (before_k - cross_k), abs=1e-3)
+    pairs = list(zip(lists["after"], lists["before"], strict=True))
+    assert run["overlap_at_10"] == pytest.approx(np.mean([len(set(a) & set(b)) / 10 for a, b in pairs]), abs=1e-5)
+    assert run["rank_flips"] == sum(a[0] != b[0] for a, b in pairs)
+    similar = [float(a @ b) for a, b in zip(after, before, strict=True)]
+    assert run["cosine"]["min"] == pytest.approx(min(similar), abs=1e-5)
+    assert run["cosine"]["mean"] == pytest.approx(sum(similar) / 30, abs=1e-5)
+    assert run["recall_drop_pp"]["1"] > 0 and run["overlap_at_10"] < 0.9 and run["rank_flips"] > 0  # it is really hurt
+
+
+def test_speed_from_given_seconds(exact, monkeypatch):
+    def taken(calls, seconds, on_round):
+        return {title: [0.4, 0.4, 0.1] if title.startswith("reference") else [0.02, 0.04, 0.5] for title in calls}
+
+    monkeypatch.setattr(module, "interleaved", taken)
+    one, eight = bench([exact], seconds=0, batch_sizes=(1, 8))[0]["engines"]
+    assert one["latency_ms"]["p50"] == 40.0
+    assert (one["images_per_second"], eight["images_per_second"]) == (25.0, 200.0)
+    assert one["speedup_vs_torch"] == eight["speedup_vs_torch"] == 10.0
+
+
+def test_every_contestant_is_timed_in_one_interleaved_run(exact, hurt, monkeypatch):
+    seen = []
+
+    def taken(calls, seconds, on_round):
+        seen.append((len(calls), seconds))
+        for call in calls.values():
+            assert call().shape[1] == 24
+        return {title: [1.0] for title in calls}
+
+    monkeypatch.setattr(module, "interleaved", taken)
+    bench([exact, hurt], seconds=7, batch_sizes=(1, 4))
+    assert seen == [(3, 7), (3, 7)]
+
+
+def test_progress_names_what_is_done(exact):
+    told = []
+    bench([exact], seconds=0, batch_sizes=(2,), on_progress=lambda what, done: told.append((what, done)))
+    assert ("embedding", 1.0) in told and ("timing batch 2", 1.0) in told
+
+
+def a_run(path: str = "e.cgd", precision: str = "int8", drop: float | None = 0.0, overlap: float = 1.0) -> dict:
+    return {
+        "path": path,
+        "precision": precision,
+        "recall_drop_pp": {} if drop is None else {"1": drop},
+        "overlap_at_10": overlap,
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "passes"),
+    [
+        (a_run(drop=1.0, overlap=0.8), True),
+        (a_run(drop=1.01), False),
+        (a_run(overlap=0.799), False),
+        (a_run(drop=-5.0), True),
+        (a_run(drop=float("nan")), False),
+        (a_run(overlap=float("nan")), False),
+        (a_run(precision="fp32", drop=0.05, overlap=0.99), True),
+        (a_run(precision="fp32", drop=0.06), False),
+        (a_run(precision="fp16", drop=0.2, overlap=0.98), True),
+        (a_run(precision="fp16", overlap=0.97), False),
+        (a_run(drop=None, overlap=0.9), True),
+        (a_run(drop=None, overlap=0.7), False),
+    ],
+)
+def test_the_gate(run, passes):
+    verdict = gate([run])
+    assert verdict["passed"] is passes
+    assert len(verdict["failures"]) == (not passes)
+    assert passes or "e.cgd" in verdict["failures"][0]
+
+
+def test_limits_of_the_caller_replace_the_usual_ones():
+    assert gate([a_run(drop=3.0)], {"max_recall_drop_pp": 5.0})["passed"]
+    strict = gate([a_run(overlap=0.9)], {"min_overlap_at_10": 0.95})
+    assert not strict["passed"]
+    assert strict["limits"]["int8"] == {"max_recall_drop_pp": 1.0, "min_overlap_at_10": 0.95}
+
+
+def test_the_gate_judges_each_engine_once():
+    runs = [a_run("a"), a_run("b", drop=9.0, overlap=0.1), a_run("b", drop=9.0, overlap=0.1)]
+    assert len(gate(runs)["failures"]) == 2
+
+
+def test_a_hurt_engine_fails_the_gate_of_the_bench(exact, hurt):
+    result, _ = bench([exact, hurt], seconds=0, batch_sizes=(1,))
+    assert not result["gate"]["passed"]
+    assert all(str(hurt) in failure for failure in result["gate"]["failures"])
+
+
+def test_pictures_without_classes_are_compared_by_neighbours_alone(exact, hurt, pictures, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(pictures.rglob("*.jpg"))):
+        (flat / f"{number:02}.jpg").write_bytes(path.read_bytes())
+    result, rows = bench([exact, hurt], data=flat, seconds=0, batch_sizes=(1,))
+    assert result["reference"]["recall"] == {}
+    for run in result["engines"]:
+        assert run["recall"] == run["recall_drop_pp"] == run["cross_recall_drop_pp"] == {}
+    assert result["engines"][0]["overlap_at_10"] == 1.0
+    assert len(result["gate"]["failures"]) == 1  # the hurt one, for its overlap
+    assert rows[0].label is None and all(n.correct is None for strip in rows[0].results.values() for n in strip)
+
+
+def test_an_engine_may_be_the_reference(exact, hurt, pictures):
+    result, _ = bench([hurt], data=pictures, reference=exact, seconds=0, batch_sizes=(1,))
+    assert (result["reference"]["backend"], result["reference"]["precision"]) == ("fake", "fp32")
+    assert result["engines"][0]["speedup_vs_torch"] is None
+    assert result["engines"][0]["overlap_at_10"] < 0.9
+
+
+def test_engines_of_one_name_in_two_folders_are_kept_apart(exact, tmp_path, pictures):
+    paths = [
+        write_fake_engine(tmp_path / folder / "reference.cgd", noise=noise, backend="noisy", precision=Precision.FP32)
+        for folder, noise in (("a", 1e-6), ("b", 2.0))
+    ]
+    result, _ = bench([*paths, paths[0]], data=pictures, reference=exact, seconds=0, batch_sizes=(1,))
+    good, bad = result["engines"]
+    assert good["overlap_at_10"] == 1.0 and bad["overlap_at_10"] < 0.9
+
+
+def test_rows_show_the_neighbours_of_each_engine_and_mark_what_changed(exact, hurt, picture_list):
+    _, rows = bench([exact, hurt], seconds=0, batch_sizes=(1,), queries=8)
+    assert 4 <= len(rows) <= 8
+    pixels = np.stack([preprocess(path, FAKE_SPEC) for path in picture_list.paths])
+    with load(hurt) as other, load(exact) as one:
+        before, after = one.embed(pixels), other.embed(pixels)
+    expected, found = nearest(before, before), nearest(after, after)
+    for row in rows:
+        query = picture_list.paths.index(row.query)
+        assert row.label == picture_list.classes[query]
+        reference, same, changed = row.results.values()
+        assert next(iter(row.results)) == "reference: torch fp32"
+        assert [n.path for n in reference] == [n.path for n in same]
+        assert not any(n.changed for n in [*reference, *same])
+        assert [picture_list.paths.index(n.path) for n in changed] == found[query]
+        for neighbour, index in zip(changed, found[query], strict=True):
+            assert neighbour.similarity == pytest.approx(float(after[query] @ after[index]), abs=1e-5)
+            assert neighbour.label == picture_list.classes[index]
+            assert neighbour.correct is (picture_list.classes[index] == picture_list.classes[query])
+            assert neighbour.changed is (index not in expected[query])
+    shared = [len(set(a) & set(b)) for a, b in zip(expected, found, strict=True)]
+    assert shared[picture_list.paths.index(rows[0].query)] == min(shared)  # the worst comes first
+
+
+def refused(message: str, *arguments: object, **options: object) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        bench(*arguments, seconds=0, **options)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_an_engine_of_another_model_is_refused(exact, tmp_path):
+    other = write_fake_engine(tmp_path / "other.cgd", replace(FAKE_SPEC, space_id="f" * 16))
+    refused(r"other\.cgd describes space f{16}", [exact, other])
+
+
+def test_a_checkpoint_that_is_gone_is_refused(exact, checkpoint):
+    checkpoint.unlink()
+    refused("--reference", [exact])
+
+
+def test_an_engine_that_knows_no_checkpoint_is_refused(hurt, pictures):
+    refused("--reference", [hurt], data=pictures)
+
+
+def test_a_checkpoint_that_changed_is_refused(exact, checkpoint):
+    checkpoint.write_bytes(b"trained on")
+    refused("changed since", [exact])
+
+
+def test_test_pictures_that_are_gone_are_refused(exact, monkeypatch, picture_list):
+    gone = ImageList(picture_list.root / "moved", picture_list.names, picture_list.classes)
+    monkeypatch.setattr(FakeTorch, "evaluation", gone)
+    refused("30 of 30 test pictures are gone, .*--data", [exact])
+
+
+def test_without_test_pictures_it_is_refused(exact, monkeypatch):
+    monkeypatch.setattr(FakeTorch, "evaluation", None)
+    refused("--data", [exact])
+
+
+def test_too_few_pictures_are_refused(exact, pictures):
+    refused("got 5 pictures; pass at least 12", [exact], data=pictures / "kind-0")
+
+
+def test_a_bad_picture_stops_the_bench(exact, tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number}.jpg").write_bytes(b"no picture")
+    refused(r"0\.jpg cannot be decoded", [exact], data=tmp_path)

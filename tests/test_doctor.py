@@ -1,0 +1,82 @@
+"""What doctor and the first command say about the installed runtimes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cgd_deploy import doctor
+from cgd_deploy.doctor import ROLES, check_runtime, examine
+from cgd_deploy.errors import MissingDependency
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretend that exactly these packages are installed."""
+
+    def pretend(*names: str) -> None:
+        monkeypatch.setattr(doctor, "package_version", lambda name: "1.0" if name in names else None)
+
+    return pretend
+
+
+@pytest.mark.parametrize("names", [("onnxruntime",), ("openvino",), ("onnxruntime-gpu", "openvino")])
+def test_one_runtime_is_enough(installed, names):
+    installed(*names)
+    check_runtime()
+    assert examine()["problem"] is None
+
+
+def test_without_a_runtime_one_sentence_says_what_to_install(installed):
+    installed("numpy")
+    with pytest.raises(MissingDependency, match=r"cgd-deploy\[cpu\]") as caught:
+        check_runtime()
+    assert "\n" not in str(caught.value)
+    assert examine()["problem"] == str(caught.value)
+
+
+def test_two_wheels_of_onnx_runtime_are_refused_with_the_remedy(installed):
+    installed("onnxruntime", "onnxruntime-gpu")
+    with pytest.raises(MissingDependency, match="pip uninstall -y onnxruntime onnxruntime-gpu"):
+        check_runtime()
+
+
+@pytest.mark.parametrize(
+    ("found", "fast"),
+    [([], False), (["avx2", "avx512f"], False), (["avx512_vnni"], True), (["avx_vnni"], True), (["i8mm"], True)],
+)
+def test_fast_int8_needs_its_instructions(monkeypatch, found, fast):
+    monkeypatch.setattr(doctor, "instruction_sets", lambda: found)
+    assert examine()["fast_int8"] is fast
+
+
+def test_the_command_lists_every_package_it_knows(cli):
+    code, out, err = cli("doctor")
+    assert (code, err) == (0, "")
+    for name, role in ROLES.items():
+        assert any(line.startswith(name) and role in line for line in out.splitlines())
+
+
+def test_the_command_gives_json(cli):
+    code, out, _ = cli("doctor", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["problem"] is None
+    assert set(facts["packages"]) == set(ROLES)
+
+
+@pytest.mark.parametrize("packages", [(), ("onnxruntime", "onnxruntime-gpu")])
+def test_the_command_still_tells_everything_when_something_is_wrong(cli, installed, packages):
+    installed(*packages)
+    code, out, err = cli("doctor")
+    assert code == 2 and "threads" in out
+    assert err.startswith("cgd-deploy: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["export ckpt.pt", "build-engine --int8", "bench", "embed . -e e.cgd -o o.npy"])
+def test_the_first_command_says_it_too(cli, installed, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    installed()
+    code, out, err = cli(*command.split())
+    assert (code, out) == (2, "")
+    assert "no runtime is installed" in err and err.count("\n") == 1

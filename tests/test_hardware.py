@@ -1,0 +1,78 @@
+"""How many threads this process may use, on machines that the test makes up."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from cgd_deploy import hardware
+from cgd_deploy.hardware import available_threads, cpu_name, instruction_sets, package_version
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Make a machine with 8 cores and the given cgroup files."""
+    monkeypatch.setattr(hardware, "CGROUP2", tmp_path / "cpu.max")
+    monkeypatch.setattr(hardware, "CGROUP1", tmp_path / "cpu")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+    def make(v2: str | None = None, v1: tuple[str, str] | None = None) -> None:
+        if v2 is not None:
+            (tmp_path / "cpu.max").write_text(v2)
+        if v1 is not None:
+            (tmp_path / "cpu").mkdir()
+            for name, text in zip(("cpu.cfs_quota_us", "cpu.cfs_period_us"), v1, strict=True):
+                (tmp_path / "cpu" / name).write_text(text)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("v2", "v1", "threads"),
+    [
+        (None, None, 8),
+        ("max 100000\n", None, 8),
+        ("200000 100000\n", None, 2),
+        ("250000 100000\n", None, 2),
+        ("50000 100000\n", None, 1),
+        ("3200000 100000\n", None, 8),
+        (None, ("300000\n", "100000\n"), 3),
+        (None, ("-1\n", "100000\n"), 8),
+        ("200000 100000\n", ("300000\n", "100000\n"), 2),
+    ],
+)
+def test_threads_are_the_affinity_capped_by_the_quota(machine, v2, v1, threads):
+    machine(v2, v1)
+    assert available_threads() == threads
+
+
+def test_threads_where_there_is_no_affinity(machine, monkeypatch):
+    machine()
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert available_threads() == 5
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_threads() == 1
+
+
+def test_instruction_sets_of_x86_and_arm(monkeypatch):
+    flags = ["model name\t: Some CPU @ 2 GHz", "flags\t\t: fpu avx2 avx512f avx512_vnni sse"]
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: flags)
+    assert instruction_sets() == ["avx2", "avx512f", "avx512_vnni"]
+    assert cpu_name() == "Some CPU @ 2 GHz"
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: ["Features\t: fp asimd asimddp i8mm"])
+    assert instruction_sets() == ["asimddp", "i8mm"]
+    assert cpu_name()
+
+
+def test_a_machine_that_tells_nothing(monkeypatch):
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: [])
+    assert instruction_sets() == []
+    assert isinstance(cpu_name(), str)
+
+
+def test_package_versions():
+    assert package_version("numpy") == np.__version__
+    assert package_version("no-such-package-as-this") is None
