@@ -63,7 +63,10 @@ def plan_from_onnx(
     log = _log(trt)
     builder = trt.Builder(log)
     config = builder.create_builder_config()
-    capabilities = _target(trt, config, options)
+    try:
+        capabilities = _target(trt, config, options)
+    except AttributeError as error:
+        raise InputError(f"{backend} {trt.__version__} lacks an option that was asked for: {error}.") from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)  # owns the weights: it must live until the plan is built
     if not parser.parse(model.SerializeToString()):

@@ -328,6 +328,12 @@ def test_a_timing_cache_of_another_gpu(trt: StandIn, half: onnx.ModelProto, spec
         plan_from_onnx(half, spec, "tensorrt", BuildOptions(timing_cache=tmp_path / "cache"))
 
 
+def test_options_that_a_release_lacks(trt: StandIn, half: onnx.ModelProto, spec: ModelSpec) -> None:
+    trt.HardwareCompatibilityLevel = SimpleNamespace(NONE=0)
+    with pytest.raises(InputError, match=r"tensorrt 1\.7\S+ lacks an option that was asked for: .*'AMPERE_PLUS'\.$"):
+        plan_from_onnx(half, spec, "tensorrt", BuildOptions(hardware_compatible=True))
+
+
 def test_an_engine_that_overflows_is_refused(
     trt: StandIn, half: onnx.ModelProto, model_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
