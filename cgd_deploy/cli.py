@@ -288,7 +288,7 @@ def embed(
         errors.print(f"left out: {error}", style="yellow")
 
     with load(engine, threads=threads) as loaded, counting("Embedding", len(listed)) as advance:
-        index = index_images(loaded, listed, batch, None if strict else leave_out, advance)
+        index = index_images(loaded, listed, batch, None if strict or len(listed) == 1 else leave_out, advance)
     write_index(index, out)
     _tell(
         {"path": str(out), "pictures": len(index.paths), "left_out": bad, "space_id": index.space_id},

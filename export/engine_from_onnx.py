@@ -30,7 +30,7 @@ from cgd_deploy.spec import ModelSpec, Precision
 from .build_options import BuildOptions
 from .calibrate import activation_ranges
 from .fp16 import halved, rounded
-from .metadata import get_metadata, load_onnx
+from .metadata import check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
 from .parity import parity_of, run_onnx
 from .proof import graph_precisions, prove
@@ -73,8 +73,9 @@ def _has_gpu() -> bool:
 def calibration_list(model: str | Path, given: str | Path | None) -> ImageList:
     """The pictures to calibrate on: ``given``, or the list that export left beside the model; at most 64 of them.
 
-    Raises InputError if there is none or its files are gone.
+    Raises EngineError if there is no model, InputError if there is no list or its files are gone.
     """
+    check_exists(model)
     recorded = calibration_beside(model)
     if given is None and not recorded.is_file():
         raise InputError(

@@ -64,10 +64,15 @@ def get_metadata(model: onnx.ModelProto, name: str = "the model") -> Metadata:
     return Metadata(spec=ModelSpec.from_json(props["cgd.spec"]), precision=precision, source=source)
 
 
-def load_onnx(path: str | Path) -> onnx.ModelProto:
-    """Open and check an ONNX file; raises EngineError if it is missing, truncated or not ONNX."""
+def check_exists(path: str | Path) -> None:
+    """Raise EngineError if there is no file for ``load_onnx``."""
     if not Path(path).is_file():
         raise EngineError(f"there is no ONNX model at {path}; make it with `cgd-deploy export ckpt.pt`.")
+
+
+def load_onnx(path: str | Path) -> onnx.ModelProto:
+    """Open and check an ONNX file; raises EngineError if it is missing, truncated or not ONNX."""
+    check_exists(path)
     try:
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(model)

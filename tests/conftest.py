@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cgd_deploy import engine
 from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.enginefile import Manifest, write_engine
 from cgd_deploy.golden import golden_images
@@ -32,8 +33,8 @@ def draw(kind: int, number: int) -> Image.Image:
     y, x = np.mgrid[0:height, 0:width] / 40.0
     angle = kind * np.pi / CLASSES
     stripes = np.sin((4 + 2 * kind) * (x * np.cos(angle) + y * np.sin(angle)) + random.uniform(0, 6))
-    colour = np.random.default_rng(kind).uniform(60, 190, 3)
-    pixels = colour + 50 * stripes[..., None] + random.normal(0, 12, (height, width, 3))
+    colour = 125 + 60 * np.cos(2 * np.pi * (kind / CLASSES + np.arange(3) / 3))
+    pixels = colour + 30 * stripes[..., None] + random.normal(0, 6, (height, width, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -116,6 +117,28 @@ def pixels(picture_list: ImageList) -> np.ndarray:
     from cgd_deploy.preprocess import preprocess
 
     return np.stack([preprocess(path, SPEC) for path in picture_list.paths])
+
+
+class NoisyBackend(FakeBackend):
+    """A fake that quantization has hurt: noise that depends on the picture alone."""
+
+    def __init__(self, payload: bytes, **options: Any) -> None:
+        super().__init__(payload, **options)
+        self._noise = json.loads(payload)["noise"]
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        clean = super().run(images)
+        seeds = images.reshape(len(images), -1).sum(axis=1, dtype=np.int64)
+        noise = np.stack([np.random.default_rng(seed).normal(size=clean.shape[1]) for seed in seeds])
+        noisy = clean + self._noise * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+        return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines for backend "noisy" can be loaded."""
+    monkeypatch.setitem(engine.BACKENDS, "noisy", NoisyBackend)
+    monkeypatch.setitem(engine.DEVICES, "noisy", ("cpu",))
 
 
 def write_fake_engine(path: Path, spec: ModelSpec = FAKE_SPEC, noise: float = 0.0, **changes: Any) -> Path:

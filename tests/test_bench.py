@@ -11,7 +11,6 @@ import pytest
 from conftest import FAKE_SPEC, write_fake_engine
 
 from cgd_deploy import bench as module
-from cgd_deploy import engine as engine_module
 from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.bench import bench, gate
 from cgd_deploy.engine import load
@@ -21,20 +20,7 @@ from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.spec import Precision
 
-
-class NoisyBackend(FakeBackend):
-    """A fake that quantization has hurt: noise that depends on the picture alone."""
-
-    def __init__(self, payload: bytes, **options: object) -> None:
-        super().__init__(payload, **options)
-        self._noise = json.loads(payload)["noise"]
-
-    def run(self, images: np.ndarray) -> np.ndarray:
-        clean = super().run(images)
-        seeds = images.reshape(len(images), -1).sum(axis=1, dtype=np.int64)
-        noise = np.stack([np.random.default_rng(seed).normal(size=clean.shape[1]) for seed in seeds])
-        noisy = clean + self._noise * noise / np.linalg.norm(noise, axis=1, keepdims=True)
-        return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+pytestmark = pytest.mark.usefixtures("noisy")
 
 
 class FakeTorch(FakeBackend):
@@ -45,12 +31,6 @@ class FakeTorch(FakeBackend):
 
     def __init__(self, checkpoint: Path, threads: int | None = None) -> None:
         super().__init__(json.dumps({"dim": FAKE_SPEC.dim}).encode())
-
-
-@pytest.fixture(autouse=True)
-def noisy(monkeypatch):
-    monkeypatch.setitem(engine_module.BACKENDS, "noisy", NoisyBackend)
-    monkeypatch.setitem(engine_module.DEVICES, "noisy", ("cpu",))
 
 
 @pytest.fixture

@@ -1,0 +1,272 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FAKE_SPEC, listing, write_fake_engine
+
+from cgd_deploy import bench as bench_module
+from cgd_deploy import cli as cli_module
+from cgd_deploy.enginefile import read_engine
+from cgd_deploy.files import sha256_file
+from cgd_deploy.index import read_index
+from cgd_deploy.spec import Precision
+
+COMMANDS = ["demo", "train", "export", "build-engine", "bench", "embed", "search", "inspect", "doctor"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path_factory, monkeypatch) -> Path:
+    folder = tmp_path_factory.mktemp("empty")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run one line as typed, with the cgd-deploy of this Python first on the PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "200"}
+    return subprocess.run(line, shell=True, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_the_three_lines_of_the_card_work_as_typed(checkpoint, empty_folder):
+    shutil.copy(checkpoint, "ckpt.pt")
+    done = shell("cgd-deploy export ckpt.pt && cgd-deploy build-engine --int8 && cgd-deploy bench --seconds 0.5")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert listing(empty_folder).keys() == {
+        "ckpt.pt",
+        "artifacts",
+        "artifacts/model.onnx",
+        "artifacts/model.calibration.tsv",
+        "artifacts/model-int8.cgd",
+    }
+    assert "smallest cosine with torch 1.0" in done.stdout or "smallest cosine with torch 0.9999" in done.stdout
+    assert "model-int8.cgd" in done.stdout and "recall@1" in done.stdout and "gate passed" in done.stdout
+    manifest = read_engine("artifacts/model-int8.cgd").manifest
+    assert manifest.source["checkpoint"] == str(empty_folder / "ckpt.pt")
+    assert manifest.source["onnx_sha256"] == sha256_file("artifacts/model.onnx")
+
+
+def test_bench_alone_takes_every_engine_in_artifacts(cli, monkeypatch, noisy):
+    for name in ("b", "a"):
+        write_fake_engine(Path("artifacts") / f"{name}.cgd")
+    asked = {}
+
+    def bench(paths, **options):
+        asked.update(options, paths=paths)
+        raise bench_module.InputError("enough.")
+
+    monkeypatch.setattr(bench_module, "bench", bench)
+    assert cli("bench")[0] == 2
+    assert asked["paths"] == [Path("artifacts/a.cgd"), Path("artifacts/b.cgd")]
+    assert (asked["data"], asked["reference"], asked["limits"]) == (None, None, {})
+    assert (list(asked["batch_sizes"]), asked["seconds"], asked["threads"]) == ([1, 8], 20.0, None)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(cli, command):
+    code, out, err = cli(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"cgd-deploy {command}" in out
+
+
+def test_the_help_names_every_command(cli):
+    code, out, _ = cli("--help")
+    assert code == 0
+    assert all(re.search(rf"\b{command}\b", out) for command in COMMANDS)
+
+
+def test_export_tells_its_parity(cli, monkeypatch, tmp_path):
+    from cgd_export import onnx_from_checkpoint as module
+    from cgd_export.parity import Parity
+
+    asked = []
+
+    def export(*arguments, **options):
+        asked.append((*arguments, options))
+        return Parity(0.99999, 0.999995, None, 5)
+
+    monkeypatch.setattr(module, "onnx_from_checkpoint", export)
+    code, out, err = cli("export", "ckpt.pt", "--json", "--keep-gem")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"path": "artifacts/model.onnx", "cosine_min": 0.99999, "pictures": 5}
+    assert asked == [(Path("ckpt.pt"), Path("artifacts/model.onnx"), {"keep_gem": True})]
+    assert "0.99999" in cli("export", "ckpt.pt", "-o", "other.onnx")[1]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_build_engine_tells_what_it_built(cli, model_onnx, backend):
+    code, out, err = cli("build-engine", model_onnx, "--int8", "--backend", backend, "-o", "e.cgd", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["path"], told["backend"], told["precision"]) == ("e.cgd", backend, "int8")
+    assert told["parity"]["pictures"] == 15 and told["parity"]["cosine_min"] > 0.9
+    manifest = read_engine("e.cgd").manifest
+    assert (manifest.backend, manifest.precision) == (backend, Precision.INT8)
+
+
+def test_build_engine_names_the_engine_after_model_and_precision(cli, model_onnx):
+    shutil.copy(model_onnx, "mine.onnx")
+    code, out, _ = cli("build-engine", "mine.onnx", "--fp32", "--backend", "onnxruntime")
+    assert code == 0 and Path("mine-fp32.cgd").is_file() and "mine-fp32.cgd" in out
+
+
+@pytest.mark.parametrize("flags", [[], ["--int8", "--fp32"], ["--int8", "--fp16", "--fp32"]])
+def test_build_engine_wants_one_precision(cli, flags):
+    code, _, err = cli("build-engine", *flags)
+    assert code == 2 and "exactly one of --int8, --fp16 and --fp32" in err
+
+
+def test_calibration_pictures_that_are_gone_are_named_with_the_way_out(cli, model_onnx):
+    shutil.copy(model_onnx, "model.onnx")
+    Path("model.calibration.tsv").write_text("image\tclass\n/gone/a.jpg\tx\n/gone/b.jpg\tx\n")
+    before = listing(Path())
+    code, _, err = cli("build-engine", "model.onnx", "--int8")
+    assert code == 2 and err.count("\n") == 1
+    assert "2 of 2 calibration pictures are gone, /gone/a.jpg" in err and "--calib" in err
+    assert listing(Path()) == before
+
+
+def test_without_a_calibration_list_calib_is_asked_for(cli, model_onnx, pictures):
+    shutil.copy(model_onnx, "model.onnx")
+    code, _, err = cli("build-engine", "model.onnx", "--int8")
+    assert code == 2 and "--calib" in err
+    assert cli("build-engine", "model.onnx", "--int8", "--calib", pictures / "kind-0")[0] == 0
+
+
+def test_bench_writes_json_and_report_and_tells_the_gate(cli, engines, pictures, empty_folder):
+    paths = [engines["openvino", "int8"], engines["onnxruntime", "int8"]]
+    reference = engines["onnxruntime", "fp32"]
+    options = ["--data", pictures, "--seconds", 0, "--batch", 2, "--json", "out/b.json", "--html", "r.html"]
+    code, out, err = cli("bench", *paths, "--reference", reference, *options, "--max-recall-drop", 50)
+    assert (code, err) == (0, "")
+    result = json.loads(Path("out/b.json").read_text())
+    assert [run["path"] for run in result["engines"]] == [str(path) for path in paths]
+    assert result["gate"]["limits"]["int8"]["max_recall_drop_pp"] == 50
+    assert "openvino-int8.cgd" in out and "gate passed" in out
+    assert "openvino-int8" in Path("r.html").read_text()
+
+
+def test_a_missed_gate_is_status_3_and_the_result_is_still_written(cli, noisy, pictures):
+    exact = write_fake_engine(Path("exact.cgd"))
+    hurt = write_fake_engine(Path("[hurt].cgd"), noise=2.0, backend="noisy", precision=Precision.INT8)
+    code, out, err = cli(
+        "bench", hurt, "--reference", exact, "--data", pictures, "--seconds", 0, "--json", "b.json", "--html", "r.html"
+    )
+    assert code == 3
+    assert err.startswith("cgd-deploy: [hurt].cgd: ") and err.count("\n") == 1
+    assert "gate failed: [hurt].cgd: overlap@10" in out
+    assert not json.loads(Path("b.json").read_text())["gate"]["passed"] and Path("r.html").is_file()
+
+
+@pytest.fixture
+def fake() -> Path:
+    return write_fake_engine(Path("fake.cgd"))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_embed_then_search(cli, fake, pictures, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    out = Path(f"index.{suffix}")
+    code, told, err = cli("embed", pictures, "-e", fake, "-o", out, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(told) == {"path": str(out), "pictures": 30, "left_out": [], "space_id": FAKE_SPEC.space_id}
+    query = pictures / "kind-3" / "2.jpg"
+    code, told, err = cli("search", query, "-e", fake, "--index", out, "-k", 4, "--html", "found.html", "--json")
+    assert (code, err) == (0, "")
+    [found] = json.loads(told)
+    assert found["query"] == str(query) and len(found["neighbours"]) == 4
+    assert found["neighbours"][0] == {"path": str(query), "similarity": pytest.approx(1, abs=1e-4)}
+    assert "2.jpg" in Path("found.html").read_text()
+    code, told, _ = cli("search", query, "-e", fake, "--index", out, "-k", 1)
+    assert told.splitlines()[0] == str(query) and str(query) in told.splitlines()[1]
+
+
+@pytest.mark.parametrize("what", ["{0}/kind-1", "{0}/kind-1/*.jpg", "list.tsv"])
+def test_embed_takes_a_folder_a_glob_or_a_list(cli, fake, pictures, what):
+    names = [str(pictures / "kind-1" / f"{number}.jpg") for number in range(5)]
+    Path("list.tsv").write_text("image\tclass\n" + "".join(f"{name}\tx\n" for name in names))
+    assert cli("embed", what.format(pictures), "-e", fake, "-o", "o.npy")[0] == 0
+    assert list(read_index("o.npy").paths) == names
+
+
+def test_embed_leaves_out_bad_pictures_and_names_them(cli, fake, pictures):
+    Path("some").mkdir()
+    shutil.copy(pictures / "kind-0" / "0.jpg", "some/good.jpg")
+    for name in ("[red]a[/nope].jpg", "b.jpg"):
+        (Path("some") / name.replace("/", "%")).write_bytes(b"no picture")
+    code, out, err = cli("embed", "some", "-e", fake, "-o", "o.npy")
+    assert code == 0
+    assert err.count("left out: ") == 2 and "[red]a[%nope].jpg" in err
+    assert "1 pictures" in out and "2 left out" in out
+    assert list(read_index("o.npy").paths) == ["some/good.jpg"]
+
+
+def test_embed_strict_stops_at_the_first_bad_picture(cli, fake, pictures):
+    Path("some").mkdir()
+    shutil.copy(pictures / "kind-0" / "0.jpg", "some/a.jpg")
+    Path("some/b.jpg").write_bytes(b"no picture")
+    code, _, err = cli("embed", "some", "-e", fake, "-o", "o.npy", "--strict")
+    assert code == 2 and "b.jpg" in err and err.count("\n") == 1
+    assert not Path("o.npy").exists() and not Path("o.json").exists()
+
+
+def test_inspect_shows_the_manifest(cli, fake):
+    code, out, err = cli("inspect", fake)
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["schema"] == 1 and facts["spec"]["space_id"] == FAKE_SPEC.space_id and "self_test" not in facts
+
+
+def test_inspect_self_test_replays_the_golden_pictures(cli, engines):
+    code, out, _ = cli("inspect", engines["onnxruntime", "int8"], "--self-test", "--json")
+    assert code == 0 and json.loads(out)["self_test"]["cosine_min"] >= 0.999
+
+
+def test_threads_reach_the_engine(cli, fake, pictures, monkeypatch):
+    from cgd_deploy import engine
+
+    asked = []
+    make = engine.BACKENDS["fake"]
+    monkeypatch.setitem(
+        engine.BACKENDS, "fake", lambda payload, **options: asked.append(options) or make(payload, **options)
+    )
+    cli("embed", pictures / "kind-0", "-e", fake, "-o", "o.npy", "--threads", 3)
+    assert asked[0]["threads"] == 3
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, fake):
+    monkeypatch.setattr(sys, "argv", ["cgd-deploy", "inspect", str(fake)])
+    monkeypatch.setattr("cgd_deploy.enginefile.read_engine", lambda _: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        cli_module.main()
+
+
+def test_the_module_is_the_command(fake):
+    done = subprocess.run([sys.executable, "-m", "cgd_deploy", "inspect", fake], capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["backend"] == "fake"
+
+
+def test_a_pillow_warning_is_not_printed(fake):
+    from PIL import Image
+
+    tiff = Image.Exif()
+    tiff[0x0112] = 1
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save("a.jpg", exif=tiff)
+    data = Path("a.jpg").read_bytes()
+    # An orientation tag that claims more values than the file holds: Pillow warns and goes on.
+    at = data.index(b"\x01\x12", data.index(b"Exif"))
+    Path("a.jpg").write_bytes(data[: at + 4] + (60000).to_bytes(4, "big") + data[at + 8 :])
+    done = shell("cgd-deploy embed a.jpg -e fake.cgd -o o.npy")
+    assert (done.returncode, done.stderr) == (0, "")
