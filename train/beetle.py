@@ -10,7 +10,7 @@ from numpy.random import Generator
 
 from .scene import Colour, Plane, Scene, ellipse, hsv, inside, line
 
-PATTERNS = ("plain", "spots", "stripes", "bands", "chevrons", "checks")
+PATTERNS = ("spots", "stripes", "bands", "chevrons", "checks")
 BLACK = np.array((0.07, 0.06, 0.06), np.float32)
 OUTLINE = 0.02
 LEG = 0.028
@@ -44,8 +44,8 @@ class Species:
     @property
     def colours(self) -> tuple[Colour, Colour, Colour]:
         """Of the wing cases, of the marks on them, and of the thorax."""
-        base = hsv(self.hue, 0.85, 0.25 + 0.65 * self.lightness)
-        second = hsv(self.second_hue, 0.75, 0.2 + 0.8 * self.second_lightness)
+        base = hsv(self.hue, 0.85, 0.35 + 0.6 * self.lightness)
+        second = hsv(self.hue + 0.2 + 0.6 * self.second_hue, 0.75, 0.2 + 0.8 * self.second_lightness)
         return base, second, (BLACK, base, second, 0.5 * base)[int(4 * self.thorax_colour)]
 
 
@@ -125,8 +125,6 @@ def _pattern(across: Plane, along: Plane, species: Species) -> Plane:
     rows = np.cos(math.pi * count * (along + 1))
     columns = -np.cos(2 * math.pi * (1 + count // 2) * across)
     level = 0.7 - 1.2 * species.cover
-    if kind == "plain":
-        return np.zeros_like(along)
     if kind == "chevrons":
         rows = np.cos(math.pi * count * (along + 1 - 0.5 * across))
     if kind == "checks":

@@ -25,6 +25,7 @@ from .scene import Scene, paint_blade, paint_ground, photograph
 
 SPECIES_PER_GENUS = 6
 MOVED = 8  # coordinates in which a species leaves its genus; fewer make the classes harder to tell apart
+GOLDEN = 0.618  # of a circle: steps that spread evenly, however many follow
 
 
 def make_pictures(
@@ -68,11 +69,14 @@ def make_pictures(
 def make_species(count: int, seed: int = 0) -> list[Species]:
     """``count`` species, those of a genus next to each other."""
     random = np.random.default_rng((seed, 0))
+    names = [field.name for field in fields(Species)]
+    genus = random.random(len(names))
     species = []
-    genus = random.random(len(fields(Species)))
     for number in range(count):
-        if number % SPECIES_PER_GENUS == 0:
-            genus = random.random(len(genus))
+        if number and number % SPECIES_PER_GENUS == 0:
+            hue = genus[names.index("hue")] + GOLDEN  # hues by chance would make some seeds' genera all green
+            genus = random.random(len(names))
+            genus[names.index("hue")] = hue % 1
         values = genus.copy()
         moved = random.choice(len(values), MOVED, replace=False)
         # Around the circle by at least a third, so that a moved coordinate can be seen.

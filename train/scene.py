@@ -108,10 +108,10 @@ def paint_blade(scene: Scene, random: Generator) -> None:
 
 def photograph(scene: Scene, random: Generator) -> Image.Image:
     """Light that falls off to one side, white balance, exposure, gamma, blur and sensor noise."""
-    angle, slope = random.uniform(0, 2 * math.pi), random.uniform(0, 0.5)
+    angle, slope = random.uniform(0, 2 * math.pi), random.uniform(0, 0.4)
     fall = 1 + slope * (math.cos(angle) * scene.x + math.sin(angle) * scene.y)
     white = (random.uniform(0.92, 1.08, 3) * random.uniform(0.8, 1.15)).astype(np.float32)
-    light = np.clip(scene.canvas * fall[..., None] * white, 0, 1) ** random.uniform(0.8, 1.25)
+    light = np.clip(scene.canvas * fall[..., None] * white, 0, 1) ** random.uniform(0.85, 1.2)
     picture = Image.fromarray((255 * light).astype(np.uint8))
     if random.random() < 0.6:
         picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.2, 0.2 + 0.005 / scene.pixel)))
