@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,8 @@ from cgd_deploy.enginefile import Manifest, write_engine
 from cgd_deploy.golden import golden_images
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.spec import ModelSpec, Precision
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's spinning threads are slow wherever cores are shared
 
 SPEC = ModelSpec(backbone="resnet18", descriptors="SMG", dim=96, input_size=(64, 64))
 FAKE_SPEC = replace(SPEC, dim=24, descriptors="SG", input_size=(32, 32), space_id="0123456789abcdef")
