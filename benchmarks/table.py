@@ -1,7 +1,7 @@
 """Write the README's results table from the bench JSON files in benchmarks/results/.
 
-    python benchmarks/table.py            rewrite README.md between its markers
-    python benchmarks/table.py --check    exit 1 if that would change anything
+python benchmarks/table.py            rewrite README.md between its markers
+python benchmarks/table.py --check    exit 1 if that would change anything
 """
 
 from __future__ import annotations

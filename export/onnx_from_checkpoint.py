@@ -40,10 +40,7 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
 
     output = Path(output)
     loaded = load_checkpoint(checkpoint)
-    for pool in loaded.model.pools:
-        pool.freeze()
-    for pool in loaded.model.pools:
-        pool.freeze()
+    loaded.model.freeze_p()
     deploy = DeployModel(loaded.model)
     model = _trace(deploy)
     _strip(model)

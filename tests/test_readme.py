@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [
-    line.split("#")[0].strip() for kind, block in BLOCKS for line in block.splitlines() if line.startswith("cgd-deploy ")
+    line.split("#")[0].strip()
+    for kind, block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("cgd-deploy ")
 ]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 

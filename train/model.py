@@ -86,6 +86,12 @@ class CGD(nn.Module):
         descriptors = unit(torch.cat(parts, dim=1))  # (N, dim)
         return descriptors, self.auxiliary(pooled[0]) if self.auxiliary is not None else None
 
+    def freeze_p(self) -> None:
+        """Make learned exponents plain numbers for good, as export needs them."""
+        for pool in self.pools:
+            assert isinstance(pool, GeM)
+            pool.freeze()
+
 
 class DeployModel(nn.Module):
     """What is exported: pixels in, descriptors out. The auxiliary head is not part of it."""
