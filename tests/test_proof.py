@@ -144,7 +144,7 @@ def test_engine_layers() -> None:
     channels = "Thirty-two wide channel vectorized row major Int8 format"
     layers = [
         layer(
-            "Reformatting CopyNode for Input Tensor 0 to conv_1 + relu", ["Row major Int8 format"], LayerType="Reformat"
+            "Reformatting CopyNode for Input Tensor 0 to conv_2 + relu", ["Row major Int8 format"], LayerType="Reformat"
         ),
         layer("conv_1 + relu", ["Channel major FP16 format where channel % 8 == 0"], "Half"),
         layer("conv_12 + add_3 + relu_4", [channels, "Channel major FP16 format"], "Int8"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import _thread
 import json
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,7 +88,7 @@ def test_built_ahead_of_time(precision: Precision, model_onnx: Path, tmp_path: P
     assert manifest.parity and manifest.parity["measured_on"] == "graph"
     assert manifest.parity["cosine_mean"] > (0.9999 if precision is Precision.FP16 else 0.99)
     images, descriptors = file.golden
-    assert cosines(descriptors, run_onnx(load_onnx(model_onnx), images, 8)).min() > 0.95
+    assert cosines(descriptors, run_onnx(load_onnx(model_onnx), images, 8)).min() > 0.9
     assert list(listing(tmp_path)) == ["engine.cgd"]
 
 
@@ -151,20 +153,34 @@ class Enough(Exception):
     pass
 
 
-def enough(*_: object) -> None:
-    raise Enough
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A job in the background of a shell is started deaf to Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("on_step, error", [(lambda *_: _thread.interrupt_main(), KeyboardInterrupt), (enough, Enough)])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Enough])
 def test_stopping_leaves_nothing(
-    on_step: Callable[..., None], error: type[BaseException], model_onnx: Path, tmp_path: Path, rtx: Any
+    error: type[BaseException], model_onnx: Path, tmp_path: Path, rtx: Any, interruptible: None
 ) -> None:
-    """Ctrl-C while the builder is at work, and a callback that has had enough."""
+    """Ctrl-C while the builder is at work, and a callback that has had enough: not one more step is made."""
+    steps = []
+
+    def on_step(*step: object) -> None:
+        steps.append(step)
+        if error is Enough:
+            raise Enough
+        _thread.interrupt_main()
+        time.sleep(0.5)  # for the main thread to hear of it
+
     output = tmp_path / "engine.cgd"
     output.write_bytes(b"what was there before")
     before = listing(tmp_path)
     with pytest.raises(error):
         engine_from_onnx(model_onnx, output, Precision.FP32, backend=RTX, on_step=on_step)
+    assert len(steps) == 1
     assert listing(tmp_path) == before
 
 
@@ -179,9 +195,13 @@ def test_stopping_leaves_nothing(
         ("onnxruntime", BuildOptions(optimization_level=5), "onnxruntime has no optimization level"),
     ],
 )
-def test_options_of_others_are_refused(backend: str, options: BuildOptions, told: str, model_onnx: Path) -> None:
+def test_options_of_others_are_refused(
+    backend: str, options: BuildOptions, told: str, half: onnx.ModelProto, spec: ModelSpec, model_onnx: Path
+) -> None:
     with pytest.raises(InputError, match=told):
         engine_from_onnx(model_onnx, "never.cgd", Precision.FP32, backend=backend, options=options)
+    with pytest.raises(InputError, match=told):
+        plan_from_onnx(half, spec, backend, options)
 
 
 @pytest.mark.parametrize("capability", ["9.0", "89", "ada", "8.9 "])
