@@ -160,6 +160,13 @@ def test_the_head_is_what_it_was(model, int8, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_feature_map_is_not_rounded(int8, layout):
+    made = makers(int8[layout])
+    assert made[FEATURES].op_type == "Relu"
+    assert made[made[FEATURES].input[0]].op_type == "Add"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_biases_stay_float(model, int8, layout):
     before, after = arrays(model), arrays(int8[layout])
     for conv in nodes(int8[layout], "Conv"):
@@ -295,10 +302,16 @@ def test_a_channel_without_weights_and_an_empty_range_stay_finite(layout):
     assert np.isfinite(found).all()
 
 
-def test_convolutions_behind_the_features_are_left_alone():
-    after = helper.make_node("Conv", [FEATURES, "w"], ["more"], name="later")
-    model = tiny(conv("c", "x", FEATURES), after, w=WEIGHT)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_convolutions_behind_the_features_are_left_alone(layout):
+    model = tiny(conv("c", "x", FEATURES), conv("later", FEATURES, "more"), w=WEIGHT)
+    model.graph.node[-1].input[0] = "more"
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHT.astype(np.float32), "head"))
+    model.graph.node[-2].input[1] = "head"
     assert [node.name for node in convolutions(model)] == ["c"]
+    assert ranged_tensors(model) == ["x"]
+    later = next(node for node in quantized(model, {"x": 255.0}, layout).graph.node if node.name == "later")
+    assert list(later.input) == [FEATURES, "head"]
 
 
 @pytest.mark.parametrize("features", ["x", "unmarked"])
