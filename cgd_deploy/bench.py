@@ -156,7 +156,7 @@ def environment(images: ImageList, threads: int, samples: Mapping[int, Mapping[s
         "cpu": cpu_name(),
         "instruction_sets": instruction_sets(),
         "threads": threads,
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": versions,
         "pictures": len(images),

@@ -1,4 +1,4 @@
-"""Descriptors on disk with where they came from: .npy (with a .json beside it) or .parquet."""
+"""Descriptors on disk with where they came from: .npy (with a .npy.json beside it) or .parquet."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def index_images(
 
 
 def write_index(index: Index, path: str | Path) -> Path:
-    """Write atomically; a .npy gets its paths and space_id in a .json of the same stem."""
+    """Write atomically; a .npy gets its paths and space_id in a .npy.json."""
     check_index_path(path)
     path = Path(path)
     facts = {"space_id": index.space_id, "precision": index.precision}
@@ -88,12 +88,12 @@ def write_index(index: Index, path: str | Path) -> Path:
         with open(temporary, "wb") as file:
             np.save(file, index.descriptors, allow_pickle=False)
         facts["sha256"] = sha256_file(temporary)
-        write_text(path.with_suffix(".json"), json.dumps({**facts, "paths": list(index.paths)}, indent=0))
+        write_text(sidecar(path), json.dumps({**facts, "paths": list(index.paths)}, indent=0))
     return path
 
 
 def read_index(path: str | Path) -> Index:
-    """Raises InputError if the index is missing, damaged, or its .json belongs to other descriptors."""
+    """Raises InputError if the index is missing, damaged, or its .npy.json belongs to other descriptors."""
     check_index_path(path)
     path = Path(path)
     try:
@@ -103,13 +103,18 @@ def read_index(path: str | Path) -> Index:
             column = table.column("descriptor").combine_chunks()
             descriptors = column.flatten().to_numpy().reshape(len(column), -1)
             return Index(descriptors, table.column("path").to_pylist(), facts["space_id"], facts["precision"])
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        facts = json.loads(sidecar(path).read_text(encoding="utf-8"))
         if sha256_file(path) != facts["sha256"]:
-            raise InputError(f"{path} and {path.with_suffix('.json')} belong to different runs; make the index again.")
+            raise InputError(f"{path} and {sidecar(path)} belong to different runs; make the index again.")
         descriptors = np.load(path, allow_pickle=False)
         return Index(descriptors, facts["paths"], facts["space_id"], facts["precision"])
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not an index of cgd-deploy embed ({error}); make it again.") from error
+
+
+def sidecar(path: Path) -> Path:
+    """index.npy -> index.npy.json, where the paths and the space_id are."""
+    return path.with_name(f"{path.name}.json")
 
 
 def _pyarrow() -> Any:

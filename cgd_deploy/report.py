@@ -78,7 +78,7 @@ def headline(result: dict[str, Any]) -> str:
     """One sentence on the fastest engine of a bench: its speed and what it did to recall (or to the neighbours)."""
     if not result["engines"]:
         return "No engine was measured."
-    run = max(result["engines"], key=lambda run: (run["speedup_vs_torch"] or 0, run["images_per_second"]))
+    run = max(result["engines"], key=lambda run: run["images_per_second"])
     speed = f"{Path(run['path']).name} ({_name(run)}, batch {run['batch']}) embeds {_number(run['images_per_second'])}"
     speed += " images/s"
     if run["speedup_vs_torch"] is not None:

@@ -15,6 +15,8 @@ from rich.text import Text
 from .enginefile import Manifest
 from .report import headline
 
+NUMBER_WIDTH = 6
+
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 output = Console(highlight=False, markup=False, emoji=False)
 
@@ -96,7 +98,10 @@ def bench_tables(result: dict[str, Any]) -> None:
 def _table(*columns: str) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name in ("engine", "backend") else "right", no_wrap=True)
+        if name in ("engine", "backend"):
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), NUMBER_WIDTH))
     return table
 
 

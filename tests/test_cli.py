@@ -219,7 +219,7 @@ def test_embed_strict_stops_at_the_first_bad_picture(cli, fake, pictures):
     Path("some/b.jpg").write_bytes(b"no picture")
     code, _, err = cli("embed", "some", "-e", fake, "-o", "o.npy", "--strict")
     assert code == 2 and "b.jpg" in err and err.count("\n") == 1
-    assert not Path("o.npy").exists() and not Path("o.json").exists()
+    assert not Path("o.npy").exists() and not Path("o.npy.json").exists()
 
 
 def test_inspect_shows_the_manifest(cli, fake):

@@ -13,7 +13,7 @@ from conftest import FAKE_SPEC, listing, write_fake_engine
 from cgd_deploy.engine import load
 from cgd_deploy.errors import InputError, MissingDependency
 from cgd_deploy.images import ImageList
-from cgd_deploy.index import Index, check_index_path, index_images, read_index, write_index
+from cgd_deploy.index import Index, check_index_path, index_images, read_index, sidecar, write_index
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_round_trip(index, path):
 
 def test_an_npy_index_is_two_plain_files(index, tmp_path):
     write_index(index, tmp_path / "new" / "index.npy")
-    assert listing(tmp_path / "new").keys() == {"index.npy", "index.json"}
+    assert listing(tmp_path / "new").keys() == {"index.npy", "index.npy.json"}
     assert np.array_equal(np.load(tmp_path / "new" / "index.npy"), index.descriptors)
 
 
@@ -85,7 +85,7 @@ def test_descriptors_and_paths_of_two_runs_are_refused(index, tmp_path):
     one, other = tmp_path / "one.npy", tmp_path / "other.npy"
     write_index(index, one)
     write_index(replace(index, descriptors=-index.descriptors), other)
-    one.with_suffix(".json").write_bytes(other.with_suffix(".json").read_bytes())
+    sidecar(one).write_bytes(sidecar(other).read_bytes())
     with pytest.raises(InputError, match="belong to different runs"):
         read_index(one)
 
