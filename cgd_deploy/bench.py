@@ -27,12 +27,11 @@ from .hardware import available_threads, cpu_name, instruction_sets, package_ver
 from .images import ImageList, read_images
 from .preprocess import batches
 from .report import QueryRow
-from .retrieval import Descriptors, Retrieved, cosines, neighbours, overlap, recall_at
+from .retrieval import RECALL_AT, Descriptors, Retrieved, cosines, neighbours, overlap, recall_at
 from .spec import ModelSpec, Precision
 from .timing import interleaved, percentiles_ms
 
 SCHEMA = 1
-RECALL_AT = (1, 2, 4, 8)
 K = 10
 QUALITY_BATCH = 8
 PACKAGES = ("cgd-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
@@ -202,10 +201,7 @@ def _images(data: str | Path | None, recorded: ImageList | None) -> ImageList:
         raise InputError(
             f"bench compares {K} neighbours a picture and got {len(images)} pictures; pass at least {K + 2}."
         )
-    if gone := [path for path in images.paths if not path.is_file()]:
-        raise InputError(
-            f"{len(gone)} of {len(images)} test pictures are gone, {gone[0]} for one; pass --data FOLDER or LIST.tsv."
-        )
+    images.check_present("test", "--data")
     return images
 
 

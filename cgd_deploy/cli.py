@@ -325,32 +325,24 @@ def search(
     from .report import Neighbour, QueryRow, write_search_page
 
     gallery = read_index(index)
-    queries = read_images(query)
+    queries = read_images(query).paths
     with load(engine, threads=threads) as loaded:
-        descriptors = loaded.embed(queries.paths)
-        indices, similarities = gallery.search(loaded, descriptors, k)
+        indices, similarities = gallery.search(loaded, loaded.embed(queries), k)
     found = [
-        [(gallery.paths[i], round(float(s), 5)) for i, s in zip(row, scores, strict=True)]
-        for row, scores in zip(indices, similarities, strict=True)
+        (path, [(gallery.paths[i], round(float(s), 5)) for i, s in zip(row, scores, strict=True)])
+        for path, row, scores in zip(queries, indices, similarities, strict=True)
     ]
     if html:
         rows = [
             QueryRow(path, None, None, {"neighbours": [Neighbour(Path(p), None, None, s) for p, s in strip]})
-            for path, strip in zip(queries.paths, found, strict=True)
+            for path, strip in found
         ]
         write_search_page(html, f"Neighbours in {index}", rows)
-    lines = [
-        f"{path}\n" + "\n".join(f"  {s:.4f}  {p}" for p, s in strip)
-        for path, strip in zip(queries.paths, found, strict=True)
+    facts = [
+        {"query": str(path), "neighbours": [{"path": p, "similarity": s} for p, s in strip]} for path, strip in found
     ]
-    _tell(
-        [
-            {"query": str(path), "neighbours": [{"path": p, "similarity": s} for p, s in strip]}
-            for path, strip in zip(queries.paths, found, strict=True)
-        ],
-        "\n".join(lines),
-        as_json,
-    )
+    lines = [f"{path}\n" + "\n".join(f"  {s:.4f}  {p}" for p, s in strip) for path, strip in found]
+    _tell(facts, "\n".join(lines), as_json)
 
 
 @app.command()

@@ -122,6 +122,15 @@ def find_device() -> Device:
     )
 
 
+def has_gpu() -> bool:
+    """Whether ``find_device`` finds one."""
+    try:
+        find_device()
+    except (EngineError, MissingDependency):
+        return False
+    return True
+
+
 def _checked(cudart: Any, name: str, *arguments: Any) -> Any:
     """Call a CUDA function: its result, or EngineError."""
     status, *results = getattr(cudart, name)(*arguments)

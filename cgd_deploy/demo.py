@@ -76,8 +76,8 @@ def run_demo(out: Path, seed: int = 0) -> None:
     for precision in (Precision.FP32, Precision.INT8):
         engine = out / f"model-{precision.value}.cgd"
         with _step(f"{precision.value} engine"):
-            calibration = calibration_list(model, None)
-            with counting("Calibrating", len(calibration)) as advance:
+            calibration = calibration_list(model, None) if precision is Precision.INT8 else None
+            with counting("Calibrating", len(calibration or ())) as advance:
                 engine_from_onnx(model, engine, precision, calibration=calibration, on_pictures=advance)
         engines.append(engine)
     with _step("bench"), phases() as on_progress:

@@ -78,6 +78,14 @@ class ImageList:
             self.subset(i for i, c in enumerate(self.classes) if c not in first),
         )
 
+    def check_present(self, purpose: str, option: str) -> None:
+        """Raise InputError that counts the files which are gone and names the option that gives others."""
+        if gone := [path for path in self.paths if not path.is_file()]:
+            raise InputError(
+                f"{len(gone)} of {len(self)} {purpose} pictures are gone, {gone[0]} for one; "
+                f"pass {option} FOLDER or LIST.tsv."
+            )
+
     @property
     def sha256(self) -> str:
         """Of names, classes and boxes, not of the pixels or of where the folder lies."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from .spec import ModelSpec
 MIN_SIDE = 8
 MAX_PIXELS = 100_000_000
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Picture = str | Path | bytes | Image.Image | NDArray[Any]
 
 
@@ -69,33 +71,45 @@ def batches(
 
     A bad picture is reported to ``on_error`` and left out; without ``on_error`` its InputError is raised.
     """
+
+    def attempt(index: int) -> NDArray[np.uint8] | InputError:
+        try:
+            return preprocess(images.path(index), spec, images.box(index))
+        except InputError as error:
+            return error
+
     indices: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        ahead: deque[tuple[int, Future[NDArray[np.uint8]]]] = deque()
-        waiting = iter(range(len(images)))
-
-        def fill() -> None:
-            while len(ahead) < 2 * batch_size + workers and (index := next(waiting, None)) is not None:
-                ahead.append((index, pool.submit(preprocess, images.path(index), spec, images.box(index))))
-
-        try:
-            fill()
-            while ahead:
-                index, future = ahead.popleft()
-                fill()
-                try:
-                    pixels.append(future.result())
-                    indices.append(index)
-                except InputError as error:
-                    if on_error is None:
-                        raise
-                    on_error(index, error)
-                if len(indices) == batch_size:
-                    yield indices, np.stack(pixels)
-                    indices, pixels = [], []
-            if indices:
+    made = ahead(attempt, range(len(images)), workers, depth=2 * batch_size + workers)
+    with closing(made):
+        for index, picture in enumerate(made):
+            if isinstance(picture, InputError):
+                if on_error is None:
+                    raise picture
+                on_error(index, picture)
+                continue
+            indices.append(index)
+            pixels.append(picture)
+            if len(indices) == batch_size:
                 yield indices, np.stack(pixels)
+                indices, pixels = [], []
+        if indices:
+            yield indices, np.stack(pixels)
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, depth: int
+) -> Generator[Result, None, None]:
+    """``map(function, items)`` in order, in ``workers`` threads with ``depth`` results made or under way."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

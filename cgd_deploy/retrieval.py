@@ -14,6 +14,8 @@ Descriptors = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 CHUNK = 1024
+RECALL_AT = (1, 2, 4, 8)
+"""The K of recall@K on CARS196 and CUB200."""
 
 
 @dataclass(frozen=True)

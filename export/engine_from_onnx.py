@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cgd_deploy.backends import BACKENDS, DEVICES
 from cgd_deploy.backends.tensorrt import MODULES
 from cgd_deploy.compatibility import check_compatibility
-from cgd_deploy.cuda import find_device
+from cgd_deploy.cuda import has_gpu
 from cgd_deploy.enginefile import Manifest, write_engine
 from cgd_deploy.errors import EngineError, ExportError, InputError, MissingDependency
 from cgd_deploy.files import sha256_file
@@ -32,7 +32,7 @@ from .calibrate import activation_ranges
 from .fp16 import halved, rounded
 from .metadata import check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
-from .parity import parity_of, run_onnx
+from .parity import parity_of, run_in_batches, run_onnx
 from .proof import graph_precisions, prove
 from .quantize import Layout, quantized, ranged_tensors
 from .tensorrt import OnStep, Plan, plan_from_onnx
@@ -53,21 +53,13 @@ LAYOUTS = {
 def choose_backend(name: str = "auto") -> str:
     """``name`` itself, or for "auto" the fastest installed here: TensorRT on a GPU, OpenVINO on x86, ONNX Runtime."""
     if name == "auto":
-        if find_spec("tensorrt") and _has_gpu():
+        if find_spec("tensorrt") and has_gpu():
             return "tensorrt"
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         return "openvino" if x86 and package_version("openvino") else "onnxruntime"
     if name not in LAYOUTS:
         raise InputError(f"backend {name!r} is unknown; expected auto, {', '.join(LAYOUTS)}.")
     return name
-
-
-def _has_gpu() -> bool:
-    try:
-        find_device()
-    except (EngineError, MissingDependency):
-        return False
-    return True
 
 
 def calibration_list(model: str | Path, given: str | Path | None) -> ImageList:
@@ -82,11 +74,7 @@ def calibration_list(model: str | Path, given: str | Path | None) -> ImageList:
             f"INT8 needs pictures to calibrate on and {recorded} does not exist; pass --calib FOLDER or LIST.tsv."
         )
     images = read_images(given or recorded).sample(CALIBRATION_PICTURES)
-    if gone := [path for path in images.paths if not path.is_file()]:
-        raise InputError(
-            f"{len(gone)} of {len(images)} calibration pictures are gone, {gone[0]} for one; "
-            "pass --calib FOLDER or LIST.tsv."
-        )
+    images.check_present("calibration", "--calib")
     return images
 
 
@@ -211,4 +199,4 @@ def _runs_here(path: str | Path, manifest: Manifest) -> bool:
 
 def _engine_descriptors(backend: str, plan: Plan, images: NDArray[np.uint8]) -> Descriptors:
     with BACKENDS[backend](plan.payload, device=DEVICES[backend][0]) as runner:
-        return np.concatenate([runner.run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
+        return run_in_batches(runner, images, BATCH)

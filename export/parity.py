@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from cgd_deploy.backends import Backend
 from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.retrieval import Descriptors, cosines, neighbours, overlap
 
@@ -35,5 +36,10 @@ def parity_of(descriptors: Descriptors, reference: Descriptors) -> Parity:
 def run_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int) -> Descriptors:
     """Descriptors float32 [N, D] of uint8 [N, H, W, 3] by ONNX Runtime on the CPU."""
     with OnnxRuntimeBackend(model.SerializeToString()) as backend:
-        parts = [backend.run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-    return np.concatenate(parts)
+        return run_in_batches(backend, images, batch_size)
+
+
+def run_in_batches(backend: Backend, images: NDArray[np.uint8], batch_size: int) -> Descriptors:
+    """Descriptors float32 [N, D] of uint8 [N, H, W, 3], N at least 1, ``batch_size`` at a time."""
+    starts = range(0, len(images), batch_size)
+    return np.concatenate([backend.run(images[start : start + batch_size]) for start in starts])

@@ -14,7 +14,7 @@ from conftest import write_fake_engine
 
 from cgd_deploy import compatibility, load
 from cgd_deploy.backends import BACKENDS
-from cgd_deploy.cuda import Device, find_device
+from cgd_deploy.cuda import Device, has_gpu
 from cgd_deploy.errors import CgdError, EngineError, InputError, MissingDependency
 
 ADA = Device(name="NVIDIA L4", compute_capability="8.9", cuda="13.0")
@@ -60,14 +60,6 @@ def refusal(path: Path, **options: Any) -> str:
     assert "\n" not in text and text.endswith(".") and ". " not in text
     assert "`" in text
     return text
-
-
-def has_gpu() -> bool:
-    try:
-        find_device()
-    except CgdError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")

@@ -17,10 +17,11 @@ import onnx
 import pytest
 from conftest import listing
 
-from cgd_deploy.cuda import Device, find_device
+from cgd_deploy import cuda
+from cgd_deploy.cuda import Device, has_gpu
 from cgd_deploy.engine import load
 from cgd_deploy.enginefile import read_engine
-from cgd_deploy.errors import CgdError, EngineError, ExportError, GateError, InputError, MissingDependency
+from cgd_deploy.errors import EngineError, ExportError, GateError, InputError, MissingDependency
 from cgd_deploy.retrieval import cosines
 from cgd_deploy.spec import ModelSpec, Precision
 from cgd_export import engine_from_onnx as packing
@@ -34,14 +35,6 @@ from cgd_export.tensorrt import plan_from_onnx
 
 RTX = "tensorrt-rtx"
 L4 = Device(name="NVIDIA L4", compute_capability="8.9", cuda="13.0")
-
-
-def has_gpu() -> bool:
-    try:
-        find_device()
-    except CgdError:
-        return False
-    return True
 
 
 without_gpu = pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
@@ -367,7 +360,7 @@ def test_an_engine_that_overflows_is_refused(
 
 def test_auto_takes_tensorrt_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "find_spec", lambda name: object())
-    monkeypatch.setattr(packing, "find_device", lambda: L4)
+    monkeypatch.setattr(cuda, "find_device", lambda: L4)
     assert choose_backend() == "tensorrt"
     monkeypatch.setattr(packing, "find_spec", lambda name: None)
     assert choose_backend() in ("openvino", "onnxruntime")
@@ -376,7 +369,7 @@ def test_auto_takes_tensorrt_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
         raise EngineError("no GPU")
 
     monkeypatch.setattr(packing, "find_spec", lambda name: object())
-    monkeypatch.setattr(packing, "find_device", none)
+    monkeypatch.setattr(cuda, "find_device", none)
     assert choose_backend() in ("openvino", "onnxruntime")
     with pytest.raises(InputError, match="expected auto, onnxruntime, openvino, tensorrt, tensorrt-rtx"):
         choose_backend("cuda")

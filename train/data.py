@@ -5,22 +5,17 @@ Decoding and resizing release Python's lock, so threads do what worker processes
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from cgd_deploy.images import ImageList
-from cgd_deploy.preprocess import batches, decode
+from cgd_deploy.preprocess import ahead, batches, decode
 from cgd_deploy.spec import ModelSpec
 
 Pixels = NDArray[np.uint8]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 CACHE_BYTES = 512 << 20
 
@@ -75,7 +70,7 @@ def training_batches(
         places = enumerate(indices[number])
         return np.stack([pictures.crop(i, np.random.default_rng((seed, epoch, number, n))) for n, i in places])
 
-    return _ahead(batch, range(len(indices)), workers)
+    return ahead(batch, range(len(indices)), workers, depth=workers + 1)
 
 
 class EvaluationPictures:
@@ -106,18 +101,3 @@ class EvaluationPictures:
                 made.append(pixels)
             yield pixels
         self._kept = made
-
-
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """``map(function, items)`` in order, computed up to ``workers`` results ahead in as many threads."""
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

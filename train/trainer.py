@@ -17,7 +17,7 @@ from cgd_deploy.errors import CgdError, InputError
 from cgd_deploy.hardware import available_threads
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.preprocess import batches
-from cgd_deploy.retrieval import Descriptors, neighbours, recall_at
+from cgd_deploy.retrieval import RECALL_AT, Descriptors, neighbours, recall_at
 
 from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
@@ -26,7 +26,6 @@ from .model import CGD, DeployModel
 from .run import resume_run, run_settings, save_epoch, start_run
 from .sampler import epoch_batches
 
-RECALL_AT = (1, 2, 4, 8)
 EVALUATION_BATCH = 64
 
 
