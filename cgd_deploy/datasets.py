@@ -1,0 +1,352 @@
+"""Data sets in their authors' own file layouts, with the split and the K of recall@K that the CGD paper uses.
+
+Knows lists, not pictures: none is opened, and a picture that is gone is noticed by whoever reads it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError, MissingDependency
+from .evaluation import Evaluation
+from .images import Box, ImageList, read_images
+
+SOP_RECALL_AT = (1, 10, 100, 1000)
+INSHOP_RECALL_AT = (1, 10, 20, 30, 40, 50)
+
+INSHOP_LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
+CARS_TRAINING = ("devkit/cars_train_annos.mat", "cars_train_annos.mat")
+CARS_TESTING = ("devkit/cars_test_annos_withlabels.mat", "cars_test_annos_withlabels.mat")
+
+Row = tuple[str, list[str]]  # "FILE line 7", for errors, and the fields there
+Annotation = tuple[str, str, Box]  # name, class and box of a picture
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures to train on and to test on, of different classes.
+
+    name      "cub200", "cars196", "sop", "inshop", "naver", "folder" or "list"
+    training  every picture has a class
+    testing   the pictures that recall is measured on, and how
+    notes     one sentence each of what was chosen for the user, e.g. that a list had no boxes
+
+    Raises InputError if either part is empty.
+    """
+
+    name: str
+    training: ImageList
+    testing: Evaluation
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.training and self.testing.images):
+            raise InputError(
+                f"{self.testing.images.root} gives {len(self.training)} pictures to train on and "
+                f"{len(self.testing.images)} to test on; expected some of each, so at least two classes."
+            )
+
+
+def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
+    """Read a folder in one of these layouts, or whatever ``read_images`` reads; without ``boxes``, whole pictures.
+
+    cub200   images.txt, image_class_labels.txt, images/ and, for boxes, bounding_boxes.txt; the first half of the
+             classes trains, the second half tests (train_test_split.txt divides every class in two, so it is not used)
+    cars196  cars_annos.mat and car_ims/; or cars_train_annos.mat and cars_test_annos_withlabels.mat, in devkit/ or not,
+             and cars_train/ and cars_test/; halves of the classes as above
+    sop      Ebay_train.txt and Ebay_test.txt, the split
+    inshop   list_eval_partition.txt, in Eval/ or not, the split; img/, in Img/ or not
+    naver    train.txt and test.txt, the split; for boxes, bbox.txt; each list numbers its classes anew
+    folder   train/ and test/ and no other folder, each a folder a class; or a folder a class and halves as above
+    list     a LIST.tsv, a folder with images.tsv, or a pattern; halves as above
+
+    images.tsv goes before every layout, and otherwise the more particular names go first: CUB200 with naver's lists
+    beside its own is "cub200", which is the same split. No folder is searched deeper than written here.
+
+    Raises InputError with file and line for anything malformed or missing but the pictures themselves, and
+    MissingDependency for a .mat file without scipy.
+    """
+    if dataset := _read_layout(Path(source), boxes):
+        return dataset
+    images = _read_images(source, boxes)
+    training, testing = images.split_classes()
+    trained, tested = len(set(training.classes or ())), len(set(testing.classes or ()))
+    note = f"{source} has no split of its own: its first {trained} classes train, the other {tested} test."
+    is_folder = Path(source).is_dir() and not Path(source, "images.tsv").is_file()
+    return Dataset("folder" if is_folder else "list", training, Evaluation(testing), (note,))
+
+
+def read_evaluation(source: str | Path, boxes: bool = True) -> Evaluation:
+    """The test part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``."""
+    dataset = _read_layout(Path(source), boxes)
+    return dataset.testing if dataset else Evaluation(_read_images(source, boxes))
+
+
+def read_training(source: str | Path, boxes: bool = True) -> ImageList:
+    """The training part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``."""
+    dataset = _read_layout(Path(source), boxes)
+    return dataset.training if dataset else _read_images(source, boxes)
+
+
+def _read_images(source: str | Path, boxes: bool) -> ImageList:
+    images = read_images(source)
+    return images if boxes else replace(images, boxes=None)
+
+
+def _read_layout(folder: Path, boxes: bool) -> Dataset | None:
+    if (read := _reader(folder)) is None:
+        return None
+    dataset = read(folder, boxes)
+    _check_folders(dataset.training)
+    _check_folders(dataset.testing.images)
+    return dataset
+
+
+def _check_folders(images: ImageList) -> None:
+    for name in sorted({name.split("/")[0] for name in images.names if "/" in name}):
+        if not ((images.root / name).is_dir() or (images.root / "images" / name).is_dir()):
+            raise InputError(f"{images.root} has no folder {name}, where its list has pictures; unpack them there.")
+
+
+def _reader(folder: Path) -> Callable[[Path, bool], Dataset] | None:
+    def has(*names: str) -> bool:
+        return _first_file(folder, names) is not None
+
+    if not folder.is_dir() or has("images.tsv"):
+        return None
+    if has("Ebay_train.txt", "Ebay_test.txt"):
+        return _read_sop
+    if has(*INSHOP_LISTS):
+        return _read_inshop
+    if has("cars_annos.mat"):
+        return _read_cars
+    if has(*CARS_TRAINING, *CARS_TESTING):
+        return _read_cars_devkit
+    if has("images.txt", "image_class_labels.txt"):
+        return _read_cub
+    if has("train.txt") and has("test.txt"):
+        return _read_naver
+    folders = {path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")}
+    return _read_split_folder if folders == {"train", "test"} else None
+
+
+def _read_cub(folder: Path, boxes: bool) -> Dataset:
+    paths = _by_id(folder / "images.txt", "id path")
+    labels = _by_id(folder / "image_class_labels.txt", "id class")
+    _check_ids(paths, labels, "image_class_labels.txt")
+    _check_ids(labels, paths, "images.txt")
+    pictures = {n: (where, [*label, f"images/{paths[n][1][-1]}"]) for n, (where, label) in labels.items()}
+    table, notes = _box_table(folder / "bounding_boxes.txt", boxes, pictures)
+    training, testing = _listed(folder, pictures, table).split_classes()
+    return Dataset("cub200", training, Evaluation(testing), notes)
+
+
+def _read_cars(folder: Path, boxes: bool) -> Dataset:
+    return _cars196(folder, _annotations(folder / "cars_annos.mat", "relative_im_path"), boxes)
+
+
+def _read_cars_devkit(folder: Path, boxes: bool) -> Dataset:
+    training, testing = _first_file(folder, CARS_TRAINING), _first_file(folder, CARS_TESTING)
+    if training is None:
+        raise InputError(f"{folder} has no {CARS_TRAINING[0]}; unpack the devkit of CARS196 there.")
+    found = _annotations(training, "fname", "cars_train/")
+    if testing is not None:
+        return _cars196(folder, found + _annotations(testing, "fname", "cars_test/"), boxes)
+    note = (
+        f"{folder} has no cars_test_annos_withlabels.mat: the pictures of cars_test/ have no classes and are left out."
+    )
+    return _cars196(folder, found, boxes, (note,))
+
+
+def _cars196(folder: Path, found: list[Annotation], boxes: bool, notes: tuple[str, ...] = ()) -> Dataset:
+    names, classes, cuts = zip(*found, strict=True)
+    training, testing = ImageList(folder, names, classes, cuts if boxes else None).split_classes()
+    return Dataset("cars196", training, Evaluation(testing), notes)
+
+
+def _read_sop(folder: Path, _boxes: bool) -> Dataset:
+    columns = "image_id class_id super_class_id path"
+    training, testing = (
+        _listed(folder, _by_id(folder / name, columns, above=1)) for name in ("Ebay_train.txt", "Ebay_test.txt")
+    )
+    return Dataset("sop", training, Evaluation(testing, recall_at=SOP_RECALL_AT))
+
+
+def _read_inshop(folder: Path, _boxes: bool) -> Dataset:
+    path = _first_file(folder, INSHOP_LISTS) or folder / INSHOP_LISTS[0]
+    rows = _rows(path, "image_name item_id evaluation_status", above=2)
+    where, count = _lines(path)[0]
+    if count != [str(len(rows))]:
+        raise InputError(
+            f"{where} counts {' '.join(count)[:40]!r} pictures, but {len(rows)} follow; get the whole list."
+        )
+    for where, [_, _, status] in rows:
+        if status not in ("train", "query", "gallery"):
+            raise InputError(f"{where} has the status {status!r}; expected train, query or gallery.")
+    statuses = [fields[2] for _, fields in rows]
+    if absent := {"train", "query", "gallery"}.difference(statuses):
+        raise InputError(f"{path} has no picture of {' and '.join(sorted(absent))}; get the whole list.")
+    root = next((root for root in (folder / "Img", folder) if (root / "img").is_dir()), folder / "Img")
+    images = ImageList(root, tuple(fields[0] for _, fields in rows), tuple(fields[1] for _, fields in rows))
+    tested = [i for i, status in enumerate(statuses) if status != "train"]
+    in_gallery = tuple(statuses[i] == "gallery" for i in tested)
+    training = images.subset(i for i, status in enumerate(statuses) if status == "train")
+    return Dataset("inshop", training, Evaluation(images.subset(tested), in_gallery, INSHOP_RECALL_AT))
+
+
+def _read_naver(folder: Path, boxes: bool) -> Dataset:
+    training, testing = (_by_id(folder / n, "image_id class_id path", above=1) for n in ("train.txt", "test.txt"))
+    table, notes = _box_table(folder / "bbox.txt", boxes, training | testing)
+    if table and (twice := training.keys() & testing.keys()):
+        where, _ = testing[min(twice)]
+        raise InputError(f"{where} has an id of train.txt, so bbox.txt fits both; give every picture its own id.")
+    return Dataset("naver", _listed(folder, training, table), Evaluation(_listed(folder, testing, table)), notes)
+
+
+def _read_split_folder(folder: Path, boxes: bool) -> Dataset:
+    training, testing = (_read_images(folder / name, boxes) for name in ("train", "test"))
+    for images in (training, testing):
+        if images.classes is None:
+            raise InputError(f"{images.root} has pictures outside of class folders; expected a folder a class.")
+    shared = len(set(training.classes or ()).intersection(testing.classes or ()))
+    note = (
+        f"train/ and test/ of {folder} share {shared} classes: recall is not only of classes that are new to the model."
+    )
+    return Dataset("folder", training, Evaluation(testing), (note,) if shared else ())
+
+
+def _listed(folder: Path, pictures: Mapping[int, Row], boxes: Mapping[int, Box] | None = None) -> ImageList:
+    """Pictures by id, whose second field is the class and whose last is the path."""
+    return ImageList(
+        folder,
+        tuple(fields[-1] for _, fields in pictures.values()),
+        tuple(str(_whole(where, fields[1])) for where, fields in pictures.values()),
+        tuple(boxes[number] for number in pictures) if boxes else None,
+    )
+
+
+def _box_table(path: Path, wanted: bool, pictures: Mapping[int, Row]) -> tuple[dict[int, Box] | None, tuple[str, ...]]:
+    """Boxes by picture id, and a note if they are wanted but not there."""
+    if not wanted:
+        return None, ()
+    if not path.is_file():
+        return None, (f"{path.parent} has no {path.name}: whole pictures are used.",)
+    rows = _by_id(path, "id x y w h")
+    _check_ids(pictures, rows, path.name)
+    table = {}
+    for number, (where, fields) in rows.items():
+        x, y, width, height = (_number(where, field) for field in fields[1:])
+        table[number] = _box(where, x, y, x + width - 1, y + height - 1)
+    return table, ()
+
+
+def _check_ids(rows: Mapping[int, Row], others: Mapping[int, Row], name: str) -> None:
+    for number, (where, _) in rows.items():
+        if number not in others:
+            raise InputError(f"{where} has the id {number}, which {name} lacks; give every picture a line in both.")
+
+
+def _box(where: str, x1: float, y1: float, x2: float, y2: float) -> Box:
+    """From first and last pixels counted from 1, as MATLAB does, to x1 <= x < x2 counted from 0.
+
+    Some boxes of CUB200 start at pixel 0, outside; whether a box ends outside only the picture knows.
+    """
+    left, top, right, bottom = max(round(x1) - 1, 0), max(round(y1) - 1, 0), round(x2), round(y2)
+    if right <= left or bottom <= top:
+        raise InputError(f"{where} has an empty box; mend it, or leave boxes out.")
+    return left, top, right, bottom
+
+
+def _by_id(path: Path, columns: str, above: int = 0) -> dict[int, Row]:
+    """``_rows`` by the number in their first column, in list order."""
+    found: dict[int, Row] = {}
+    for where, fields in _rows(path, columns, above):
+        number = _whole(where, fields[0])
+        if number in found:
+            raise InputError(f"{where} has the id {number} for the second time; give every picture its own id.")
+        found[number] = where, fields
+    return found
+
+
+def _rows(path: Path, columns: str, above: int = 0) -> list[Row]:
+    """The lines under the first ``above`` ones, of which the last is the header; each has a field a column."""
+    lines = _lines(path)
+    header, rows = lines[:above], lines[above:]
+    names = columns.split()
+    if above and (len(header) < above or header[-1][1] != names):
+        where, fields = header[-1] if header else (str(path), [])
+        raise InputError(f"{where} is {' '.join(fields)[:60]!r}; expected {columns!r} as line {above}.")
+    if not rows:
+        raise InputError(f"{path} lists no pictures; expected a line {columns!r} for each.")
+    for where, fields in rows:
+        if len(fields) != len(names):
+            raise InputError(f"{where} has {len(fields)} fields; expected {len(names)}: {columns}.")
+    return rows
+
+
+def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _lines(path: Path) -> list[Row]:
+    """The lines that are not blank; names in another encoding than UTF-8 keep their bytes, as the file system's do."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror}), which the lists beside it need; get the whole data set."
+        ) from error
+    return [(f"{path} line {n}", line.split()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _whole(where: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{where} has {text[:40]!r} in place of a whole number; mend it.") from error
+
+
+def _number(where: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where} has {str(value)[:40]!r} in place of a number; mend it.")
+    return number
+
+
+def _annotations(path: Path, name: str, below: str = "") -> list[Annotation]:
+    """Pictures in the MATLAB struct array ``annotations``, whose field ``name`` is a path below ``below``."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingDependency(
+            f"{path} is read with scipy, which is not installed; run `pip install 'cgd-deploy[train]'`."
+        ) from error
+    try:
+        content = loadmat(path, squeeze_me=True)
+    except Exception as error:  # scipy raises a dozen unrelated types for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is not a MATLAB file that scipy reads ({reason}); get it again.") from error
+    annotations = np.atleast_1d(content.get("annotations", ()))
+    fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", name)
+    if absent := [field for field in fields if field not in (annotations.dtype.names or ())]:
+        raise InputError(f"{path} has no annotations with {', '.join(absent)}; expected CARS196's struct array.")
+    if not len(annotations):
+        raise InputError(f"{path} lists no pictures; get it again.")
+    return [_annotation(f"{path} annotation {n}", [a[f] for f in fields], below) for n, a in enumerate(annotations, 1)]
+
+
+def _annotation(where: str, values: list[Any], below: str) -> Annotation:
+    *numbers, name = values
+    if not (isinstance(name, str) and name):
+        raise InputError(f"{where} names no picture; get the file again.")
+    *corners, label = (_number(where, number) for number in numbers)
+    return f"{below}{name}", str(round(label)), _box(where, *corners)
