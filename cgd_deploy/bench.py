@@ -17,17 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.torch import TorchBackend
+from .datasets import read_evaluation
 from .engine import Engine, load
 from .enginefile import Manifest
 from .errors import InputError
+from .evaluation import Evaluation
 from .examples import example_queries
 from .files import sha256_file
 from .golden import golden_images
 from .hardware import available_threads, cpu_name, instruction_sets, package_version
-from .images import ImageList, read_images
+from .images import ImageList
 from .preprocess import batches
 from .report import QueryRow
-from .retrieval import RECALL_AT, Descriptors, Retrieved, cosines, neighbours, overlap, recall_at
+from .retrieval import Descriptors, Retrieved, cosines, overlap
 from .spec import ModelSpec, Precision
 from .timing import interleaved, percentiles_ms
 
@@ -73,7 +75,7 @@ def bench(
 ) -> tuple[dict[str, Any], list[QueryRow]]:
     """Measure engines against the model they came from; returns the bench JSON and example queries for the report.
 
-    data        folder or LIST.tsv; by default the test pictures that the checkpoint records
+    data        folder of a data set or LIST.tsv; by default the test pictures that the checkpoint records
     reference   a checkpoint (torch) or an engine; by default the checkpoint that the first engine was made from
     seconds     of timing for each batch size
     limits      override LIMITS for every precision
@@ -96,13 +98,13 @@ def bench(
                     f"{engine.path} describes space {engine.spec.space_id}, the reference {base.path} describes "
                     f"{base.spec.space_id}; bench engines of one model at a time."
                 )
-        images = _images(data, recorded)
-        found = _retrieve([base, *engines], images, on_progress)
+        evaluation = _evaluation(data, recorded)
+        found = _retrieve([base, *engines], evaluation, on_progress)
         samples = {size: _time([base, *engines], size, seconds, on_progress) for size in batch_sizes}
     expected = found[base.title]
     runs = []
     for engine in engines:
-        quality = _quality(found[engine.title], expected, images)
+        quality = _quality(found[engine.title], expected, evaluation)
         for size in batch_sizes:
             speed = _speed(samples[size], engine, base, size)
             runs.append(
@@ -120,16 +122,16 @@ def bench(
             )
     result = {
         "schema": SCHEMA,
-        "environment": environment(images, threads, samples),
+        "environment": environment(evaluation.images, threads, samples),
         "reference": {
             "backend": base.backend,
             "precision": base.precision,
-            "recall": _recall(expected.indices, images),
+            "recall": evaluation.recall(expected.indices),
         },
         "engines": runs,
         "gate": gate(runs, limits),
     }
-    return result, example_queries(found, base.title, images, queries)
+    return result, example_queries(found, base.title, evaluation, queries)
 
 
 def gate(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def _engine(engine: Engine, path: Path, name: str) -> Contestant:
     return Contestant(title, manifest.backend, precision, engine.spec, engine.embed, path)
 
 
-def _reference(stack: ExitStack, path: str | Path, threads: int) -> tuple[Contestant, ImageList | None]:
+def _reference(stack: ExitStack, path: str | Path, threads: int) -> tuple[Contestant, Evaluation | None]:
     """The reference and, if it is a checkpoint, the test pictures it records."""
     path = Path(path)
     if path.suffix == ".cgd":
@@ -192,31 +194,34 @@ def _recorded_checkpoint(manifest: Manifest) -> Path:
     return recorded
 
 
-def _images(data: str | Path | None, recorded: ImageList | None) -> ImageList:
-    if data is None and recorded is None:
+def _evaluation(data: str | Path | None, recorded: Evaluation | None) -> Evaluation:
+    evaluation = read_evaluation(data) if data is not None else recorded
+    if evaluation is None:
         raise InputError("there are no test pictures to bench on; pass --data FOLDER or LIST.tsv.")
-    images = read_images(data) if data is not None else recorded
-    assert images is not None
-    if len(images) < K + 2:
+    if evaluation.offered <= K:
         raise InputError(
-            f"bench compares {K} neighbours a picture and got {len(images)} pictures; pass at least {K + 2}."
+            f"bench compares {K} neighbours a picture and got {len(evaluation.images)} pictures; "
+            f"pass at least {K + 2}, and {K + 1} to search in."
         )
-    images.check_present("test", "--data")
-    return images
+    evaluation.images.check_present("test", "--data")
+    return evaluation
 
 
-def _retrieve(contestants: Sequence[Contestant], images: ImageList, on_progress: OnProgress) -> dict[str, Retrieved]:
+def _retrieve(
+    contestants: Sequence[Contestant], evaluation: Evaluation, on_progress: OnProgress
+) -> dict[str, Retrieved]:
     parts: dict[str, list[Descriptors]] = {contestant.title: [] for contestant in contestants}
     seen = 0
-    for indices, pixels in batches(images, contestants[0].spec, QUALITY_BATCH):
+    for indices, pixels in batches(evaluation.images, contestants[0].spec, QUALITY_BATCH):
         for contestant in contestants:
             parts[contestant.title].append(contestant.run(pixels))
         seen += len(indices)
-        on_progress("embedding", seen / len(images))
+        on_progress("embedding", seen / len(evaluation.images))
+    depth = min(max(K, *evaluation.recall_at), evaluation.offered)
     found = {}
     for title, part in parts.items():
         descriptors = np.concatenate(part)
-        found[title] = Retrieved(descriptors, *neighbours(descriptors, descriptors, K, skip_self=True))
+        found[title] = Retrieved(descriptors, *evaluation.neighbours(descriptors, depth))
     return found
 
 
@@ -238,21 +243,16 @@ def _speed(taken: Mapping[str, list[float]], engine: Contestant, base: Contestan
     }
 
 
-def _quality(found: Retrieved, expected: Retrieved, images: ImageList) -> dict[str, Any]:
+def _quality(found: Retrieved, expected: Retrieved, evaluation: Evaluation) -> dict[str, Any]:
     similar = cosines(found.descriptors, expected.descriptors)
-    crossed, _ = neighbours(found.descriptors, expected.descriptors, K, skip_self=True)
-    before, after, across = (_recall(indices, images) for indices in (expected.indices, found.indices, crossed))
+    depth = found.indices.shape[1]
+    crossed, _ = evaluation.neighbours(found.descriptors, depth, gallery=expected.descriptors)
+    before, after, across = (evaluation.recall(indices) for indices in (expected.indices, found.indices, crossed))
     return {
         "recall": after,
         "recall_drop_pp": {k: round(100 * (before[k] - after[k]), 4) for k in before},
         "cross_recall_drop_pp": {k: round(100 * (before[k] - across[k]), 4) for k in before},
-        "overlap_at_10": round(overlap(found.indices, expected.indices), 5),
+        "overlap_at_10": round(overlap(found.indices[:, :K], expected.indices[:, :K]), 5),
         "cosine": {"min": float(similar.min()), "mean": float(similar.mean())},
         "rank_flips": int((found.indices[:, 0] != expected.indices[:, 0]).sum()),
     }
-
-
-def _recall(indices: NDArray[np.int64], images: ImageList) -> dict[str, float]:
-    if images.classes is None:
-        return {}
-    return {str(k): value for k, value in recall_at(indices, images.classes, images.classes, RECALL_AT).items()}

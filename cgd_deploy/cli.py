@@ -25,6 +25,13 @@ ARTIFACTS = Path("artifacts")
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [default: all this process may use].")]
 
+Backbone = Annotated[str, typer.Option(help="Name in torchvision, or seresnet50 of timm.")]
+Descriptors = Annotated[str, typer.Option(help="S, M and G in order; the first feeds the auxiliary loss.")]
+Dim = Annotated[int, typer.Option(help="Length of the joined descriptor.")]
+Size = Annotated[int, typer.Option(help="Input height and width in pixels.")]
+NoDownsample = Annotated[str, typer.Option(help="Stage that loses its stride: layer2, layer3, layer4 or none.")]
+GemP = Annotated[float, typer.Option(help="GeM's exponent.")]
+
 
 def main() -> None:
     """Entry point: a user's error becomes one line on stderr and its exit status, a bug keeps its traceback."""
@@ -55,28 +62,44 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Option(help="A folder a class, or LIST.tsv.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder of a data set (CUB, CARS, SOP, In-shop, a class a folder), or LIST.tsv.")
+    ],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/BACKBONE-DESCRIPTORS].")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="torchvision name.")] = "resnet50",
-    weights: Annotated[Path | None, typer.Option(help="torchvision weights to start from, a .pth file.")] = None,
-    descriptors: Annotated[str, typer.Option(help="S, M and G in order; the first feeds the auxiliary loss.")] = "SG",
-    dim: Annotated[int, typer.Option(help="Length of the joined descriptor.")] = 1536,
-    size: Annotated[int, typer.Option(help="Input height and width in pixels.")] = 224,
-    no_downsample: Annotated[str, typer.Option(help="Stage that loses its stride, or none.")] = "layer4",
-    gem_p: Annotated[float, typer.Option(help="GeM's exponent.")] = 3.0,
+    weights: Annotated[Path | None, typer.Option(help="Backbone weights to start from, a .pth file.")] = None,
+    backbone: Backbone = "resnet50",
+    descriptors: Descriptors = "SG",
+    dim: Dim = 1536,
+    size: Size = 224,
+    no_downsample: NoDownsample = "layer4",
+    gem_p: GemP = 3.0,
     learn_p: Annotated[bool, typer.Option("--learn-p", help="Train GeM's exponent.")] = False,
+    no_boxes: Annotated[
+        bool, typer.Option("--no-boxes", help="Whole pictures, though the data set has boxes.")
+    ] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 20,
+    patience: Annotated[int | None, typer.Option(help="Stop after this many epochs without a better recall@1.")] = None,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
+    head_lr: Annotated[float, typer.Option(help="Learning rate of the new layers, times --lr.")] = 1.0,
     classes_per_batch: Annotated[int, typer.Option(help="P of the P x K batch.")] = 32,
     pictures_per_class: Annotated[int, typer.Option(help="K of the P x K batch.")] = 4,
+    accumulate: Annotated[int, typer.Option(help="Parts of a batch; the losses still see all of it.")] = 1,
+    amp: Annotated[str, typer.Option(help="Number format of the backbone: off, bf16 or fp16.")] = "off",
+    loss: Annotated[
+        str, typer.Option(help="Ranking loss: batch-hard, soft-margin, contrastive or multi-similarity.")
+    ] = "batch-hard",
+    margin: Annotated[float | None, typer.Option(help="Of the ranking loss [default: its own].")] = None,
+    ranking_weight: Annotated[float, typer.Option(help="Of the ranking loss.")] = 1.0,
+    auxiliary_weight: Annotated[float, typer.Option(help="Of the classification loss.")] = 1.0,
+    no_auxiliary: Annotated[bool, typer.Option("--no-auxiliary", help="No classification loss.")] = False,
     train_from: Annotated[str | None, typer.Option(help="First stage that is trained [default: all].")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, batches and crops.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Train a CGD model; recall on held-out classes is measured every epoch."""
+    """Train a CGD model; recall on held-out classes is measured every epoch. Several processes: torchrun."""
     _share_cores()
     try:
         from cgd_train.config import TrainConfig
@@ -86,9 +109,10 @@ def train(
 
     config = TrainConfig(
         data=data,
+        boxes=not no_boxes,
         out=out or Path("runs") / f"{backbone}-{descriptors}",
-        backbone=backbone,
         weights=weights,
+        backbone=backbone,
         descriptors=descriptors,
         dim=dim,
         size=size,
@@ -96,15 +120,62 @@ def train(
         gem_p=gem_p,
         learn_p=learn_p,
         epochs=epochs,
+        patience=patience,
         lr=lr,
+        head_lr=head_lr,
         classes_per_batch=classes_per_batch,
         pictures_per_class=pictures_per_class,
+        accumulate=accumulate,
+        amp=amp,
+        loss=loss,
+        margin=margin,
+        ranking_weight=ranking_weight,
+        auxiliary_weight=auxiliary_weight,
+        auxiliary=not no_auxiliary,
         train_from=train_from,
         seed=seed,
         resume=resume,
         threads=threads,
     )
     print(run(config))
+
+
+@app.command("import")
+def import_(
+    weights: Annotated[Path, typer.Argument(help="A state_dict: another CGD code base's, or a backbone's.")],
+    backbone: Backbone,
+    descriptors: Descriptors,
+    dim: Dim = 1536,
+    size: Size = 224,
+    no_downsample: NoDownsample = "layer4",
+    gem_p: GemP = 3.0,
+    gem_eps: Annotated[float, typer.Option(help="What GeM clamps at; 0 for code that does not clamp.")] = 1e-6,
+    data: Annotated[
+        Path | None, typer.Option(help="Data set whose training pictures calibrate and whose test pictures test.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.")] = Path("ckpt.pt"),
+) -> None:
+    """Make a checkpoint of weights from elsewhere; what they cannot tell is taken at your word, and said."""
+    from .spec import ModelSpec
+    from .terminal import errors
+
+    spec = ModelSpec(
+        backbone=backbone,
+        descriptors=descriptors,
+        dim=dim,
+        no_downsample=no_downsample,
+        gem_p=gem_p,
+        gem_eps=gem_eps,
+        input_size=(size, size),
+    )
+    try:
+        from cgd_train.foreign import import_checkpoint
+    except ModuleNotFoundError as error:
+        raise _missing(error, "train") from error
+
+    for warning in import_checkpoint(weights, spec, out, data=data):
+        errors.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    print(out)
 
 
 @app.command()

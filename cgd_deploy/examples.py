@@ -6,44 +6,52 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .images import ImageList
+from .evaluation import Evaluation
 from .report import Neighbour, QueryRow
 from .retrieval import Indices, Retrieved
 
+STRIP = 10
+"""Neighbours that are shown and compared."""
 
-def example_queries(found: Mapping[str, Retrieved], reference: str, images: ImageList, count: int) -> list[QueryRow]:
+
+def example_queries(
+    found: Mapping[str, Retrieved], reference: str, evaluation: Evaluation, count: int
+) -> list[QueryRow]:
     """Half the queries whose neighbours changed most under any engine, half spread evenly over the list.
 
-    found       what each engine retrieved among ``images``, by the title of its column; ``reference`` is one of them
+    found       what each engine retrieved, by the title of its column; ``reference`` is one of them
     """
-    expected = found[reference].indices
-    same = [_shared(found[title].indices, expected) for title in found if title != reference]
+    images, queries = evaluation.images, evaluation.queries.tolist()
+    expected = found[reference].indices[:, :STRIP]
+    same = [_shared(found[title].indices[:, :STRIP], expected) for title in found if title != reference]
     worst = np.argsort(np.min(same, axis=0), kind="stable")[: count // 2].tolist() if same else []
-    even = np.linspace(0, len(images) - 1, count - count // 2).astype(int).tolist()
+    even = np.linspace(0, len(queries) - 1, count - count // 2).astype(int).tolist()
     return [
         QueryRow(
-            images.path(query),
-            images.box(query),
-            images.classes[query] if images.classes else None,
-            {title: _strip(retrieved, expected, images, query) for title, retrieved in found.items()},
+            images.path(queries[row]),
+            images.box(queries[row]),
+            images.classes[queries[row]] if images.classes else None,
+            {title: _strip(retrieved, expected, evaluation, row) for title, retrieved in found.items()},
         )
-        for query in dict.fromkeys([*worst, *even])
+        for row in dict.fromkeys([*worst, *even])
     ]
 
 
-def _strip(retrieved: Retrieved, expected: Indices, images: ImageList, query: int) -> list[Neighbour]:
-    known = set(expected[query].tolist())
-    classes = images.classes
+def _strip(retrieved: Retrieved, expected: Indices, evaluation: Evaluation, row: int) -> list[Neighbour]:
+    known = set(expected[row].tolist())
+    images = evaluation.images
+    label = images.classes[evaluation.queries[row]] if images.classes else None
+    indices, similarities = retrieved.indices[row, :STRIP].tolist(), retrieved.similarities[row, :STRIP].tolist()
     return [
         Neighbour(
             path=images.path(index),
             box=images.box(index),
-            label=classes[index] if classes else None,
-            similarity=float(similarity),
-            correct=classes[index] == classes[query] if classes else None,
+            label=images.classes[index] if images.classes else None,
+            similarity=similarity,
+            correct=images.classes[index] == label if images.classes else None,
             changed=index not in known,
         )
-        for index, similarity in zip(retrieved.indices[query].tolist(), retrieved.similarities[query], strict=True)
+        for index, similarity in zip(indices, similarities, strict=True)
     ]
 
 

@@ -142,8 +142,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _crop(image: Image.Image, box: Box, name: str) -> Image.Image:
-    x1, y1, x2, y2 = box
-    inside = 0 <= x1 < x2 <= image.width and 0 <= y1 < y2 <= image.height
-    if not inside or min(x2 - x1, y2 - y1) < MIN_SIDE:
+    x1, y1 = box[:2]
+    x2, y2 = min(box[2], image.width), min(box[3], image.height)  # some boxes of CUB200 and CARS196 reach beyond
+    if min(x1, y1) < 0 or min(x2 - x1, y2 - y1) < MIN_SIDE:
         raise InputError(f"box {box} does not cut at least {MIN_SIDE}x{MIN_SIDE} pixels out of {name} ({image.size}).")
-    return image.crop(box)
+    return image.crop((x1, y1, x2, y2))

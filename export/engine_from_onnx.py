@@ -17,12 +17,13 @@ from cgd_deploy.backends import BACKENDS, DEVICES
 from cgd_deploy.backends.tensorrt import MODULES
 from cgd_deploy.compatibility import check_compatibility
 from cgd_deploy.cuda import has_gpu
+from cgd_deploy.datasets import read_training
 from cgd_deploy.enginefile import Manifest, write_engine
 from cgd_deploy.errors import EngineError, ExportError, InputError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.golden import golden_images
 from cgd_deploy.hardware import package_version
-from cgd_deploy.images import ImageList, read_images
+from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import batches
 from cgd_deploy.retrieval import Descriptors
 from cgd_deploy.spec import ModelSpec, Precision
@@ -73,7 +74,7 @@ def calibration_list(model: str | Path, given: str | Path | None) -> ImageList:
         raise InputError(
             f"INT8 needs pictures to calibrate on and {recorded} does not exist; pass --calib FOLDER or LIST.tsv."
         )
-    images = read_images(given or recorded).sample(CALIBRATION_PICTURES)
+    images = read_training(given or recorded).sample(CALIBRATION_PICTURES)
     images.check_present("calibration", "--calib")
     return images
 

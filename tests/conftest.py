@@ -17,6 +17,7 @@ from PIL import Image
 from cgd_deploy import engine
 from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.enginefile import Manifest, write_engine
+from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.golden import golden_images
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.spec import ModelSpec, Precision
@@ -66,7 +67,7 @@ def checkpoint(picture_list: ImageList, tmp_path_factory: pytest.TempPathFactory
     from cgd_train.checkpoint import Checkpoint, save_checkpoint
     from cgd_train.model import CGD, DeployModel
 
-    calibration, evaluation = picture_list.split_classes()
+    calibration, testing = picture_list.split_classes()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = CGD(SPEC, classes=3)
@@ -77,7 +78,7 @@ def checkpoint(picture_list: ImageList, tmp_path_factory: pytest.TempPathFactory
                 module.momentum = 1.0
         model.train()
         model(normalized)
-    saved = Checkpoint(model.eval(), calibration, evaluation)
+    saved = Checkpoint(model.eval(), calibration, Evaluation(testing))
     return save_checkpoint(saved, tmp_path_factory.mktemp("checkpoint") / "ckpt.pt")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cgd_deploy.errors import CgdError, CheckpointError, SpecError
+from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.images import ImageList
 from cgd_deploy.spec import ModelSpec
 from cgd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, space_id
@@ -22,7 +23,9 @@ def saved(tmp_path_factory) -> tuple[CGD, Path]:
     model = CGD(SPEC, classes=3, learn_p=True)
     torch.nn.init.constant_(model.pools[1].p, 2.5)
     trainer = {"metrics": [{"epoch": 0}]}
-    path = save_checkpoint(Checkpoint(model, LIST, LIST.subset([1]), trainer), tmp_path_factory.mktemp("runs") / "c.pt")
+    evaluation = Evaluation(LIST.subset([1]), recall_at=(1, 10))
+    made = Checkpoint(model, LIST, evaluation, trainer, {"layout": "elsewhere"})
+    path = save_checkpoint(made, tmp_path_factory.mktemp("runs") / "c.pt")
     return model.eval(), path
 
 
@@ -48,7 +51,9 @@ def test_round_trip(saved):
     assert not loaded.model.training
     assert loaded.spec == model.spec
     assert loaded.calibration == replace(LIST, root=LIST.root.absolute())
-    assert loaded.evaluation == replace(LIST, root=LIST.root.absolute()).subset([1])
+    testing = replace(LIST, root=LIST.root.absolute()).subset([1])
+    assert loaded.evaluation == Evaluation(testing, recall_at=(1, 10))
+    assert loaded.origin == {"layout": "elsewhere"}
     assert loaded.trainer == {"metrics": [{"epoch": 0}]}
 
 
@@ -100,7 +105,7 @@ def test_files_that_are_no_checkpoint_are_refused(saved, tmp_path):
     refused(tmp_path / "list.pt", CheckpointError, "holds a list; expected a table")
     torch.save({"state_dict": {}}, tmp_path / "bare.pt")
     refused(tmp_path / "bare.pt", CheckpointError, "has no model spec")
-    refused(edited(saved, tmp_path, cgd_checkpoint=99), CheckpointError, "has schema 99, this release reads 1")
+    refused(edited(saved, tmp_path, cgd_checkpoint=99), CheckpointError, "has schema 99, this release reads 2")
 
 
 def test_pickled_code_is_never_run(tmp_path):

@@ -152,7 +152,12 @@ def test_a_box_is_cut_out_of_the_upright_picture():
     assert np.array_equal(preprocess(data, SPEC, box), preprocess(upright[10:38, 5:45], SPEC))
 
 
-@pytest.mark.parametrize("box", [(-1, 0, 20, 20), (0, 0, 61, 20), (0, 0, 20, 41), (30, 0, 20, 20), (0, 0, 7, 20)])
+def test_a_box_that_reaches_beyond_the_picture_ends_at_its_edge():
+    data = picture()
+    assert np.array_equal(np.asarray(decode(data, (20, 10, 99, 99))), np.asarray(decode(data))[10:, 20:])
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 20, 20), (55, 0, 99, 20), (60, 0, 99, 20), (30, 0, 20, 20), (0, 0, 7, 20)])
 def test_a_box_that_cuts_nothing_useful_is_refused(box):
     with pytest.raises(InputError, match="box"):
         decode(picture(), box)

@@ -1,11 +1,22 @@
 """Neighbours, recall, overlap and cosines against plain loops."""
 
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from cgd_deploy import retrieval
 from cgd_deploy.errors import InputError
-from cgd_deploy.retrieval import cosines, neighbours, overlap, recall_at
+from cgd_deploy.retrieval import (
+    cosines,
+    first_correct,
+    neighbour_chunks,
+    neighbours,
+    overlap,
+    precision_at_r,
+    recall_at,
+)
 
 
 def unit_rows(count: int, dim: int = 5, seed: int = 0) -> np.ndarray:
@@ -64,13 +75,53 @@ def test_descriptors_of_two_models_are_refused():
         neighbours(unit_rows(2, 5), unit_rows(2, 6), 1)
 
 
+FOUND = np.array([[1, 2, 3], [3, 2, 0], [3, 0, 1], [2, 1, 0]])
+QUERIES, GALLERY = ["a", "a", "b", "c"], ["a", "b", "a", "b"]
+CORRECT = np.array([[GALLERY[g] == label for g in row] for row, label in zip(FOUND, QUERIES, strict=True)])
+
+
 def test_recall_equals_loops():
-    found = np.array([[1, 2, 3], [3, 2, 0], [3, 0, 1], [2, 1, 0]])
-    queries, gallery = ["a", "a", "b", "c"], ["a", "b", "a", "b"]
-    for k, value in recall_at(found, queries, gallery, [1, 2, 3, 9]).items():
-        hits = [any(gallery[g] == label for g in row[:k]) for row, label in zip(found, queries, strict=True)]
+    for k, value in recall_at(first_correct(CORRECT), [1, 2, 3, 9]).items():
+        hits = [any(GALLERY[g] == label for g in row[: int(k)]) for row, label in zip(FOUND, QUERIES, strict=True)]
         assert value == sum(hits) / len(hits)
-    assert recall_at(found, queries, gallery, [1, 2]) == {1: 0.25, 2: 0.75}
+    assert recall_at(first_correct(CORRECT), [1, 2]) == {"1": 0.25, "2": 0.75}
+
+
+def precision_at_r_by_loops(correct: list[bool], relevant: int) -> float:
+    total, hits = 0.0, 0
+    for rank, hit in enumerate(correct[:relevant], start=1):
+        hits += hit
+        total += hits / rank if hit else 0.0
+    return total / relevant if relevant else 0.0
+
+
+def test_precision_at_r_equals_loops():
+    random = np.random.default_rng(0)
+    correct = random.random((40, 12)) < 0.4
+    relevant = random.integers(0, 13, 40)
+    expected = [precision_at_r_by_loops(list(row), r) for row, r in zip(correct, relevant, strict=True)]
+    assert precision_at_r(correct, relevant) == pytest.approx(expected)
+    assert 0 in relevant and 12 in relevant
+
+
+def test_precision_at_r_of_a_worked_example():
+    """Two of three found, at ranks 1 and 3: (1/1 + 2/3) / 3; what comes after rank R does not count."""
+    correct = np.array([[True, False, True, True]])
+    assert precision_at_r(correct, np.array([3])) == pytest.approx([(1 + 2 / 3) / 3])
+
+
+def test_memory_stays_small_at_sixty_thousand_by_sixty_thousand():
+    """Every chunk of queries holds its own similarities alone: 60,000 x 60,000 floats would be 14 GB."""
+    points = unit_rows(60_000, 4)
+    chunks = neighbour_chunks(points, points, 10, skip_self=True)
+    tracemalloc.start()
+    try:
+        rows = [rows for rows, _, _ in itertools.islice(chunks, 3)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert rows == [slice(0, 1024), slice(1024, 2048), slice(2048, 3072)]
+    assert peak < 3 * 1024 * 60_000 * 4
 
 
 def test_overlap_counts_common_neighbours_in_any_order():

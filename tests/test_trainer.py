@@ -2,6 +2,10 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +15,16 @@ import torch
 from PIL import Image
 
 from cgd_deploy.errors import CgdError, CheckpointError, InputError, SpecError
+from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.preprocess import preprocess
 from cgd_train import trainer
 from cgd_train.checkpoint import load_checkpoint
 from cgd_train.config import TrainConfig
+from cgd_train.losses import RANKING_LOSSES
 from cgd_train.model import CGD
+from cgd_train.processes import Processes
+from cgd_train.step import Stepper
 from cgd_train.trainer import embed_images, train
 
 
@@ -56,7 +64,7 @@ def tiny(folder: Path, out: Path, **changes: object) -> TrainConfig:
 def lines(out: Path) -> list[dict]:
     """metrics.jsonl without the times."""
     read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert all(line.pop("seconds") >= 0 for line in read)
+    assert all(line.pop("seconds") >= line.pop("training_seconds") >= 0 for line in read)
     return read
 
 
@@ -72,10 +80,10 @@ def test_a_run_leaves_its_three_files(folder, straight):
     assert sorted(p.name for p in straight.iterdir()) == ["best.pt", "last.pt", "metrics.jsonl"]
     training, testing = read_images(folder).split_classes()
     best, last = load_checkpoint(straight / "best.pt"), load_checkpoint(straight / "last.pt")
-    assert best.trainer == {} and last.trainer["optimizer"]
+    assert best.trainer == {} and last.trainer["stepper"]["optimizer"]
     for checkpoint in (best, last):
         assert checkpoint.calibration == training
-        assert checkpoint.evaluation == testing
+        assert checkpoint.evaluation == Evaluation(testing)
     assert last.spec.gem_p != 3.0  # it was learned
 
 
@@ -92,8 +100,8 @@ def test_metrics_start_untrained_and_the_loss_is_a_number(straight):
 def test_metrics_are_the_recall_of_the_saved_model(straight, name):
     """A file scores what metrics.jsonl says, counted by loops."""
     checkpoint = load_checkpoint(straight / f"{name}.pt")
-    classes = checkpoint.evaluation.classes
-    descriptors = embed_images(checkpoint.model, checkpoint.evaluation)
+    classes = checkpoint.evaluation.images.classes
+    descriptors = embed_images(checkpoint.model, checkpoint.evaluation.images)
     correct = 0
     for q, query in enumerate(descriptors):
         others = [(math.dist(query, row), g) for g, row in enumerate(descriptors) if g != q]
@@ -128,6 +136,60 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(folder, straight, tmp_path
     resumed, expected = (load_checkpoint(out / "last.pt").model.state_dict() for out in (tmp_path, straight))
     for name, tensor in expected.items():
         assert torch.allclose(resumed[name], tensor, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_an_epoch_and_resumed_ends_like_an_uninterrupted_one(folder, tmp_path):
+    """As a user would: SIGKILL leaves no chance to clean up."""
+
+    def command(out: Path, *more: object) -> list[str]:
+        settings = ["--backbone", "resnet18", "--dim", 16, "--size", 32, "--epochs", 4, "--threads", 1]
+        batches = ["--classes-per-batch", 4, "--pictures-per-class", 3]
+        arguments = ["train", "--data", folder, "-o", out, *settings, *batches, *more]
+        return [sys.executable, "-m", "cgd_deploy", *map(str, arguments)]
+
+    killed = subprocess.Popen(command(tmp_path / "killed"), stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) == 3):
+        assert killed.poll() is None
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL and len(lines(tmp_path / "killed")) < 5
+    for out, more in (("killed", ["--resume"]), ("straight", [])):
+        subprocess.run(command(tmp_path / out, *more), check=True, capture_output=True)
+
+    ours, expected = lines(tmp_path / "killed"), lines(tmp_path / "straight")
+    assert [line["recall"] for line in ours] == [line["recall"] for line in expected]
+    assert [line["loss"] for line in ours[1:]] == pytest.approx([line["loss"] for line in expected[1:]], rel=1e-4)
+
+
+def test_it_stops_early_when_recall_no_longer_improves(folder, tmp_path, capsys, monkeypatch):
+    recalls = iter([0.2, 0.5, 0.4, 0.5, 0.3, 0.9, 0.9])
+    monkeypatch.setattr(trainer, "_measure", lambda *_: {"recall": {"1": next(recalls)}, "map_at_r": 0.0})
+    train(tiny(folder, tmp_path, epochs=6, patience=3))
+    assert [line["recall"]["1"] for line in lines(tmp_path)] == [0.2, 0.5, 0.4, 0.5, 0.3]
+    assert "no better recall@1 for 3 epochs: stopped" in capsys.readouterr().err
+    train(tiny(folder, tmp_path, epochs=6, patience=3, resume=True))
+    assert len(lines(tmp_path)) == 5
+
+
+def test_a_gallery_of_its_own_is_searched(tmp_path):
+    """In-shop: queries search the gallery, and the K are its authors'."""
+    (tmp_path / "Img/img").mkdir(parents=True)
+    random = np.random.default_rng(3)
+    rows = []
+    for item in range(4):
+        for number in range(6):
+            name = f"img/{item}-{number}.png"
+            Image.fromarray(random.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(tmp_path / "Img" / name)
+            status = "train" if item < 2 else ("query", "gallery")[number % 2]
+            rows.append(f"{name}   id_{item}   {status}")
+    text = "\n".join([str(len(rows)), "image_name item_id evaluation_status", *rows])
+    (tmp_path / "list_eval_partition.txt").write_text(text)
+    train(tiny(tmp_path, tmp_path / "run", epochs=0, classes_per_batch=2))
+    assert list(lines(tmp_path / "run")[0]["recall"]) == ["1", "10", "20", "30", "40", "50"]
+    evaluation = load_checkpoint(tmp_path / "run/best.pt").evaluation
+    assert (len(evaluation.queries), len(evaluation.gallery)) == (6, 6)
 
 
 def interrupt_after(monkeypatch, epoch: int) -> None:
@@ -197,7 +259,9 @@ def test_frozen_stages_and_batchnorm_stay_as_they_are(folder, tmp_path):
 def test_frozen_stages_are_left_out_of_the_graph(folder, tmp_path):
     config = tiny(folder, tmp_path, train_from="layer3")
     model = CGD(config.spec)
-    parameters = trainer._trained_parameters(model, "layer3")
+    for stage in trainer._frozen_stages(model, "layer3"):
+        stage.requires_grad_(False)
+    parameters = Stepper(model, config, Processes()).parameters
     trainer._train_mode(model, config)
     assert not model.backbone[:-2](torch.zeros(2, 3, 32, 32)).requires_grad
     inner = [p for stage in ("layer3", "layer4") for p in getattr(model.backbone, stage).parameters()]
@@ -216,16 +280,16 @@ def test_batchnorm_is_frozen_exactly_when_weights_are_given_unless_told(folder, 
 def test_every_epoch_has_its_own_batches_and_learning_rate(folder, tmp_path, monkeypatch):
     seen = []
 
-    def train_epoch(config, deploy, optimizer, made, targets, epoch, progress):
-        seen.append(
-            (optimizer.param_groups[0]["lr"], [batch.tolist() for batch in targets], next(iter(made)).tobytes())
-        )
-        return 0.0
+    def train_epoch(stepper, made, targets, epoch, progress):
+        rates = [group["lr"] for group in stepper.optimizer.param_groups]
+        seen.append((rates, [batch.tolist() for batch in targets], next(iter(made)).tobytes()))
+        return {"loss": 0.0}
 
     monkeypatch.setattr(trainer, "_train_epoch", train_epoch)
-    train(tiny(folder, tmp_path, epochs=5, lr=1.0, classes_per_batch=2))
+    train(tiny(folder, tmp_path, epochs=5, lr=1.0, head_lr=3.0, classes_per_batch=2))
     rates, targets, pixels = zip(*seen, strict=True)
-    assert rates == pytest.approx([1, 1, 1, 0.1, 0.01])
+    assert [backbone for backbone, _ in rates] == pytest.approx([1, 1, 1, 0.1, 0.01])
+    assert [new for _, new in rates] == pytest.approx([3, 3, 3, 0.3, 0.03])
     assert len(set(map(str, targets))) == len(set(pixels)) == 5
 
 
@@ -236,7 +300,7 @@ def test_the_learning_rate_falls_at_60_and_80_percent():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "batch_hard_triplet", lambda descriptors, *_: descriptors.sum() * math.nan)
+    monkeypatch.setitem(RANKING_LOSSES, "batch-hard", lambda descriptors, _: descriptors.sum() * math.nan)
     with pytest.raises(CgdError, match="the loss became nan in epoch 1; start again with a learning rate below"):
         train(tiny(folder, tmp_path))
     assert len(lines(tmp_path)) == 1

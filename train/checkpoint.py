@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cgd_deploy.errors import CheckpointError
+from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import replacing
 from cgd_deploy.images import ImageList
 from cgd_deploy.spec import ModelSpec
@@ -18,7 +19,9 @@ from cgd_deploy.spec import ModelSpec
 from .backbone import load_tensors
 from .model import CGD
 
-SCHEMA = 1
+SCHEMA = 2
+CALIBRATION_PICTURES = 512
+"""Of the training pictures, how many a checkpoint names for INT8 calibration."""
 
 
 @dataclass
@@ -27,14 +30,16 @@ class Checkpoint:
 
     model        the CGD model; its spec carries the space_id of its weights
     calibration  training pictures for INT8 calibration, or None
-    evaluation   the held-out test split, or None
+    evaluation   the held-out test pictures and their protocol, or None
     trainer      state that only resuming needs (optimizer, epoch, random generators); empty in best.pt
+    origin       where imported weights came from and what was stated of them; empty for trained ones
     """
 
     model: CGD
     calibration: ImageList | None = None
-    evaluation: ImageList | None = None
+    evaluation: Evaluation | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def spec(self) -> ModelSpec:
@@ -47,7 +52,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> Path:
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     spec = replace(model.spec, gem_p=_learned_p(model))
     model.spec = replace(spec, space_id=space_id(spec, state))
-    lists = {"calibration": checkpoint.calibration, "evaluation": checkpoint.evaluation}
     data = {
         "cgd_checkpoint": SCHEMA,
         "spec": model.spec.to_dict(),
@@ -55,7 +59,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> Path:
         "learn_p": any(isinstance(pool.p, Tensor) for pool in model.pools),
         "state_dict": state,
         "trainer": checkpoint.trainer,
-        **{name: images.to_dict() if images else None for name, images in lists.items()},
+        "origin": checkpoint.origin,
+        "calibration": checkpoint.calibration.to_dict() if checkpoint.calibration else None,
+        "evaluation": checkpoint.evaluation.to_dict() if checkpoint.evaluation else None,
     }
     with replacing(path) as temporary:
         torch.save(data, temporary)
@@ -72,7 +78,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} has no model spec; expected a checkpoint written by cgd-deploy train.")
     if data.get("cgd_checkpoint") != SCHEMA:
         raise CheckpointError(
-            f"{path} has schema {data.get('cgd_checkpoint')}, this release reads {SCHEMA}; upgrade cgd-deploy."
+            f"{path} has schema {data.get('cgd_checkpoint')}, this release reads {SCHEMA}; "
+            "use the cgd-deploy that wrote it."
         )
     spec = ModelSpec.from_dict(data["spec"])
     model = CGD(spec, classes=data["classes"], learn_p=data["learn_p"])
@@ -87,10 +94,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"the weights in {path} belong to space {found}, its spec says {spec.space_id}; the file was edited."
         )
-    lists = {
-        name: ImageList.from_dict(data[name]) if data.get(name) else None for name in ("calibration", "evaluation")
-    }
-    return Checkpoint(model.eval(), trainer=data["trainer"], **lists)
+    return Checkpoint(
+        model.eval(),
+        calibration=ImageList.from_dict(data["calibration"]) if data["calibration"] else None,
+        evaluation=Evaluation.from_dict(data["evaluation"]) if data["evaluation"] else None,
+        trainer=data["trainer"],
+        origin=data["origin"],
+    )
 
 
 def space_id(spec: ModelSpec, state: dict[str, Tensor]) -> str:

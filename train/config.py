@@ -9,19 +9,28 @@ from pathlib import Path
 from cgd_deploy.errors import InputError
 from cgd_deploy.spec import ModelSpec
 
+AMP = ("off", "bf16", "fp16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train; the defaults are the paper's (CGD section 4.1).
 
-    data                folder a class or LIST.tsv; may be None if ``train`` gets its lists
+    data                folder of a data set (see cgd_deploy.datasets) or LIST.tsv; may be None if ``train`` gets lists
     weights             torchvision state_dict to start the backbone from; None: random
     size                height and width of the model's input
     out                 folder for best.pt, last.pt and metrics.jsonl
+    boxes               crop the pictures to the boxes of the data set, where it has any
     learn_p             train the exponent of the G branch
+    lr, head_lr         Adam's learning rate, and how many times that of the backbone the new layers get
+    accumulate          parts that a batch passes through the backbone in; the losses always see the whole batch
+    amp                 arithmetic of the backbone in training: "off", "bf16" or "fp16"
+    loss, margin        name of the ranking loss, and its margin if not its own
+    ranking_weight, auxiliary_weight   of the two losses in their sum
     auxiliary           add the classification loss on the first descriptor
     train_from          first backbone stage that is trained, e.g. "layer4"; those before it stay as they are
     freeze_bn           keep the backbone's BatchNorm statistics; None: exactly when ``weights`` is given
+    patience            stop after this many epochs without a better recall@1; None: never
     device, threads     None: the GPU if there is one, and as many threads as torch takes
     resume              go on from last.pt in ``out``
 
@@ -29,6 +38,7 @@ class TrainConfig:
     """
 
     data: str | Path | None = None
+    boxes: bool = True
     backbone: str = "resnet50"
     weights: Path | None = None
     descriptors: str = "SG"
@@ -39,14 +49,21 @@ class TrainConfig:
     learn_p: bool = False
     epochs: int = 20
     lr: float = 1e-4
+    head_lr: float = 1.0
     classes_per_batch: int = 32
     pictures_per_class: int = 4
-    margin: float = 0.1
+    accumulate: int = 1
+    amp: str = "off"
+    loss: str = "batch-hard"
+    margin: float | None = None
+    ranking_weight: float = 1.0
+    auxiliary_weight: float = 1.0
     temperature: float = 0.5
     smoothing: float = 0.1
     auxiliary: bool = True
     train_from: str | None = None
     freeze_bn: bool | None = None
+    patience: int | None = None
     seed: int = 0
     out: Path = Path("runs/cgd")
     device: str | None = None
@@ -57,11 +74,17 @@ class TrainConfig:
         limits = {
             "epochs": (self.epochs >= 0, "0 or more"),
             "lr": (0 < self.lr < math.inf, "positive"),
+            "head_lr": (0 < self.head_lr < math.inf, "positive"),
             "classes_per_batch": (self.classes_per_batch >= 2, "at least 2"),
             "pictures_per_class": (self.pictures_per_class >= 2, "at least 2"),
-            "margin": (self.margin >= 0, "0 or more"),
+            "accumulate": (1 <= self.accumulate <= self.batch, f"from 1 to the batch of {self.batch}"),
+            "amp": (self.amp in AMP, " or ".join(AMP)),
+            "margin": (self.margin is None or self.margin >= 0, "0 or more"),
+            "ranking_weight": (0 <= self.ranking_weight < math.inf, "0 or more"),
+            "auxiliary_weight": (0 <= self.auxiliary_weight < math.inf, "0 or more"),
             "temperature": (self.temperature > 0, "positive"),
             "smoothing": (0 <= self.smoothing < 1, "from 0 up to but not 1"),
+            "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "seed": (self.seed >= 0, "0 or more"),
             "threads": (self.threads is None or self.threads >= 1, "at least 1"),
         }
@@ -72,6 +95,11 @@ class TrainConfig:
         for field in ("weights", "out"):
             if isinstance(path := getattr(self, field), str):
                 object.__setattr__(self, field, Path(path))
+
+    @property
+    def batch(self) -> int:
+        """Pictures in a batch, of all processes together."""
+        return self.classes_per_batch * self.pictures_per_class
 
     @property
     def spec(self) -> ModelSpec:

@@ -58,17 +58,23 @@ class TrainingPictures:
 
 
 def training_batches(
-    pictures: TrainingPictures, indices: Sequence[Sequence[int]], *, seed: int, epoch: int, workers: int
+    pictures: TrainingPictures,
+    indices: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    epoch: int,
+    workers: int,
+    places: slice = slice(None),
 ) -> Iterator[Pixels]:
-    """Yield uint8 [n, size, size, 3] for each list in ``indices``, made ahead in ``workers`` threads.
+    """Yield uint8 [n, size, size, 3] for the ``places`` of each list in ``indices``, made ahead in ``workers`` threads.
 
     A crop depends on (seed, epoch, batch, place in the batch) alone, so neither resuming nor the number of workers
     changes a picture, and a picture that comes twice in a batch is cropped twice.
     """
 
     def batch(number: int) -> Pixels:
-        places = enumerate(indices[number])
-        return np.stack([pictures.crop(i, np.random.default_rng((seed, epoch, number, n))) for n, i in places])
+        chosen = list(enumerate(indices[number]))[places]
+        return np.stack([pictures.crop(i, np.random.default_rng((seed, epoch, number, n))) for n, i in chosen])
 
     return ahead(batch, range(len(indices)), workers, depth=workers + 1)
 

@@ -1,7 +1,7 @@
 """Checkpoints out of state_dicts that other code wrote.
 
 What weights tell is checked, what they cannot tell is the caller's word and comes back as warnings. Knows keys and
-shapes; runs no model and writes no file.
+shapes; runs no model.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cgd_deploy.datasets import read_dataset
 from cgd_deploy.errors import CheckpointError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.spec import ModelSpec
 
 from .backbone import BACKBONES, HEAD, build_backbone, load_tensors
-from .checkpoint import Checkpoint
+from .checkpoint import CALIBRATION_PICTURES, Checkpoint, save_checkpoint
 from .model import CGD
 
 SEQUENTIAL = "cgd-sequential"
@@ -77,6 +78,26 @@ def import_weights(path: str | Path, spec: ModelSpec, *, seed: int = 0) -> Impor
         "stated": spec.to_json(),
     }
     return Imported(Checkpoint(model, origin=origin), layout, _warnings(layout, spec, seed, learned))
+
+
+def import_checkpoint(
+    path: str | Path, spec: ModelSpec, out: str | Path, *, data: str | Path | None = None
+) -> tuple[str, ...]:
+    """``import_weights``, saved as the checkpoint ``out``; returns the warnings.
+
+    data   a data set whose training pictures the checkpoint names for calibration, and its test pictures for bench
+
+    Raises what ``import_weights`` and ``read_dataset`` do.
+    """
+    imported = import_weights(path, spec)
+    notes: tuple[str, ...] = ()
+    if data is not None:
+        dataset = read_dataset(data)
+        imported.checkpoint.calibration = dataset.training.sample(CALIBRATION_PICTURES)
+        imported.checkpoint.evaluation = dataset.testing
+        notes = dataset.notes
+    save_checkpoint(imported.checkpoint, out)
+    return imported.warnings + notes
 
 
 def _read(path: Path) -> dict[str, Tensor]:

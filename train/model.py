@@ -80,8 +80,14 @@ class CGD(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Normalised images [N, 3, H, W] -> unit descriptors [N, dim] and auxiliary logits [N, classes] or None."""
-        features = self.backbone(images)  # (N, C, h, w)
-        pooled = [pool(features) for pool in self.pools]  # n x (N, C)
+        return self.described(self.pooled(self.backbone(images)))
+
+    def pooled(self, features: Tensor) -> list[Tensor]:
+        """Feature maps [N, C, h, w] -> [N, C] of each of the n branches."""
+        return [pool(features) for pool in self.pools]
+
+    def described(self, pooled: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The rest of ``forward``, from n pooled [N, C]."""
         parts = [unit(head(v)) for head, v in zip(self.heads, pooled, strict=True)]  # n x (N, dim / n)
         descriptors = unit(torch.cat(parts, dim=1))  # (N, dim)
         return descriptors, self.auxiliary(pooled[0]) if self.auxiliary is not None else None

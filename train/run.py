@@ -1,7 +1,7 @@
 """A run folder (best.pt, last.pt, metrics.jsonl): started, saved after every epoch, resumed. Knows no training step.
 
 The trainer state in last.pt is {"settings": what decided the numbers so far, "metrics": the lines of metrics.jsonl,
-"optimizer": its state_dict}. The batches and crops follow from the seed and the epoch, so no generator is stored.
+"stepper": that of the optimizer}. The batches and crops follow from the seed and the epoch, so no generator is stored.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ from pathlib import Path
 import torch
 
 from cgd_deploy.errors import InputError
+from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import sha256_file, write_text
 from cgd_deploy.images import ImageList
 
 from .backbone import load_weights
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import CALIBRATION_PICTURES, Checkpoint, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .model import CGD
 
-CALIBRATION_PICTURES = 512
 
-
-def run_settings(config: TrainConfig, training: ImageList, testing: ImageList) -> dict[str, object]:
+def run_settings(config: TrainConfig, training: ImageList, testing: Evaluation) -> dict[str, object]:
     """All that decides a run's numbers, compared when resuming; files by their content, so that they may move."""
     settings = asdict(config)
-    for free in ("out", "device", "threads", "resume"):
+    for free in ("out", "device", "threads", "resume", "accumulate", "patience", "boxes"):
         del settings[free]
-    settings["data"] = f"{training.sha256[:12]} {testing.sha256[:12]}"
+    settings["data"] = f"{training.sha256[:12]} {testing.images.sha256[:12]}"
     settings["weights"] = sha256_file(config.weights)[:12] if config.weights and config.weights.is_file() else None
     settings["freeze_bn"] = config.bn_is_frozen
     return settings
 
 
 def start_run(
-    config: TrainConfig, settings: dict[str, object], training: ImageList, testing: ImageList, classes: int
+    config: TrainConfig, settings: dict[str, object], training: ImageList, testing: Evaluation, classes: int
 ) -> Checkpoint:
     """The untrained model with an empty trainer state; raises InputError if ``config.out`` already holds a run."""
     if existing := [name for name in ("last.pt", "best.pt") if (config.out / name).exists()]:
@@ -48,7 +47,7 @@ def start_run(
         model = CGD(config.spec, classes=classes if config.auxiliary else 0, learn_p=config.learn_p)
     if config.weights is not None:
         load_weights(model.backbone, config.weights)
-    state = {"settings": settings, "metrics": [], "optimizer": {}}
+    state = {"settings": settings, "metrics": [], "stepper": {}}
     return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state)
 
 

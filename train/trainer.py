@@ -3,45 +3,60 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
+from cgd_deploy.datasets import read_dataset
 from cgd_deploy.errors import CgdError, InputError
+from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.hardware import available_threads
-from cgd_deploy.images import ImageList, read_images
+from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import batches
-from cgd_deploy.retrieval import RECALL_AT, Descriptors, neighbours, recall_at
+from cgd_deploy.retrieval import Descriptors
 
 from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
-from .losses import auxiliary_classification, batch_hard_triplet
 from .model import CGD, DeployModel
+from .processes import Processes, joined
 from .run import resume_run, run_settings, save_epoch, start_run
 from .sampler import epoch_batches
+from .step import Losses, Stepper
 
 EVALUATION_BATCH = 64
 
 
 def train(config: TrainConfig, train_images: ImageList | None = None, test_images: ImageList | None = None) -> Path:
-    """Train a CGD model, measure recall on the test pictures after every epoch, and return the path of best.pt.
+    """Train a CGD model, measure it on the test pictures after every epoch, and return the path of best.pt.
 
-    Without lists, the first half of the classes in ``config.data`` trains and the second half tests.
-    Into ``config.out`` go, each written whole or not at all: best.pt (best recall@1, the later of equals), last.pt
-    (also what resuming needs) and metrics.jsonl (epoch 0 is the untrained model; its loss is null).
-    A resumed run sees the same batches and pictures as one that was never interrupted.
+    Without lists, ``config.data`` is read: its own split, or else the first half of its classes trains and the second
+    half tests. Into ``config.out`` go, each written whole or not at all: best.pt (best recall@1, the later of equals),
+    last.pt (also what resuming needs) and metrics.jsonl (epoch 0 is the untrained model; its losses are null).
+    A resumed run sees the same batches and pictures as one that was never interrupted. Under ``torchrun`` every process
+    takes a part of each batch and of the test pictures.
 
     Raises InputError if the pictures or the run folder cannot be used, CgdError if the loss is no longer finite.
     """
-    training, testing = _lists(config, train_images, test_images)
+    device = _device(config.device)
+    with joined(device) as processes, torch.random.fork_rng():
+        return _train(config, *_lists(config, train_images, test_images), device, processes)
+
+
+def _train(
+    config: TrainConfig, training: ImageList, testing: Evaluation, device: torch.device, processes: Processes
+) -> Path:
+    progress = _progress(quiet=not processes.first)
     labels = {label: number for number, label in enumerate(sorted(set(training.classes or ())))}
     targets = torch.tensor([labels[label] for label in training.classes or ()])
+    ours = processes.part(config.batch)
     _batches(config, training, epoch=1)  # too few classes are refused before anything is written
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -52,37 +67,38 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
         checkpoint = resume_run(config.out / "last.pt", settings)
     else:
         checkpoint = start_run(config, settings, training, testing, classes=len(labels))
-    device = _device(config.device)
-    deploy = DeployModel(checkpoint.model).to(device).to(memory_format=torch.channels_last)
-    trained = _trained_parameters(checkpoint.model, config.train_from)
-    optimizer = torch.optim.Adam(trained, lr=config.lr, fused=True)
-    if optimizer_state := checkpoint.trainer["optimizer"]:
-        optimizer.load_state_dict(optimizer_state)
+    model = checkpoint.model.to(device).to(memory_format=torch.channels_last)
+    for stage in _frozen_stages(model, config.train_from):
+        stage.requires_grad_(False)
+    stepper = Stepper(model, config, processes)
+    if checkpoint.trainer["stepper"]:
+        stepper.load_state_dict(checkpoint.trainer["stepper"])
 
     pictures = TrainingPictures(training, config.size)
-    evaluated = EvaluationPictures(testing, config.spec, EVALUATION_BATCH, workers)
+    shared = testing.images.subset(range(processes.rank, len(testing.images), processes.count))
+    evaluated = EvaluationPictures(shared, config.spec, EVALUATION_BATCH, workers)
     metrics = checkpoint.trainer["metrics"]
-    with _progress() as progress:
+    with progress:
         for epoch in range(len(metrics), config.epochs + 1):
+            if _has_converged(metrics, config.patience):
+                progress.console.print(f"no better recall@1 for {config.patience} epochs: stopped", highlight=False)
+                break
             started = time.perf_counter()
-            loss = None
+            line: dict[str, Any] = {"epoch": epoch, "loss": None, "ranking": None, "auxiliary": None}
             if epoch > 0:
-                optimizer.param_groups[0]["lr"] = _learning_rate(config, epoch)
+                stepper.set_learning_rate(_learning_rate(config, epoch))
                 indices = _batches(config, training, epoch)
-                made = training_batches(pictures, indices, seed=config.seed, epoch=epoch, workers=workers)
-                _train_mode(checkpoint.model, config)
-                loss = _train_epoch(
-                    config, deploy, optimizer, made, [targets[batch] for batch in indices], epoch, progress
-                )
-            recall = _recall(deploy, evaluated, testing.classes or (), progress)
-            seconds = time.perf_counter() - started
-            metrics.append({"epoch": epoch, "loss": loss, "seconds": round(seconds, 3), "recall": recall})
-            checkpoint.trainer["optimizer"] = optimizer.state_dict()
-            save_epoch(checkpoint, config.out)
-            told = "untrained" if loss is None else f"loss {loss:.4f}"
-            progress.console.print(
-                f"epoch {epoch}/{config.epochs}  {told}  recall@1 {recall['1']:.1%}  {seconds:.1f} s", highlight=False
-            )
+                made = training_batches(pictures, indices, seed=config.seed, epoch=epoch, workers=workers, places=ours)
+                _train_mode(model, config)
+                line.update(_train_epoch(stepper, made, [targets[batch] for batch in indices], epoch, progress))
+            trained = time.perf_counter() - started
+            measured = _measure(stepper.deploy, evaluated, testing, processes, progress)
+            seconds = {"seconds": round(time.perf_counter() - started, 3), "training_seconds": round(trained, 3)}
+            metrics.append({**line, **seconds, **measured})
+            checkpoint.trainer["stepper"] = stepper.state_dict()
+            if processes.first:
+                save_epoch(checkpoint, config.out)
+            progress.console.print(_told(metrics[-1], config.epochs), highlight=False)
     return config.out / "best.pt"
 
 
@@ -102,51 +118,61 @@ def _embed(deploy: DeployModel, made: Iterable[Pixels]) -> Descriptors:
     return np.concatenate(parts)
 
 
-def _recall(
-    deploy: DeployModel, evaluated: EvaluationPictures, classes: Sequence[str], progress: Progress
-) -> dict[str, float]:
+def _measure(
+    deploy: DeployModel, evaluated: EvaluationPictures, testing: Evaluation, processes: Processes, progress: Progress
+) -> dict[str, Any]:
+    """What the first process measures on everybody's descriptors, in every process."""
     task = progress.add_task("recall", total=len(evaluated), note="")
-    descriptors = _embed(deploy, progress.track(evaluated, task_id=task))
+    parts = processes.collect(_embed(deploy, progress.track(evaluated, task_id=task)))
     progress.remove_task(task)
-    found, _ = neighbours(descriptors, descriptors, min(max(RECALL_AT), len(classes) - 1), skip_self=True)
-    return {str(k): value for k, value in recall_at(found, classes, classes, RECALL_AT).items()}
+    if not processes.first:
+        return processes.collect(None)[0]
+    descriptors = np.empty((len(testing.images), parts[0].shape[1]), np.float32)
+    for rank, part in enumerate(parts):
+        descriptors[rank :: processes.count] = part
+    return processes.collect(testing.measure(descriptors))[0]
 
 
 def _train_epoch(
-    config: TrainConfig,
-    deploy: DeployModel,
-    optimizer: torch.optim.Optimizer,
-    made: Iterable[Pixels],
-    targets: list[torch.Tensor],
-    epoch: int,
-    progress: Progress,
-) -> float:
-    """One pass over ``made``; returns the mean loss of its batches."""
+    stepper: Stepper, made: Iterable[Pixels], targets: list[Tensor], epoch: int, progress: Progress
+) -> dict[str, float | None]:
+    """One pass over ``made``; returns the mean losses of its batches."""
+    config = stepper.config
     task = progress.add_task(f"epoch {epoch}/{config.epochs}", total=len(targets), note="")
     started = time.perf_counter()
-    losses: list[float] = []
-    seen = 0
-    device = deploy.mean.device
-    for pixels, target in zip(made, targets, strict=True):
-        target = target.to(device)
-        descriptors, logits = deploy.model(deploy.normalized(torch.from_numpy(pixels).to(device)))
-        loss = batch_hard_triplet(descriptors, target, config.margin)
-        if logits is not None:
-            loss = loss + auxiliary_classification(logits, target, config.temperature, config.smoothing)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
+    seen: list[Losses] = []
+    for number, (pixels, target) in enumerate(zip(made, targets, strict=True)):
+        seed = np.random.SeedSequence((config.seed, epoch, number, stepper.processes.rank)).generate_state(1)
+        losses = stepper.step(pixels, target, int(seed[0]))
+        if not math.isfinite(losses.total):
             raise CgdError(
-                f"the loss became {losses[-1]} in epoch {epoch}; start again with a learning rate below {config.lr:g} "
-                f"or a larger batch, {config.out / 'last.pt'} still holds epoch {epoch - 1}."
+                f"the loss became {losses.total} in epoch {epoch}; start again with a learning rate below "
+                f"{config.lr:g} or a larger batch, {config.out / 'last.pt'} still holds epoch {epoch - 1}."
             )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        seen += len(target)
-        note = f"loss {losses[-1]:.3f}  {seen / (time.perf_counter() - started):.0f} pictures/s"
-        progress.update(task, advance=1, note=note)
+        seen.append(losses)
+        speed = len(seen) * config.batch / (time.perf_counter() - started)
+        progress.update(task, advance=1, note=f"loss {losses.total:.3f}  {speed:.0f} pictures/s")
     progress.remove_task(task)
-    return sum(losses) / len(losses)
+    auxiliary = [losses.auxiliary for losses in seen if losses.auxiliary is not None]
+    return {
+        "loss": float(np.mean([losses.total for losses in seen])),
+        "ranking": float(np.mean([losses.ranking for losses in seen])),
+        "auxiliary": float(np.mean(auxiliary)) if auxiliary else None,
+    }
+
+
+def _told(line: dict[str, Any], epochs: int) -> str:
+    loss = "untrained" if line["loss"] is None else f"loss {line['loss']:.4f}"
+    quality = f"recall@1 {line['recall']['1']:.1%}  mAP@R {line['map_at_r']:.1%}"
+    return f"epoch {line['epoch']}/{epochs}  {loss}  {quality}  {line['seconds']:.1f} s"
+
+
+def _has_converged(metrics: list[dict[str, Any]], patience: int | None) -> bool:
+    """Whether none of the last ``patience`` epochs had a better recall@1 than all before them."""
+    recalls = [line["recall"]["1"] for line in metrics]
+    if patience is None or len(recalls) <= patience:
+        return False
+    return max(recalls[-patience:]) <= max(recalls[:-patience])
 
 
 def _batches(config: TrainConfig, training: ImageList, epoch: int) -> list[list[int]]:
@@ -160,21 +186,15 @@ def _learning_rate(config: TrainConfig, epoch: int) -> float:
     return config.lr * 0.1 ** ((10 * done >= 6 * config.epochs) + (10 * done >= 8 * config.epochs))
 
 
-def _trained_parameters(model: CGD, train_from: str | None) -> list[nn.Parameter]:
-    """Freeze the backbone's stages before ``train_from``: autograd then starts at it."""
-    if train_from is not None:
-        for stage in _frozen_stages(model, train_from):
-            stage.requires_grad_(False)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def _frozen_stages(model: CGD, train_from: str | None) -> list[nn.Module]:
-    names = [name for name, _ in model.backbone.named_children()]
+    """The backbone's modules before stage ``train_from``; autograd then starts at it."""
     if train_from is None:
         return []
-    if train_from not in names:
-        raise InputError(f"train_from={train_from!r} is no stage of the backbone; expected one of {', '.join(names)}.")
-    return [getattr(model.backbone, name) for name in names[: names.index(train_from)]]
+    stages = model.backbone.stages
+    if train_from not in stages:
+        raise InputError(f"train_from={train_from!r} is no stage of the backbone; expected one of {', '.join(stages)}.")
+    names = list(stages)
+    return [module for name in names[: names.index(train_from)] for module in stages[name]]
 
 
 def _train_mode(model: CGD, config: TrainConfig) -> None:
@@ -196,20 +216,25 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _progress() -> Progress:
-    console = Console(stderr=True)
+def _progress(quiet: bool) -> Progress:
+    console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
-def _lists(config: TrainConfig, training: ImageList | None, testing: ImageList | None) -> tuple[ImageList, ImageList]:
+def _lists(config: TrainConfig, training: ImageList | None, testing: ImageList | None) -> tuple[ImageList, Evaluation]:
     if (training is None) != (testing is None):
         raise InputError("train needs both a training and a test list, or neither; pass the other one too.")
     if training is None or testing is None:
         if config.data is None:
-            raise InputError("there is nothing to train on; set data to a folder a class or a LIST.tsv.")
-        training, testing = read_images(config.data).split_classes()
-    for name, images in (("training", training), ("test", testing)):
+            raise InputError("there is nothing to train on; set data to the folder of a data set or a LIST.tsv.")
+        dataset = read_dataset(config.data, boxes=config.boxes)
+        for note in dataset.notes:
+            print(note, file=sys.stderr)
+        training, evaluation = dataset.training, dataset.testing
+    else:
+        evaluation = Evaluation(testing)
+    for name, images in (("training", training), ("test", evaluation.images)):
         if images.classes is None or len(images) < 2:
             raise InputError(f"the {name} list has {len(images)} pictures with classes; expected at least 2.")
-    return training, testing
+    return training, evaluation

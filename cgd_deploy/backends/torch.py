@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingDependency
+from ..evaluation import Evaluation
 from ..hardware import available_threads
-from ..images import ImageList
 from ..spec import ModelSpec
 from .base import Backend
 
@@ -24,7 +24,7 @@ class TorchBackend(Backend):
     """
 
     spec: ModelSpec
-    evaluation: ImageList | None
+    evaluation: Evaluation | None
 
     def __init__(self, checkpoint: str | Path, *, device: str = "cpu", threads: int | None = None) -> None:
         try:

@@ -1,0 +1,85 @@
+"""The processes of a ``torchrun`` job: whose part of a batch is whose, and how parts become one. Knows no model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from cgd_deploy.errors import InputError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process and how many there are; one that is alone talks to nobody."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def part(self, length: int) -> slice:
+        """Ours of ``length`` things, which every process has as many of; raises InputError if that cannot be."""
+        if length % self.count:
+            raise InputError(
+                f"a batch of {length} pictures cannot be shared among {self.count} processes; "
+                "choose classes and pictures a batch so that it can."
+            )
+        share = length // self.count
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def gather(self, part: Tensor) -> Tensor:
+        """[n, ...] of every process -> [count * n, ...] in each, differentiable; see ``average_gradients``."""
+        return part if self.count == 1 else _Gather.apply(part, self)
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Make gradients those of the whole batch, if each process computed the whole loss on what ``gather`` gave."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for waiting in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            waiting.wait()
+        torch._foreach_div_(gradients, self.count)
+
+    def collect(self, thing: Any) -> list[Any]:
+        """What every process passed, by rank."""
+        if self.count == 1:
+            return [thing]
+        things = [None] * self.count
+        distributed.all_gather_object(things, thing)
+        return things
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, processes: Processes) -> Tensor:
+        ctx.processes, ctx.length = processes, len(part)
+        parts = [torch.empty_like(part) for _ in range(processes.count)]
+        distributed.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # Every process has the same gradient of the whole; times count, because averaging divides by it.
+        start = ctx.processes.rank * ctx.length
+        return gradients[0][start : start + ctx.length] * ctx.processes.count, None
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """The processes that ``torchrun`` started, or this one alone; NCCL between GPUs, gloo between CPUs."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
