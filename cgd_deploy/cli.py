@@ -83,6 +83,9 @@ def train(
     patience: Annotated[int | None, typer.Option(help="Stop after this many epochs without a better recall@1.")] = None,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
     head_lr: Annotated[float, typer.Option(help="Learning rate of the new layers, times --lr.")] = 1.0,
+    warm_up: Annotated[
+        int, typer.Option(help="Epochs that leave the given weights alone and train the new layers.")
+    ] = 1,
     classes_per_batch: Annotated[int, typer.Option(help="P of the P x K batch.")] = 32,
     pictures_per_class: Annotated[int, typer.Option(help="K of the P x K batch.")] = 4,
     accumulate: Annotated[int, typer.Option(help="Parts of a batch; the losses still see all of it.")] = 1,
@@ -123,6 +126,7 @@ def train(
         patience=patience,
         lr=lr,
         head_lr=head_lr,
+        warm_up=warm_up,
         classes_per_batch=classes_per_batch,
         pictures_per_class=pictures_per_class,
         accumulate=accumulate,

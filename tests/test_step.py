@@ -103,11 +103,14 @@ def test_a_step_follows_the_gradient_and_head_lr_scales_the_new_layers():
     assert made.step(PIXELS, TARGETS, seed=2).total < losses.total
 
 
-def test_the_ranking_share_scales_the_ranking_loss_alone():
-    made = stepper(CONFIG)
-    losses = made.step(PIXELS, TARGETS, seed=1, ranking_share=0.0)
-    assert losses.ranking > 0 and losses.total == pytest.approx(losses.auxiliary)
-    assert made.model.heads[0].weight.grad.abs().max() == 0
+@pytest.mark.parametrize("parts", [1, 2])
+def test_in_the_warm_up_only_the_new_layers_move(parts):
+    made = stepper(replace(CONFIG, accumulate=parts))
+    made.trains_backbone = False
+    before = copy.deepcopy(made.model.state_dict())
+    made.step(PIXELS, TARGETS, seed=1)
+    for name, parameter in made.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("backbone."), name
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

@@ -245,7 +245,7 @@ def test_training_learns_its_own_pictures(folder, tmp_path):
 def test_frozen_stages_and_batchnorm_stay_as_they_are(folder, tmp_path):
     """Starting from weights, with only layer4 trained and no auxiliary head."""
     torch.manual_seed(5)
-    config = tiny(folder, tmp_path / "run", epochs=1, train_from="layer4", auxiliary=False)
+    config = tiny(folder, tmp_path / "run", epochs=1, warm_up=0, train_from="layer4", auxiliary=False)
     weights = CGD(config.spec).backbone.state_dict()
     torch.save(weights, tmp_path / "weights.pth")
     train(replace(config, weights=tmp_path / "weights.pth"))
@@ -275,6 +275,16 @@ def test_batchnorm_is_frozen_exactly_when_weights_are_given_unless_told(folder, 
     assert replace(config, weights=Path("w.pth")).bn_is_frozen
     assert replace(config, freeze_bn=True).bn_is_frozen
     assert not replace(config, weights=Path("w.pth"), freeze_bn=False).bn_is_frozen
+
+
+def test_weights_are_left_alone_in_the_warm_up(folder, tmp_path):
+    weights = CGD(tiny(folder, tmp_path).spec).backbone.state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    for epochs, same in ((1, True), (2, False)):
+        config = tiny(folder, tmp_path / str(epochs), weights=tmp_path / "weights.pth", epochs=epochs)
+        train(config)
+        model = load_checkpoint(config.out / "last.pt").model
+        assert torch.equal(model.backbone.conv1.weight, weights["conv1.weight"]) == same
 
 
 def test_every_epoch_has_its_own_batches_and_learning_rate(folder, tmp_path, monkeypatch):

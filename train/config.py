@@ -14,7 +14,7 @@ AMP = ("off", "bf16", "fp16")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train; the defaults are the paper's (CGD section 4.1).
+    """How to train; the defaults are the paper's (CGD section 4.1) but for ``warm_up``.
 
     data                folder of a data set (see cgd_deploy.datasets) or LIST.tsv; may be None if ``train`` gets lists
     weights             torchvision state_dict to start the backbone from; None: random
@@ -23,6 +23,8 @@ class TrainConfig:
     boxes               crop the pictures to the boxes of the data set, where it has any
     learn_p             train the exponent of the G branch
     lr, head_lr         Adam's learning rate, and how many times that of the backbone the new layers get
+    warm_up             epochs at the start in which ``weights`` stay as they are and only the new layers train: not the
+                        paper's; on 1,568 pictures batch-hard mining otherwise undid the weights before it used them
     accumulate          parts that a batch passes through the backbone in; the losses always see the whole batch
     amp                 arithmetic of the backbone in training: "off", "bf16" or "fp16"
     loss, margin        name of the ranking loss, and its margin if not its own
@@ -52,6 +54,7 @@ class TrainConfig:
     head_lr: float = 1.0
     classes_per_batch: int = 32
     pictures_per_class: int = 4
+    warm_up: int = 1
     accumulate: int = 1
     amp: str = "off"
     loss: str = "batch-hard"
@@ -77,6 +80,7 @@ class TrainConfig:
             "head_lr": (0 < self.head_lr < math.inf, "positive"),
             "classes_per_batch": (self.classes_per_batch >= 2, "at least 2"),
             "pictures_per_class": (self.pictures_per_class >= 2, "at least 2"),
+            "warm_up": (self.warm_up >= 0, "0 or more"),
             "accumulate": (1 <= self.accumulate <= self.batch, f"from 1 to the batch of {self.batch}"),
             "amp": (self.amp in AMP, " or ".join(AMP)),
             "margin": (self.margin is None or self.margin >= 0, "0 or more"),

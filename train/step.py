@@ -33,7 +33,7 @@ class Stepper:
     The losses see the descriptors of the whole batch: those of other processes are gathered, and where the batch goes
     through the backbone in parts, it does so first without gradients and then, part by part, with the gradient that
     the losses gave each pooled vector (Gao et al. 2021, section 3.2). A BatchNorm that is not frozen still sees a part
-    at a time.
+    at a time. While ``trains_backbone`` is off, only the layers behind the backbone train.
     """
 
     def __init__(self, model: CGD, config: TrainConfig, processes: Processes) -> None:
@@ -49,6 +49,7 @@ class Stepper:
         self.optimizer = torch.optim.Adam(
             [{"params": backbone, "times": 1.0}, {"params": new, "times": config.head_lr}], lr=config.lr, fused=True
         )
+        self.trains_backbone = True
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
 
     def state_dict(self) -> dict:
@@ -62,13 +63,12 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["times"]
 
-    def step(self, pixels: Pixels, targets: Tensor, seed: int, ranking_share: float = 1.0) -> Losses:
+    def step(self, pixels: Pixels, targets: Tensor, seed: int) -> Losses:
         """One step on a batch.
 
-        pixels          uint8 [n, H, W, 3], this process's part of the batch
-        targets         int64 [N], the classes of the whole batch
-        seed            of the layers that drop something at random
-        ranking_share   of the ranking loss's weight that counts in this step
+        pixels    uint8 [n, H, W, 3], this process's part of the batch
+        targets   int64 [N], the classes of the whole batch
+        seed      of the layers that drop something at random
 
         Nothing is changed if the loss is not finite.
         """
@@ -79,14 +79,17 @@ class Stepper:
             with torch.no_grad():
                 pooled = torch.cat([self._pooled(part, seed + i) for i, part in enumerate(parts)])
             pooled.requires_grad_()
-        total, losses = self._losses(self.processes.gather(pooled), targets.to(self.device), ranking_share)
+        total, losses = self._losses(self.processes.gather(pooled), targets.to(self.device))
         if not math.isfinite(losses.total):
             return losses
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
         if len(parts) > 1:
+            assert pooled.grad is not None
             for i, gradient in enumerate(torch.tensor_split(pooled.grad, len(parts))):
-                self._pooled(parts[i], seed + i).backward(gradient)
+                again = self._pooled(parts[i], seed + i)
+                if again.requires_grad:
+                    again.backward(gradient)
         self.processes.average_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -96,15 +99,16 @@ class Stepper:
         """uint8 [n, H, W, 3] -> every branch's pooled vector, float32 [n, branches, C]; the same for the same seed."""
         torch.manual_seed(seed)
         images = self.deploy.normalized(torch.from_numpy(pixels).to(self.device))
-        with torch.autocast(self.device.type, DTYPES[self.config.amp], enabled=self.config.amp != "off"):
+        autocast = torch.autocast(self.device.type, DTYPES[self.config.amp], enabled=self.config.amp != "off")
+        with autocast, torch.set_grad_enabled(self.trains_backbone and torch.is_grad_enabled()):
             features = self.model.backbone(images)
         return torch.stack(self.model.pooled(features.float()), dim=1)
 
-    def _losses(self, pooled: Tensor, targets: Tensor, ranking_share: float) -> tuple[Tensor, Losses]:
+    def _losses(self, pooled: Tensor, targets: Tensor) -> tuple[Tensor, Losses]:
         config = self.config
         descriptors, logits = self.model.described(list(pooled.unbind(1)))
         ranking = self.ranking(descriptors, targets)
-        total = ranking_share * config.ranking_weight * ranking
+        total = config.ranking_weight * ranking
         if logits is None:
             return total, Losses(total.item(), ranking.item(), None)
         auxiliary = auxiliary_classification(logits, targets, config.temperature, config.smoothing)

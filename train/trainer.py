@@ -90,6 +90,7 @@ def _train(
                 indices = _batches(config, training, epoch)
                 made = training_batches(pictures, indices, seed=config.seed, epoch=epoch, workers=workers, places=ours)
                 _train_mode(model, config)
+                stepper.trains_backbone = epoch > config.warm_up or config.weights is None
                 line.update(_train_epoch(stepper, made, [targets[batch] for batch in indices], epoch, progress))
             trained = time.perf_counter() - started
             measured = _measure(stepper.deploy, evaluated, testing, processes, progress)
