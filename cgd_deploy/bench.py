@@ -30,6 +30,7 @@ from .images import ImageList
 from .preprocess import batches
 from .report import QueryRow
 from .retrieval import Descriptors, Retrieved, cosines, overlap
+from .significance import recall_drops
 from .spec import ModelSpec, Precision
 from .timing import interleaved, percentiles_ms
 
@@ -248,9 +249,11 @@ def _quality(found: Retrieved, expected: Retrieved, evaluation: Evaluation) -> d
     depth = found.indices.shape[1]
     crossed, _ = evaluation.neighbours(found.descriptors, depth, gallery=expected.descriptors)
     before, after, across = (evaluation.recall(indices) for indices in (expected.indices, found.indices, crossed))
+    drops = recall_drops(evaluation, expected.indices, found.indices)
     return {
         "recall": after,
         "recall_drop_pp": {k: round(100 * (before[k] - after[k]), 4) for k in before},
+        "recall_drop_interval_pp": {k: [drop.low, drop.high] for k, drop in drops.items()},
         "cross_recall_drop_pp": {k: round(100 * (before[k] - across[k]), 4) for k in before},
         "overlap_at_10": round(overlap(found.indices[:, :K], expected.indices[:, :K]), 5),
         "cosine": {"min": float(similar.min()), "mean": float(similar.mean())},

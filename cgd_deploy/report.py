@@ -23,7 +23,16 @@ from .preprocess import decode
 
 THUMBNAIL = 112
 UNKNOWN = "n/a"
-QUALITY = ("bytes", "recall", "recall_drop_pp", "cross_recall_drop_pp", "overlap_at_10", "cosine", "rank_flips")
+QUALITY = (
+    "bytes",
+    "recall",
+    "recall_drop_pp",
+    "recall_drop_interval_pp",
+    "cross_recall_drop_pp",
+    "overlap_at_10",
+    "cosine",
+    "rank_flips",
+)
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,11 @@ def _difference(drop: float | None) -> str:
     return ("\N{PLUS-MINUS SIGN}0.00" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")) + " pp"
 
 
+def _interval(drop: Sequence[float]) -> str:
+    """The ends of a drop's confidence interval, as those of what it does to the number."""
+    return " to ".join(_difference(end).removesuffix(" pp") for end in reversed(drop)) + " pp"
+
+
 def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
@@ -203,6 +217,7 @@ _TEMPLATES.filters |= {
     "basename": lambda path: Path(path).name,
     "count": lambda count: UNKNOWN if count is None else f"{count:,}",
     "difference": _difference,
+    "interval": _interval,
     "name": _name,
     "number": _number,
     "percent": _percent,

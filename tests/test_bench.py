@@ -15,9 +15,11 @@ from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.bench import bench, gate
 from cgd_deploy.engine import load
 from cgd_deploy.errors import InputError
+from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import sha256_file
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import preprocess
+from cgd_deploy.significance import paired_drop
 from cgd_deploy.spec import Precision
 
 pytestmark = pytest.mark.usefixtures("noisy")
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("noisy")
 class FakeTorch(FakeBackend):
     """A checkpoint's model without torch."""
 
-    evaluation: ImageList | None = None
+    evaluation: Evaluation | None = None
     spec = FAKE_SPEC
 
     def __init__(self, checkpoint: Path, threads: int | None = None) -> None:
@@ -37,7 +39,7 @@ class FakeTorch(FakeBackend):
 def checkpoint(tmp_path, monkeypatch, picture_list) -> Path:
     """A file that stands for a checkpoint, whose test pictures are ``picture_list``."""
     monkeypatch.setattr(module, "TorchBackend", FakeTorch)
-    monkeypatch.setattr(FakeTorch, "evaluation", picture_list)
+    monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(picture_list))
     (tmp_path / "ckpt.pt").write_bytes(b"weights")
     return tmp_path / "ckpt.pt"
 
@@ -74,6 +76,7 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
             **dict.fromkeys(("images_per_second", "speedup_vs_torch", "bytes")),
             "recall": recall,
             "recall_drop_pp": recall,
+            "recall_drop_interval_pp": {k: [None] for k in recall},
             "cross_recall_drop_pp": recall,
             "overlap_at_10": None,
             "cosine": {"min": None, "mean": None},
@@ -135,6 +138,13 @@ def test_retrieval_by_loops(exact, hurt, picture_list):
         assert run["recall"][str(k)] == pytest.approx(after_k)
         assert run["recall_drop_pp"][str(k)] == pytest.approx(100 * (before_k - after_k), abs=1e-3)
         assert run["cross_recall_drop_pp"][str(k)] == pytest.approx(100 * (before_k - cross_k), abs=1e-3)
+        hits = (
+            np.array([any(classes[j] == classes[i] for j in row[:k]) for i, row in enumerate(lists[name])])
+            for name in ("before", "after")
+        )
+        assert run["recall_drop_interval_pp"][str(k)] == list(paired_drop(*hits)[1:])
+    low, high = run["recall_drop_interval_pp"]["1"]
+    assert low < run["recall_drop_pp"]["1"] < high
     pairs = list(zip(lists["after"], lists["before"], strict=True))
     assert run["overlap_at_10"] == pytest.approx(np.mean([len(set(a) & set(b)) / 10 for a, b in pairs]), abs=1e-5)
     assert run["rank_flips"] == sum(a[0] != b[0] for a, b in pairs)
@@ -235,6 +245,7 @@ def test_pictures_without_classes_are_compared_by_neighbours_alone(exact, hurt, 
     assert result["reference"]["recall"] == {}
     for run in result["engines"]:
         assert run["recall"] == run["recall_drop_pp"] == run["cross_recall_drop_pp"] == {}
+        assert run["recall_drop_interval_pp"] == {}
     assert result["engines"][0]["overlap_at_10"] == 1.0
     assert len(result["gate"]["failures"]) == 1  # the hurt one, for its overlap
     assert rows[0].label is None and all(n.correct is None for strip in rows[0].results.values() for n in strip)
@@ -308,7 +319,7 @@ def test_a_checkpoint_that_changed_is_refused(exact, checkpoint):
 
 def test_test_pictures_that_are_gone_are_refused(exact, monkeypatch, picture_list):
     gone = ImageList(picture_list.root / "moved", picture_list.names, picture_list.classes)
-    monkeypatch.setattr(FakeTorch, "evaluation", gone)
+    monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(gone))
     refused("30 of 30 test pictures are gone, .*--data", [exact])
 
 

@@ -17,6 +17,7 @@ from cgd_deploy.report import Neighbour, QueryRow, headline, write_bench_report,
 TIMES = "\N{MULTIPLICATION SIGN}"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 REFERENCE = {"1": 0.8532, "2": 0.9}
+RECALLS = ("recall", "recall_drop_pp", "recall_drop_interval_pp", "cross_recall_drop_pp")
 
 
 class Page(HTMLParser):
@@ -64,6 +65,7 @@ def engine(path="artifacts/model-int8.cgd", batch=1, rate=80.0, speedup=3.2, dro
         "bytes": 24_100_000,
         "recall": {k: v - drop / 100 for k, v in REFERENCE.items()},
         "recall_drop_pp": {"1": drop, "2": drop},
+        "recall_drop_interval_pp": {"1": [drop - 0.5, drop + 0.3], "2": [drop, drop]},
         "cross_recall_drop_pp": {"1": -0.1, "2": 0.0},
         "overlap_at_10": 0.9876,
         "cosine": {"min": 0.98765, "mean": 0.99931},
@@ -86,7 +88,7 @@ def unlabelled(result):
     result = copy.deepcopy(result)
     result["reference"]["recall"] = {}
     for run in result["engines"]:
-        run.update(recall={}, recall_drop_pp={}, cross_recall_drop_pp={}, speedup_vs_torch=None, rank_flips=None)
+        run.update({name: {} for name in RECALLS}, speedup_vs_torch=None, rank_flips=None)
     return result
 
 
@@ -110,10 +112,16 @@ def test_the_numbers_are_there_with_their_units(tmp_path, rows):
     page = Page(write_bench_report(tmp_path / "r.html", bench(), rows))
     for text in ("80.0 images/s", "120 images/s", f"3.20{TIMES}", f"4.00{TIMES}", "12.3 ms", "p95 14.1, p99 20.0"):
         assert text in page.text
-    for text in ("85.32%", "85.07% \N{MINUS SIGN}0.25 pp", "cross +0.10 pp", "cross ±0.00 pp", "98.76%"):
+    interval = "\N{MINUS SIGN}0.25 pp 95 %: \N{MINUS SIGN}0.55 to +0.25 pp"
+    for text in ("85.32%", f"85.07% {interval} cross +0.10 pp", "cross ±0.00 pp", "98.76%"):
         assert text in page.text
     for text in ("0.99931 min 0.98765", "1,234", "24.1 MB", "Example CPU", "onnx: 1.17", "int8 max recall drop 0.2 pp"):
         assert text in page.text
+
+
+def test_only_the_first_recall_has_its_interval(tmp_path):
+    quality = Page(write_bench_report(tmp_path / "r.html", bench())).text.split("Retrieval quality")[1]
+    assert quality.count("95 %:") == 2  # the note and the one cell
 
 
 def test_the_references_own_throughput_is_derived_for_each_batch(tmp_path):
@@ -216,7 +224,7 @@ def test_thumbnails_are_small_cropped_to_the_box_and_stored_once(tmp_path, pictu
 def test_a_picture_that_cannot_be_opened_gets_a_placeholder(tmp_path, pictures):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
-    bad = [(broken, None), (tmp_path / "missing.jpg", None), (tmp_path, None), (pictures[1], (0, 0, 999, 999))]
+    bad = [(broken, None), (tmp_path / "missing.jpg", None), (tmp_path, None), (pictures[1], (999, 0, 1200, 99))]
     found = [Neighbour(path, box, None, 0.5) for path, box in bad]
     page = Page(write_search_page(tmp_path / "s.html", "s", [QueryRow(pictures[0], None, None, {"m": found})]))
     assert len(page.all("div", "missing")) == 4 and len(page.all("image")) == 1
