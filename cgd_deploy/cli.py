@@ -219,6 +219,16 @@ def build_engine(
         Path | None,
         typer.Option(help="Pictures to calibrate INT8 or compare FP16 on [default for INT8: the checkpoint's]."),
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Test pictures for the two limits of INT8: a data set's folder or LIST.tsv.")
+    ] = None,
+    max_recall_drop: Annotated[
+        float | None,
+        typer.Option(help="Percentage points of recall@1 that INT8 may lose; layers return to float until it holds."),
+    ] = None,
+    min_overlap: Annotated[
+        float | None, typer.Option(help="Overlap@10 with FP32 that INT8 must keep, likewise; needs no classes.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Engine to write [default: MODEL-PRECISION.cgd].")
     ] = None,
@@ -248,10 +258,13 @@ def build_engine(
         raise InputError("build-engine needs exactly one of --int8, --fp16 and --fp32.")
     precision = asked[0]
     check_runtime()
+    from cgd_export.budget import Trial, read_budget
     from cgd_export.build_options import BuildOptions
     from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
 
-    from .terminal import build_summary, phases
+    from .terminal import build_summary, errors, phases, trial_table
+
+    budget = read_budget(data, max_recall_drop, min_overlap)
 
     options = BuildOptions(
         min_batch=min_batch,
@@ -267,25 +280,34 @@ def build_engine(
     out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
     calibration = calibration_list(model, calib) if precision is Precision.INT8 or calib else None
     measured = 0
-    with phases() as on_progress:
+    trials: list[Trial] = []
+    try:
+        with phases() as on_progress:
 
-        def on_pictures(count: int) -> None:
-            nonlocal measured
-            measured += count
-            on_progress("Calibrating", measured / len(calibration or [0]))
+            def on_pictures(count: int) -> None:
+                nonlocal measured
+                measured += count
+                on_progress("Calibrating", measured / len(calibration or [0]))
 
-        manifest = engine_from_onnx(
-            model,
-            out,
-            precision,
-            backend=backend,
-            calibration=calibration,
-            on_pictures=on_pictures,
-            options=options,
-            on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
-        )
+            manifest = engine_from_onnx(
+                model,
+                out,
+                precision,
+                backend=backend,
+                calibration=calibration,
+                on_pictures=on_pictures,
+                options=options,
+                on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
+                budget=budget,
+                on_trial=trials.append,
+            )
+    except GateError:
+        if trials:
+            errors.print(trial_table([trial.to_dict() for trial in trials]), soft_wrap=False)
+        raise
     facts = manifest.to_dict()
-    told = {name: facts[name] for name in ("backend", "precision", "parity", "proof")}
+    told = {name: facts[name] for name in ("backend", "precision", "parity", "proof", "retrieval")}
+    told["trials"] = [trial.to_dict() for trial in trials]
     _tell({"path": str(out), **told}, build_summary(out, manifest), as_json)
 
 

@@ -39,9 +39,12 @@ class Manifest:
     profile    smallest, best and largest batch: {"min", "opt", "max"}
     builder    what made the payload: {"name", "version", "cgd_deploy"}
     gpu        {"name", "compute_capability"} where the payload is tied to one, else None
-    source     sha256 of the ONNX file, the checkpoint and the calibration list, and where the checkpoint was
+    source     sha256 of the ONNX file, the checkpoint, the calibration list and the list of test pictures, and where
+               the checkpoint was
     parity     measured against the FP32 graph when the engine was built
     proof      how much of the convolution work has the asked precision, and how that is known
+    retrieval  what test pictures find with it, what its descriptors and FP32's find together, and whether they may
+               share a gallery; None where that was not measured
     sha256     of every other member; filled in when written
     """
 
@@ -55,6 +58,7 @@ class Manifest:
     source: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] | None = None
     proof: Mapping[str, Any] | None = None
+    retrieval: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,8 +76,9 @@ class Manifest:
         try:
             spec = ModelSpec.from_dict(data.pop("spec"))
             manifest = cls(spec=spec, precision=Precision(data.pop("precision")), **data)
-            tables = (manifest.profile, manifest.builder, manifest.gpu or {}, manifest.source, manifest.sha256)
-            if not isinstance(manifest.payload, str) or not all(isinstance(table, Mapping) for table in tables):
+            tables = (manifest.profile, manifest.builder, manifest.source, manifest.sha256)
+            optional = (manifest.gpu or {}, manifest.retrieval or {})
+            if not isinstance(manifest.payload, str) or not all(isinstance(t, Mapping) for t in (*tables, *optional)):
                 raise TypeError("a field of the wrong type")
             if not manifest.profile["max"] >= 1:
                 raise ValueError("a largest batch below 1")

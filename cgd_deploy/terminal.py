@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,38 @@ def build_summary(path: Path, manifest: Manifest) -> str:
     close = f"mean cosine {parity['cosine_mean']:.5f}"
     if parity["overlap_at_10"] is not None:
         close += f", overlap@10 {parity['overlap_at_10']:.3f}"
-    return (
-        f"{path}: {manifest.backend} {manifest.precision.value}, {path.stat().st_size / 1e6:.1f} MB\n"
-        f"  convolution work: {shares} (layers: {layers}; read from the {proof['from']})\n"
-        f"  against FP32: {close} over {parity['pictures']} pictures (run on the {parity['measured_on']})"
-    )
+    lines = [
+        f"{path}: {manifest.backend} {manifest.precision.value}, {path.stat().st_size / 1e6:.1f} MB",
+        f"  convolution work: {shares} (layers: {layers}; read from the {proof['from']})",
+        f"  against FP32: {close} over {parity['pictures']} pictures (run on the {parity['measured_on']})",
+    ]
+    if found := manifest.retrieval:
+        told = [f"overlap@10 {found['overlap_at_10']:.3f}"]
+        if drop := found["recall_drop_pp"].get("1"):
+            change, low, high = (_change(drop[name]) for name in ("drop", "high", "low"))
+            told.append(f"recall@1 {change} pp (95 %: {low} to {high})")
+        told.append(f"{len(found['keep_float'])} of {proof['convolutions']} convolutions in float")
+        lines.append(f"  on {found['pictures']} test pictures: {', '.join(told)} (run on the {found['measured_on']})")
+        lines.append(f"  {found['statement']}")
+    return "\n".join(lines)
+
+
+def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
+    """What a search for convolutions to keep in float measured, a row each, in that order."""
+    table = _table("in float", "INT8", "pictures", "overlap@10", "change pp", "95 %", "cross pp")
+    for trial in trials:
+        drop = trial["recall_drop_pp"].get("1")
+        crossed = [drops["1"]["drop"] for drops in trial["cross_recall_drop_pp"].values()]
+        table.add_row(
+            _first_of(trial["keep_float"]),
+            f"{trial['int8_share']:.1%}",
+            str(trial["pictures"]),
+            f"{trial['overlap_at_10']:.3f}",
+            _change(drop and drop["drop"]),
+            drop and _between(drop["low"], drop["high"]),
+            _change(max(crossed, default=None)),
+        )
+    return table
 
 
 def bench_tables(result: dict[str, Any]) -> None:
@@ -75,13 +102,14 @@ def bench_tables(result: dict[str, Any]) -> None:
             f"{run['images_per_second']:.1f}",
             "" if speedup is None else f"{speedup:.2f}",
         )
-    retrieval = _table("engine", "recall@1", "change pp", "cross pp", "overlap@10", "min cosine")
+    retrieval = _table("engine", "recall@1", "change pp", "95 %", "cross pp", "overlap@10", "min cosine")
     retrieval.add_row(f"{reference['backend']} {reference['precision']}", _percent(reference["recall"].get("1")))
     for run in {run["path"]: run for run in result["engines"]}.values():
         retrieval.add_row(
             Path(run["path"]).name,
             _percent(run["recall"].get("1")),
             _change(run["recall_drop_pp"].get("1")),
+            _between(*run["recall_drop_interval_pp"].get("1", ())),
             _change(run["cross_recall_drop_pp"].get("1")),
             f"{run['overlap_at_10']:.3f}",
             f"{run['cosine']['min']:.5f}",
@@ -96,13 +124,18 @@ def bench_tables(result: dict[str, Any]) -> None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     for name in columns:
-        if name in ("engine", "backend"):
+        if name in ("engine", "backend", "in float"):
             table.add_column(name, overflow="fold")
         else:
             table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), NUMBER_WIDTH))
     return table
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    return f"{names[0]}{more}" if names else "nothing"
 
 
 def _percent(value: float | None) -> str:
@@ -112,3 +145,8 @@ def _percent(value: float | None) -> str:
 def _change(drop: float | None) -> str:
     """A drop of 0.25 percentage points is a change of -0.25."""
     return "" if drop is None else f"{0.0 - drop:+.2f}"
+
+
+def _between(*drop: float) -> str:
+    """The interval of a change, from the two ends of the drop's; nothing for nothing."""
+    return "..".join(_change(end) for end in reversed(drop))

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cgd_deploy.backends import BACKENDS, DEVICES
+from cgd_deploy.backends import BACKENDS, DEVICES, Backend
+from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.backends.tensorrt import MODULES
 from cgd_deploy.compatibility import check_compatibility
 from cgd_deploy.cuda import has_gpu
@@ -28,9 +29,11 @@ from cgd_deploy.preprocess import batches
 from cgd_deploy.retrieval import Descriptors
 from cgd_deploy.spec import ModelSpec, Precision
 
+from .budget import Budget, Trial, check_disjoint, retrieval_facts
 from .build_options import BuildOptions
-from .calibrate import activation_ranges
+from .calibrate import Ranges, activation_ranges
 from .fp16 import halved, rounded
+from .guard import guarded
 from .metadata import check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
 from .parity import parity_of, run_in_batches, run_onnx
@@ -90,6 +93,8 @@ def engine_from_onnx(
     options: BuildOptions | None = None,
     keep_float: Collection[str] = (),
     on_step: OnStep | None = None,
+    budget: Budget | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> Manifest:
     """Build an engine and write it to ``output``; returns its manifest, proof and parity with FP32 included.
 
@@ -98,10 +103,13 @@ def engine_from_onnx(
     on_pictures   called with the number of calibration pictures just measured
     options       batch sizes, and what only TensorRT knows
     keep_float    convolutions that INT8 leaves out, by node name
-    on_step       hears of TensorRT's progress, see ``plan_from_onnx``
+    on_step       hears of TensorRT's progress, see ``plan_from_onnx``, and of the guard's
+    budget        what INT8 may lose; convolutions return to float until it holds, see ``guarded``
+    on_trial      hears of everything that the guard measured
 
     Raises EngineError, SpecError or ExportError for a model that cannot be used, InputError for pictures or options
-    that cannot, MissingDependency without the backend, GateError if the precision is not in the engine.
+    that cannot, MissingDependency without the backend, GateError if the precision is not in the engine or the budget
+    cannot be held.
     """
     backend = choose_backend(backend)
     options = options or BuildOptions()
@@ -110,7 +118,28 @@ def engine_from_onnx(
     metadata = get_metadata(model, str(model_path))
     if metadata.precision is not Precision.FP32:
         raise ExportError(f"{model_path} is already {metadata.precision.value}; pass the FP32 model that export wrote.")
-    typed = _typed(model, backend, precision, calibration, on_pictures, keep_float)
+    if budget:
+        if precision is not Precision.INT8:
+            raise InputError(f"limits guard INT8, and {precision.value} was asked; pass --int8, or no --data.")
+        if calibration:
+            check_disjoint(calibration, budget.evaluation.images)
+    typing = _typing(model, backend, precision, calibration, on_pictures)
+    retrieval = None
+    if budget:
+        trial = guarded(
+            model,
+            lambda: OnnxRuntimeBackend(model.SerializeToString()),
+            lambda floats: _opened(backend, typing(floats)),
+            budget,
+            keep_float,
+            on_step,
+            on_trial,
+        )
+        keep_float = trial.keep_float
+        measured_on = "graph" if backend in MODULES else "engine"
+        retrieval = {**retrieval_facts(trial, budget), "measured_on": measured_on}
+    typed = typing(keep_float)
+    onnx.checker.check_model(typed, full_check=True)
     plan, proof = _built(typed, metadata.spec, backend, precision, options, keep_float, on_step)
     manifest = Manifest(
         spec=metadata.spec,
@@ -125,8 +154,10 @@ def engine_from_onnx(
             "checkpoint": metadata.source.checkpoint if metadata.source else None,
             "checkpoint_sha256": metadata.source.sha256 if metadata.source else None,
             "calibration_sha256": calibration.sha256 if calibration else None,
+            "evaluation_sha256": budget.evaluation.images.sha256 if budget else None,
         },
         proof=proof,
+        retrieval=retrieval,
     )
 
     runs_here = _runs_here(output, manifest)
@@ -145,30 +176,37 @@ def engine_from_onnx(
     return replace(manifest, parity=told)
 
 
-def _typed(
+def _typing(
     model: onnx.ModelProto,
     backend: str,
     precision: Precision,
     calibration: ImageList | None,
     on_pictures: Callable[[int], None] | None,
-    keep_float: Collection[str],
-) -> onnx.ModelProto:
-    """The graph whose types say ``precision`` the way that ``backend`` wants to hear it."""
-    typed = model
+) -> Callable[[Collection[str]], onnx.ModelProto]:
+    """From convolutions to keep float to the graph whose types say ``precision`` as ``backend`` wants to hear it."""
     if precision is Precision.FP16 and backend not in MODULES:
         raise ExportError(
             f"{backend} computes FP16 slower than FP32 on a CPU; use --int8 or --fp32, or --backend tensorrt-rtx."
         )
+    ranges: Ranges = {}
     if precision is Precision.INT8:
         if not calibration:
             raise InputError("INT8 needs pictures to calibrate on; pass --calib FOLDER or LIST.tsv.")
         spec = get_metadata(model).spec
         ranges = activation_ranges(model, ranged_tensors(model), calibration, spec, on_pictures)
-        typed = quantized(model, ranges, LAYOUTS[backend], keep_float)
-    if precision is not Precision.FP32 and backend in MODULES:
-        typed = halved(typed)
-    onnx.checker.check_model(typed, full_check=True)
+
+    def typed(keep_float: Collection[str]) -> onnx.ModelProto:
+        result = quantized(model, ranges, LAYOUTS[backend], keep_float) if precision is Precision.INT8 else model
+        return halved(result) if precision is not Precision.FP32 and backend in MODULES else result
+
     return typed
+
+
+def _opened(backend: str, typed: onnx.ModelProto) -> Backend:
+    """The graph on the runtime that will run the engine, or, for a plan that is yet to be built, on ONNX Runtime."""
+    if backend in MODULES:
+        return OnnxRuntimeBackend(rounded(typed).SerializeToString())
+    return BACKENDS[backend](typed.SerializeToString(), device=DEVICES[backend][0])
 
 
 def _built(

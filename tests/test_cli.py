@@ -113,6 +113,7 @@ def test_build_engine_tells_what_it_built(cli, model_onnx, backend):
     assert told["parity"]["pictures"] == 15 and told["parity"]["cosine_min"] > 0.9
     manifest = read_engine("e.cgd").manifest
     assert (manifest.backend, manifest.precision) == (backend, Precision.INT8)
+    assert told["retrieval"] is manifest.retrieval is None and told["trials"] == []  # no test pictures were given
 
 
 def test_build_engine_names_the_engine_after_model_and_precision(cli, model_onnx):
@@ -125,6 +126,20 @@ def test_build_engine_names_the_engine_after_model_and_precision(cli, model_onnx
 def test_build_engine_wants_one_precision(cli, flags):
     code, _, err = cli("build-engine", *flags)
     assert code == 2 and "exactly one of --int8, --fp16 and --fp32" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--data", "{0}"], "pass --max-recall-drop 0.1, --min-overlap 0.98 or both"),
+        (["--max-recall-drop", "0.1"], "pass --data"),
+        (["--min-overlap", "0.98"], "pass --data"),
+        (["--data", "{0}", "--min-overlap", "98"], "expected 0 to 1"),
+    ],
+)
+def test_limits_and_test_pictures_go_together(cli, pictures, flags, told):
+    code, _, err = cli("build-engine", "not-looked-at.onnx", "--int8", *(flag.format(pictures) for flag in flags))
+    assert code == 2 and err.count("\n") == 1 and told in err
 
 
 def test_calibration_pictures_that_are_gone_are_named_with_the_way_out(cli, model_onnx):
@@ -154,6 +169,8 @@ def test_bench_writes_json_and_report_and_tells_the_gate(cli, engines, pictures,
     assert [run["path"] for run in result["engines"]] == [str(path) for path in paths]
     assert result["gate"]["limits"]["int8"]["max_recall_drop_pp"] == 50
     assert "openvino-int8.cgd" in out and "gate passed" in out
+    low, high = result["engines"][0]["recall_drop_interval_pp"]["1"]
+    assert "95 %" in out and f"{0.0 - high:+.2f}..{0.0 - low:+.2f}" in out
     assert "openvino-int8" in Path("r.html").read_text()
 
 

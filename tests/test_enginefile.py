@@ -68,6 +68,7 @@ def test_round_trip(tmp_path):
         source={"onnx_sha256": "ab", "checkpoint": None},
         parity={"cosine_min": 0.99},
         proof={"int8_convolutions": 0.9},
+        retrieval={"overlap_at_10": 0.98, "statement": "safe to mix"},
     )
     images = golden_images(FAKE_SPEC, 2)
     descriptors = np.eye(2, 24, dtype=np.float32)
@@ -164,6 +165,15 @@ def test_a_file_that_claims_to_hold_more_than_it_does(fake_engine):
     refused(fake_engine)
 
 
+def test_an_engine_of_before_retrieval_was_recorded_is_read(fake_engine):
+    members, _ = unzipped(fake_engine)
+    manifest = json.loads(members[MANIFEST])
+    assert manifest.pop("retrieval") is None
+    members[MANIFEST] = json.dumps(manifest).encode()
+    zipped(fake_engine, members, hashlib.sha256(members[MANIFEST]).hexdigest().encode())
+    assert read_engine(fake_engine).manifest.retrieval is None
+
+
 def test_a_newer_schema(fake_engine):
     refused(resealed(fake_engine, schema=2), "schema 2", "reads 1", "upgrade")
 
@@ -175,6 +185,7 @@ BAD_MANIFESTS = {
     "payload without a name": {"payload": ["model.json"]},
     "profile without a largest batch": {"profile": {"min": 1, "opt": 4}},
     "builder that is no table": {"builder": None},
+    "retrieval that is no table": {"retrieval": "safe to mix"},
     "spec of another release": {"spec": {"backbone": "resnet18"}},
 }
 
