@@ -4,11 +4,8 @@ import math
 
 import pytest
 import torch
-from torchvision.models import resnet18
 
-from cgd_deploy.errors import CheckpointError, SpecError
 from cgd_deploy.spec import ModelSpec
-from cgd_train.backbone import build_backbone, load_weights
 from cgd_train.model import CGD, DeployModel, GeM
 
 
@@ -76,17 +73,6 @@ def test_a_frozen_p_is_a_number_and_pools_alike(features):
     assert torch.allclose(pool(features), learned)
 
 
-@pytest.mark.parametrize(
-    ("stage", "sides"), [("none", (8, 4, 2)), ("layer2", (16, 8, 4)), ("layer3", (8, 8, 4)), ("layer4", (8, 4, 4))]
-)
-def test_one_stage_keeps_its_resolution(stage, sides):
-    with torch.device("meta"):  # shapes only
-        backbone = build_backbone("resnet18", stage)
-        maps = [backbone[:end](torch.zeros(1, 3, 64, 64)) for end in (-2, -1, None)]
-    assert tuple(x.shape[-1] for x in maps) == sides
-    assert maps[-1].shape[1] == backbone.channels == 512
-
-
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -136,28 +122,3 @@ def test_deploy_model_normalises_pixels_and_leaves_the_auxiliary_head_out():
         assert torch.allclose(deploy(pixels), model(floats.float())[0], atol=1e-5)
     model.auxiliary = None
     assert deploy(pixels).shape == (2, 12)
-
-
-def test_torchvision_weights_load_into_the_backbone(tmp_path):
-    torch.manual_seed(3)
-    source = resnet18()
-    torch.save(source.state_dict(), tmp_path / "weights.pth")
-    backbone = build_backbone("resnet18", "none").eval()
-    load_weights(backbone, tmp_path / "weights.pth")
-    source.fc = torch.nn.Identity()
-    x = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        assert torch.allclose(backbone(x).mean((2, 3)), source.eval()(x), atol=1e-5)
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="does not fit this backbone"):
-        load_weights(build_backbone("resnet18", "none"), tmp_path / "weights.pth")
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(SpecError, match="'resnet19' is unknown; the closest known ones are resnet18"):
-        build_backbone("resnet19", "layer4")
-    with pytest.raises(SpecError, match="no_downsample='layer5' is unknown"):
-        build_backbone("resnet18", "layer5")

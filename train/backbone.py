@@ -1,62 +1,128 @@
-"""Backbones by torchvision name, with one stage's down-sampling removed."""
+"""Networks of several families as one kind of module: named stages, of which one may keep its resolution.
+
+Knows nothing of descriptors, of training or of what reads the feature map.
+"""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torchvision import models
+from torchvision.ops import SqueezeExcitation
 
-from cgd_deploy.errors import CheckpointError, SpecError
+from cgd_deploy.errors import CheckpointError, MissingDependency, SpecError
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2")
 STAGES = ("none", "layer2", "layer3", "layer4")
+HEAD = ("avgpool", "global_pool", "fc", "classifier")
+"""Children of a whole network that come after its feature map."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks that are cut alike: ``starts`` counts the trunk's modules before layer1, layer2, layer3 and layer4."""
+
+    names: tuple[str, ...]
+    starts: tuple[int, int, int, int]
+    library: str = "torchvision"
+
+
+FAMILIES = (
+    Family(("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"), (4, 5, 6, 7)),
+    Family(("seresnet50",), (4, 5, 6, 7), "timm"),
+    Family(("mobilenet_v3_small",), (1, 2, 4, 9)),
+    Family(("mobilenet_v3_large",), (2, 4, 7, 13)),
+    Family(("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3"), (2, 3, 4, 6)),
+    Family(("convnext_tiny", "convnext_small"), (1, 2, 4, 6)),
+)
+BACKBONES = {name: family for family in FAMILIES for name in family.names}
+
+
+class GlobalMean(nn.Module):
+    """[N, C, H, W] -> [N, C, 1, 1], for AdaptiveAvgPool2d(1), which leaves torch with a Gather over a dynamic N."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
 
 
 class Backbone(nn.Sequential):
-    """Float images [N, 3, H, W] -> feature maps [N, channels, h, w]."""
+    """Float images [N, 3, H, W] -> feature maps [N, channels, h, w].
+
+    stages   what runs, in order: stem, layer1, layer2, layer3, layer4, each a list of modules; what a network has
+             behind its last stage belongs to layer4
+    """
 
     channels: int
+    stages: dict[str, list[nn.Module]]
 
 
 def build_backbone(name: str, no_downsample: str) -> Backbone:
-    """The convolutional part of a torchvision ResNet, randomly initialised.
+    """The convolutional part of a network of torchvision or timm, randomly initialised.
 
-    The stride of stage ``no_downsample`` is removed (paper: the last stage, so 224 -> 14x14). The modules keep their
-    torchvision names, so torchvision weights load into it.
-    Raises SpecError for an unknown backbone or stage.
+    layer2, layer3 and layer4 take the map from 1/4 to 1/8, 1/16 and 1/32 of the picture's side, in every family; the
+    stride of stage ``no_downsample`` is removed (CGD section 3.1: the last one, so 224 -> 14x14). Names and shapes of
+    the weights stay the library's, so its weights load into it.
+    Raises SpecError for an unknown backbone or stage, MissingDependency if the backbone's library is not installed.
     """
-    if name not in RESNETS:
-        close = difflib.get_close_matches(name, RESNETS, n=3, cutoff=0.4) or list(RESNETS)
+    if name not in BACKBONES:
+        close = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4) or list(BACKBONES)
         raise SpecError(f"backbone {name!r} is unknown; the closest known ones are {', '.join(close)}.")
     if no_downsample not in STAGES:
         raise SpecError(f"no_downsample={no_downsample!r} is unknown; expected one of {', '.join(STAGES)}.")
-    resnet = getattr(models, name)()
-    if no_downsample != "none":
-        _remove_stride(getattr(resnet, no_downsample))
+    family = BACKBONES[name]
+    children = dict(_network(name, family.library).named_children())
     backbone = Backbone()
-    for child, module in resnet.named_children():
-        if child not in ("avgpool", "fc"):
+    for child, module in children.items():
+        if child not in HEAD:
             backbone.add_module(child, module)
-    backbone.channels = resnet.fc.in_features
+    head = nn.ModuleList(children[child] for child in HEAD if child in children)
+    backbone.channels = next(module.in_features for module in head.modules() if isinstance(module, nn.Linear))
+    trunk = list(children.get("features", backbone).children())
+    bounds = pairwise([0, *family.starts, len(trunk)])
+    names = ("stem", "layer1", "layer2", "layer3", "layer4")
+    backbone.stages = {stage: trunk[start:end] for stage, (start, end) in zip(names, bounds, strict=True)}
+    _keep_side(backbone.stages.get(no_downsample, []))
+    for module in backbone.modules():
+        if isinstance(module, SqueezeExcitation):
+            module.avgpool = GlobalMean()
     return backbone
 
 
-def _remove_stride(stage: nn.Module) -> None:
-    for module in stage.modules():
-        if isinstance(module, nn.Conv2d):
+def _network(name: str, library: str) -> nn.Module:
+    if library == "torchvision":
+        return getattr(models, name)()
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"{name} needs timm; run `pip install 'cgd-deploy[timm]'`.") from error
+    return timm.create_model(name, pretrained=False)
+
+
+def _keep_side(stage: list[nn.Module]) -> None:
+    """Take the strides out of a stage's convolutions; their map keeps its side."""
+    for module in nn.ModuleList(stage).modules():
+        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
             module.stride = (1, 1)
+            if module.kernel_size == (2, 2):  # ConvNeXt's; padding="same" says so too, but warns in training
+                module.register_forward_pre_hook(_pad_below_and_right)
+
+
+def _pad_below_and_right(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return functional.pad(inputs[0], (0, 1, 0, 1))
 
 
 def load_weights(backbone: nn.Module, path: str | Path) -> None:
-    """Load a torchvision state_dict (any float type) into ``backbone``; its classifier ``fc`` is left out.
+    """Load a whole network's state_dict of torchvision or timm (any float type); its classifier is left out.
 
     Raises CheckpointError if the file is not such a state_dict or any other key is missing or left over.
     """
     state = load_tensors(path)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    state = {key: value for key, value in state.items() if key.split(".")[0] not in HEAD}
     try:
         backbone.load_state_dict(state)
     except (RuntimeError, AttributeError) as error:
