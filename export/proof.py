@@ -17,7 +17,7 @@ from onnx import TensorProto
 from cgd_deploy.errors import GateError
 from cgd_deploy.spec import Precision
 
-from .quantize import convolutions
+from .quantize import CONVOLUTIONS, convolutions
 
 Precisions = dict[str, Precision]
 """The arithmetic of each convolution, by the name of its ONNX node."""
@@ -75,11 +75,12 @@ def convolution_work(model: onnx.ModelProto) -> dict[str, int]:
         for value in [*inferred.graph.value_info, *inferred.graph.output]
     }
     shapes.update((tensor.name, list(tensor.dims)) for tensor in model.graph.initializer)
-    # A kernel is [out, in / groups, h, w], so one output value takes prod(kernel[1:]) multiply-adds.
-    return {
-        node.name: 2 * prod(shapes[node.output[0]][1:]) * prod(shapes[node.input[1]][1:])
-        for node in convolutions(model)
-    }
+    # One output value takes a multiply-add for every weight of its output channel.
+    work = {}
+    for node in convolutions(model):
+        kernel = shapes[node.input[1]]
+        work[node.name] = 2 * prod(shapes[node.output[0]][1:]) * prod(kernel) // kernel[CONVOLUTIONS[node.op_type]]
+    return work
 
 
 def graph_precisions(model: onnx.ModelProto) -> Precisions:
@@ -101,16 +102,19 @@ def _is_decoded(maker: onnx.NodeProto | None) -> bool:
     return maker is not None and maker.op_type == "DequantizeLinear"
 
 
-def network_precisions(trt: Any, network: Any) -> Precisions:
-    """The same of a parsed INetworkDefinition, whose layers carry the names of the ONNX nodes."""
+def network_precisions(trt: Any, network: Any, names: Collection[str]) -> Precisions:
+    """The same of a parsed INetworkDefinition, for the ONNX nodes called ``names``, which its layers are called too."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     made_by = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
     found = {}
     for layer in layers:
-        if layer.type != trt.LayerType.CONVOLUTION:
+        if layer.type not in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY) or layer.name not in names:
             continue
         inputs = [tensor for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None][:2]
         makers = [made_by.get(tensor.name) for tensor in inputs]
+        for i, maker in enumerate(makers):
+            if maker and maker.type == trt.LayerType.SHUFFLE:  # the parser gives a matrix as many axes as a map has
+                makers[i] = made_by.get(maker.get_input(0).name)
         if len(makers) == 2 and all(maker and maker.type == trt.LayerType.DEQUANTIZE for maker in makers):
             found[layer.name] = Precision.INT8
         else:

@@ -21,6 +21,9 @@ from cgd_deploy.spec import Precision
 from .calibrate import Ranges
 from .metadata import FEATURES, Metadata, get_metadata, set_metadata
 
+CONVOLUTIONS = {"Conv": 0, "MatMul": 1}
+"""Operator -> axis of its weight's output channels; MatMul is a pointwise convolution over channels that come last."""
+
 SMALLEST_SCALE = 2.0**-24
 """The smallest FP16 above zero, for a tensor or a weight row that is zero throughout."""
 
@@ -30,8 +33,9 @@ class Layout(str, Enum):
 
     SYMMETRIC   int8, zero point 0, on convolution inputs and on the branch that a residual addition does not compute
                 itself: TensorRT and OpenVINO fuse convolution, addition and ReLU around it.
-    UINT8       the codes as uint8 with zero point 128, and also between a convolution or addition and its ReLU: ONNX
-                Runtime's x86 kernels take only integers in *and* out (ResNet-50: 3 times FP32, SYMMETRIC 0.7 times).
+    UINT8       the codes as uint8 with zero point 128, and also between a convolution or addition and what reads it:
+                ONNX Runtime's x86 kernels take only integers in *and* out (ResNet-50: 3 times FP32, SYMMETRIC 0.7
+                times).
     """
 
     SYMMETRIC = "symmetric"
@@ -74,7 +78,7 @@ def quantized(
         after.setdefault(tensor, []).extend(_pair(graph, tensor, name, scale, layout.zero_point))
     nodes = []
     for node in graph.node:
-        if node.op_type == "Conv" and (node.name, 0) in renamed:
+        if node.op_type in CONVOLUTIONS and (node.name, 0) in renamed:
             nodes.append(_quantize_weight(graph, node))
         for position in range(len(node.input)):
             node.input[position] = renamed.get((node.name, position), node.input[position])
@@ -96,8 +100,8 @@ def ranged_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The backbone's convolutions, in graph order."""
-    return [node for node in backbone(model) if node.op_type == "Conv"]
+    """The backbone's convolutions, in graph order: Conv, and MatMul by a weight."""
+    return [node for node in backbone(model) if node.op_type in CONVOLUTIONS]
 
 
 def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -118,13 +122,14 @@ def _edges(model: onnx.ModelProto, layout: Layout, keep_float: set[str]) -> list
     edges: list[Edge] = []
     integer: set[str] = set()
     from_convolution: set[str] = set()
+    constants = {tensor.name for tensor in model.graph.initializer}
     for node in backbone(model):
-        if node.op_type == "Conv":
+        if node.op_type in CONVOLUTIONS:
             from_convolution.add(node.output[0])
             if node.name not in keep_float:
                 edges.append(Edge(node.name, 0, node.input[0], node.input[0]))
                 integer.add(node.output[0])
-        elif node.op_type == "Add" and integer.intersection(node.input):
+        elif node.op_type == "Add" and integer.intersection(node.input) and constants.isdisjoint(node.input):
             if layout is Layout.UINT8:
                 positions = [0, 1]
                 integer.add(node.output[0])
@@ -134,6 +139,8 @@ def _edges(model: onnx.ModelProto, layout: Layout, keep_float: set[str]) -> list
         elif node.op_type == "Relu" and layout is Layout.UINT8 and integer.intersection(node.input):
             # Quantizing before the ReLU with its output's scale gives the same codes: ReLU cuts at code zero.
             edges += [Edge(node.name, 0, node.input[0], y) for y in node.output if y != FEATURES]
+        elif layout is Layout.UINT8:  # HardSwish, Sigmoid, a bias, ...: the convolution's own range, nothing is cut
+            edges += [Edge(node.name, i, x, x) for i, x in enumerate(node.input) if x in integer]
     return edges
 
 
@@ -152,17 +159,18 @@ def _pair(
 
 def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto) -> onnx.NodeProto:
     """Replace a convolution's weight by int8 codes, one scale an output channel, behind a DequantizeLinear."""
-    name = convolution.input[1]
+    name, axis = convolution.input[1], CONVOLUTIONS[convolution.op_type]
     position = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == name)
-    weight = numpy_helper.to_array(graph.initializer[position])  # (out, in, h, w)
-    scale = _scales(np.abs(weight).reshape(len(weight), -1).max(axis=1))
-    codes = np.clip(np.round(weight / scale[:, None, None, None]), -127, 127).astype(np.int8)
+    weight = numpy_helper.to_array(graph.initializer[position])  # (out, in / groups, h, w) or (in, out)
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = _scales(np.abs(weight).max(axis=others, keepdims=True))
+    codes = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
     del graph.initializer[position]
-    zero = np.zeros(len(weight), np.int8)
-    tensors: dict[str, NDArray[Any]] = {f"{name}_q": codes, f"{name}_scale": scale, f"{name}_zero": zero}
+    zero = np.zeros(scale.size, np.int8)
+    tensors: dict[str, NDArray[Any]] = {f"{name}_q": codes, f"{name}_scale": scale.ravel(), f"{name}_zero": zero}
     graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in tensors.items())
     convolution.input[1] = f"{name}_dq"
-    return helper.make_node("DequantizeLinear", list(tensors), [f"{name}_dq"], name=f"{name}_dequantize", axis=0)
+    return helper.make_node("DequantizeLinear", list(tensors), [f"{name}_dq"], name=f"{name}_dequantize", axis=axis)
 
 
 def _scales(largest: NDArray[np.floating]) -> NDArray[np.float32]:

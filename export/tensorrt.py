@@ -25,6 +25,7 @@ from cgd_deploy.spec import ModelSpec
 from .build_options import RTX, BuildOptions
 from .metadata import INPUT
 from .proof import Precisions, engine_precisions, network_precisions
+from .quantize import convolutions
 
 OnStep = Callable[[str, int, int], None]
 """Called with a phase's name, its step just done and its number of steps, often and from another thread."""
@@ -81,7 +82,7 @@ def plan_from_onnx(
     config.add_optimization_profile(profile)
     if options.timing_cache:
         _read_timing_cache(config, options.timing_cache)
-    known = network_precisions(trt, network)
+    known = network_precisions(trt, network, {node.name for node in convolutions(model)})
 
     monitor = _monitor(trt, on_step)
     config.progress_monitor = monitor

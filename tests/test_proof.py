@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from conftest import listing
-from onnx import numpy_helper
+from conftest import SPEC, listing
+from onnx import TensorProto, helper, numpy_helper
 
 from cgd_deploy.backends.tensorrt import import_tensorrt
 from cgd_deploy.enginefile import read_engine
@@ -17,7 +18,7 @@ from cgd_deploy.errors import GateError, MissingDependency
 from cgd_deploy.spec import Precision
 from cgd_export import engine_from_onnx as module
 from cgd_export.fp16 import halved
-from cgd_export.metadata import load_onnx
+from cgd_export.metadata import FEATURES, Metadata, load_onnx, set_metadata
 from cgd_export.proof import convolution_work, engine_precisions, graph_precisions, network_precisions, prove
 from cgd_export.quantize import Layout, convolutions, quantized, ranged_tensors
 
@@ -68,7 +69,7 @@ def network_of(model: onnx.ModelProto) -> dict[str, Precision]:
     network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     assert parser.parse(model.SerializeToString())
-    return network_precisions(trt, network)
+    return network_precisions(trt, network, {node.name for node in convolutions(model)})
 
 
 def test_work_of_a_convolution(model: onnx.ModelProto) -> None:
@@ -76,6 +77,38 @@ def test_work_of_a_convolution(model: onnx.ModelProto) -> None:
     work = convolution_work(model)
     assert len(work) == 20
     assert next(iter(work.values())) == 2 * 32 * 32 * 64 * 7 * 7 * 3
+
+
+@pytest.mark.parametrize("read", [graph_precisions, network_of])
+def test_a_product_with_a_matrix_is_a_convolution(read: Callable[[onnx.ModelProto], dict[str, Precision]]) -> None:
+    """8 x 8 maps of 3 channels, of which a product makes 5 as ConvNeXt does it, with the channels last."""
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["x"], name="first", perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["x", "kernel"], ["y"], name="convolution", group=3),
+        helper.make_node("Transpose", ["y"], ["last"], name="last", perm=[0, 2, 3, 1]),
+        helper.make_node("MatMul", ["last", "matrix"], ["product"], name="product"),
+        helper.make_node("Add", ["product", "bias"], ["moved"], name="add"),
+        helper.make_node("Transpose", ["moved"], [FEATURES], name="back", perm=[0, 3, 1, 2]),
+        helper.make_node("GlobalAveragePool", [FEATURES], ["descriptors"], name="pool"),
+    ]
+    shapes = {"kernel": (3, 1, 1, 1), "matrix": (3, 5), "bias": (5,)}
+    weights = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 8, 8, 3])],
+        [helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    set_metadata(model, Metadata(spec=SPEC, precision=Precision.FP32))
+    assert convolution_work(model) == {"convolution": 2 * 8 * 8 * 3, "product": 2 * 8 * 8 * 5 * 3}
+    int8 = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), Layout.SYMMETRIC)
+    for typed, precision in ((model, Precision.FP32), (halved(model), Precision.FP16), (halved(int8), Precision.INT8)):
+        assert read(typed) == {"convolution": precision, "product": precision}
+        assert convolution_work(typed) == convolution_work(model)
 
 
 @pytest.mark.parametrize("read", [graph_precisions, network_of])

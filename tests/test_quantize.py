@@ -291,6 +291,7 @@ def conv(name: str, x: str, y: str, weight: str = "w") -> onnx.NodeProto:
 
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 3, 1, 1))
+NOISE = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -300,6 +301,44 @@ def test_a_channel_without_weights_and_an_empty_range_stay_finite(layout):
     assert (arrays(result)["w_scale"] > 0).all() and not arrays(result)["w_q"][1].any()
     found = run_onnx(result, np.full((1, 32, 32, 3), 255, np.uint8), 1)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_matrix_has_a_scale_for_each_column_and_its_bias_stays_float(layout):
+    moves = [
+        helper.make_node("Transpose", ["y"], ["last"], perm=[0, 2, 3, 1], name="last"),
+        helper.make_node("MatMul", ["last", "matrix"], ["product"], name="product"),
+        helper.make_node("Add", ["product", "bias"], ["moved"], name="add"),
+        helper.make_node("Transpose", ["moved"], [FEATURES], perm=[0, 3, 1, 2], name="back"),
+    ]
+    matrix = np.random.default_rng(1).normal(size=(3, 5)) * [1, 10, 100, 0.1, 0.01]
+    model = tiny(conv("c", "x", "y"), *moves, w=WEIGHT, matrix=matrix, bias=np.arange(5))
+    ranges = {name: float(np.abs(outputs_of(model, [name], NOISE)[0]).max()) for name in ranged_tensors(model)}
+    result = quantized(model, ranges, layout)
+    product, add = (next(node for node in result.graph.node if node.name == name) for name in ("product", "add"))
+    assert quantized_inputs(result, product) == [True, True] and add.input[1] == "bias"
+    decode, values = makers(result)[product.input[1]], arrays(result)
+    assert helper.get_node_attr_value(decode, "axis") == 1
+    codes, scales = (values[name] for name in decode.input[:2])
+    for column in range(5):
+        assert scales[column] == pytest.approx(np.abs(matrix[:, column]).max() / 127, rel=FP16)
+        for row in range(3):
+            assert codes[row, column] == max(-127, min(127, round(float(matrix[row, column] / scales[column]))))
+    assert cosines(run_onnx(result, NOISE, 2)[..., 0, 0], run_onnx(model, NOISE, 2)[..., 0, 0]).min() > 0.999
+
+
+def test_in_the_uint8_layout_all_that_reads_a_convolution_reads_its_codes():
+    """SiLU: x * sigmoid(x) between two convolutions."""
+    silu = [
+        helper.make_node("Sigmoid", ["y"], ["gate"], name="sigmoid"),
+        helper.make_node("Mul", ["y", "gate"], ["z"], name="mul"),
+    ]
+    model = tiny(conv("c", "x", "y"), *silu, conv("d", "z", FEATURES, "v"), w=WEIGHT, v=WEIGHT.transpose(1, 0, 2, 3))
+    for layout, expected in ((Layout.SYMMETRIC, "y"), (Layout.UINT8, "y_as_y_dq")):
+        result = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), layout)
+        reads = {node.name: list(node.input) for node in result.graph.node}
+        assert (reads["sigmoid"], reads["mul"]) == ([expected], [expected, "gate"])
+        assert reads["d"][0] == "z_as_z_dq"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
