@@ -11,7 +11,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
-	$(BIN)/python -m pip install --quiet -e '.[cpu,train,parquet,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,parquet,dev]'
 	-$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-rtx-cu13-libs>=1.0' 'tensorrt-rtx-cu13-bindings>=1.0'
 	touch $@
 

@@ -82,7 +82,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 20,
     patience: Annotated[int | None, typer.Option(help="Stop after this many epochs without a better recall@1.")] = None,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
-    head_lr: Annotated[float, typer.Option(help="Learning rate of the new layers, times --lr.")] = 1.0,
+    head_lr: Annotated[float, typer.Option(help="Learning rate of the new layers, times --lr.")] = 10.0,
     warm_up: Annotated[
         int, typer.Option(help="Epochs that leave the given weights alone and train the new layers.")
     ] = 1,

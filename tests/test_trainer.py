@@ -65,6 +65,7 @@ def lines(out: Path) -> list[dict]:
     """metrics.jsonl without the times."""
     read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all(line.pop("seconds") >= line.pop("training_seconds") >= 0 for line in read)
+    assert all(line.pop("training_cpu_seconds") >= 0 for line in read)
     return read
 
 

@@ -14,7 +14,7 @@ AMP = ("off", "bf16", "fp16")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train; the defaults are the paper's (CGD section 4.1) but for ``warm_up``.
+    """How to train; the defaults are the paper's (CGD section 4.1) but for ``head_lr`` and ``warm_up``.
 
     data                folder of a data set (see cgd_deploy.datasets) or LIST.tsv; may be None if ``train`` gets lists
     weights             torchvision state_dict to start the backbone from; None: random
@@ -22,9 +22,9 @@ class TrainConfig:
     out                 folder for best.pt, last.pt and metrics.jsonl
     boxes               crop the pictures to the boxes of the data set, where it has any
     learn_p             train the exponent of the G branch
-    lr, head_lr         Adam's learning rate, and how many times that of the backbone the new layers get
-    warm_up             epochs at the start in which ``weights`` stay as they are and only the new layers train: not the
-                        paper's; on 1,568 pictures batch-hard mining otherwise undid the weights before it used them
+    lr, head_lr         Adam's learning rate, and how many times that the new layers get (the paper's: 1)
+    warm_up             epochs at the start in which ``weights`` stay as they are and only the new layers train (the
+                        paper's: 0); on 1,568 pictures batch-hard mining else undid the weights before it used them
     accumulate          parts that a batch passes through the backbone in; the losses always see the whole batch
     amp                 arithmetic of the backbone in training: "off", "bf16" or "fp16"
     loss, margin        name of the ranking loss, and its margin if not its own
@@ -51,7 +51,7 @@ class TrainConfig:
     learn_p: bool = False
     epochs: int = 20
     lr: float = 1e-4
-    head_lr: float = 1.0
+    head_lr: float = 10.0
     classes_per_batch: int = 32
     pictures_per_class: int = 4
     warm_up: int = 1

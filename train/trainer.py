@@ -83,7 +83,7 @@ def _train(
             if _has_converged(metrics, config.patience):
                 progress.console.print(f"no better recall@1 for {config.patience} epochs: stopped", highlight=False)
                 break
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             line: dict[str, Any] = {"epoch": epoch, "loss": None, "ranking": None, "auxiliary": None}
             if epoch > 0:
                 stepper.set_learning_rate(_learning_rate(config, epoch))
@@ -92,9 +92,13 @@ def _train(
                 _train_mode(model, config)
                 stepper.trains_backbone = epoch > config.warm_up or config.weights is None
                 line.update(_train_epoch(stepper, made, [targets[batch] for batch in indices], epoch, progress))
-            trained = time.perf_counter() - started
+            trained, cpu = time.perf_counter() - started, time.process_time() - cpu_started
             measured = _measure(stepper.deploy, evaluated, testing, processes, progress)
-            seconds = {"seconds": round(time.perf_counter() - started, 3), "training_seconds": round(trained, 3)}
+            seconds = {
+                "seconds": round(time.perf_counter() - started, 3),
+                "training_seconds": round(trained, 3),
+                "training_cpu_seconds": round(cpu, 3),
+            }
             metrics.append({**line, **seconds, **measured})
             checkpoint.trainer["stepper"] = stepper.state_dict()
             if processes.first:
@@ -199,10 +203,12 @@ def _frozen_stages(model: CGD, train_from: str | None) -> list[nn.Module]:
 
 
 def _train_mode(model: CGD, config: TrainConfig) -> None:
+    """Training mode, but for frozen stages (nothing is dropped there either) and a frozen backbone's BatchNorm."""
     model.train()
-    frozen = [model.backbone] if config.bn_is_frozen else _frozen_stages(model, config.train_from)
-    for stage in frozen:
-        for module in stage.modules():
+    for stage in _frozen_stages(model, config.train_from):
+        stage.eval()
+    if config.bn_is_frozen:
+        for module in model.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
 
