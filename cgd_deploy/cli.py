@@ -229,6 +229,12 @@ def build_engine(
     min_overlap: Annotated[
         float | None, typer.Option(help="Overlap@10 with FP32 that INT8 must keep, likewise; needs no classes.")
     ] = None,
+    distill: Annotated[
+        Path | None, typer.Option(help="Pictures, without labels, to tune INT8 on until it describes like FP32.")
+    ] = None,
+    distill_steps: Annotated[
+        int | None, typer.Option(min=1, help="Batches of 16 [default: 120, minutes on a CPU].")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Engine to write [default: MODEL-PRECISION.cgd].")
     ] = None,
@@ -262,6 +268,7 @@ def build_engine(
     from cgd_export.build_options import BuildOptions
     from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
 
+    from .datasets import read_training
     from .terminal import build_summary, errors, phases, trial_table
 
     budget = read_budget(data, max_recall_drop, min_overlap)
@@ -300,6 +307,8 @@ def build_engine(
                 on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
                 budget=budget,
                 on_trial=trials.append,
+                distill=read_training(distill) if distill else None,
+                distill_steps=distill_steps,
             )
     except GateError:
         if trials:

@@ -14,6 +14,7 @@ from cgd_deploy.images import ImageList
 from cgd_deploy.significance import Drop
 
 NEIGHBOURS = 10
+OPTIONS = {"calibration": "--calib", "distillation": "--distill"}
 SAFE_DROP_PP, SAFE_HIGH_PP, SAFE_OVERLAP = 0.3, 1.0, 0.95
 
 
@@ -107,18 +108,18 @@ def read_budget(
     return Budget(evaluation=read_evaluation(data), max_recall_drop_pp=max_recall_drop_pp, min_overlap=min_overlap)
 
 
-def check_disjoint(calibration: ImageList, testing: ImageList) -> None:
+def check_disjoint(images: ImageList, testing: ImageList, purpose: str = "calibration") -> None:
     """Raise InputError if a picture is in both lists, by its resolved path or by its bytes."""
-    calibration.check_present("calibration", "--calib")
+    images.check_present(purpose, OPTIONS[purpose])
     tested = {path.resolve() for path in testing.paths}
-    sizes = {path.stat().st_size for path in calibration.paths}
+    sizes = {path.stat().st_size for path in images.paths}
     # Only files of one size can have the same bytes, so few of a large test set are read.
     digests = {sha256_file(path) for path in tested if path.stat().st_size in sizes}
-    shared = [path for path in calibration.paths if path.resolve() in tested or sha256_file(path) in digests]
+    shared = [path for path in images.paths if path.resolve() in tested or sha256_file(path) in digests]
     if shared:
         raise InputError(
-            f"{len(shared)} of {len(calibration)} calibration pictures are among the test pictures, {shared[0]} for "
-            "one; pass others with --calib or --data."
+            f"{len(shared)} of {len(images)} {purpose} pictures are among the test pictures, {shared[0]} for "
+            f"one; pass others with {OPTIONS[purpose]} or --data."
         )
 
 

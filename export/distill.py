@@ -67,7 +67,7 @@ def distilled(
     steps           batches to train on, None for 120
     seed            of the order of the pictures
     state           file to go on from if it exists; written every ten steps, gone at the end
-    on_step         called with "describe" or "distill", what is done of it, and how much it is
+    on_step         called with "Describing" or "Distilling", what is done of it, and how much it is
 
     An interrupted run goes on to the same numbers. Raises ExportError for a model that torch cannot run as ONNX Runtime
     does, InputError for pictures that cannot be used or a ``state`` of another distillation.
@@ -82,9 +82,7 @@ def distilled(
     student = FakeQuantized(model, ranges, layout, keep_float)
     student.check(pixels[:batch_size], targets[:batch_size])
     run = _Run(student, steps)
-    rounding = sorted(
-        (name, f"{value:.4g}") for name, value in ranges.items()
-    )  # measured anew, they may differ by less
+    rounding = sorted((name, f"{value:.4g}") for name, value in ranges.items())  # measured anew they differ by less
     settings = repr((rounding, layout, sorted(keep_float), steps, batch_size, seed))
     parts = (model.SerializeToString(), pixels.tobytes(), settings.encode())
     identity = sha256_bytes("".join(map(sha256_bytes, parts)).encode())
@@ -97,7 +95,7 @@ def distilled(
         if state and run.step % SAVE_EVERY == 0:
             run.save(state, identity)
         if on_step:
-            on_step("distill", run.step, steps)
+            on_step("Distilling", run.step, steps)
     if state:
         state.unlink(missing_ok=True)
     return student.written(model), {**ranges, **student.ranges()}
@@ -278,7 +276,7 @@ def _described(
             targets.append(teacher.run(pictures))
             done += len(pictures)
             if on_step:
-                on_step("describe", done, len(images))
+                on_step("Describing", done, len(images))
     return np.concatenate(pixels), np.concatenate(targets)
 
 

@@ -41,6 +41,8 @@ from .proof import graph_precisions, prove
 from .quantize import Layout, quantized, ranged_tensors
 from .tensorrt import OnStep, Plan, plan_from_onnx
 
+Tune = Callable[[onnx.ModelProto, Ranges], tuple[onnx.ModelProto, Ranges]]
+
 BATCH = 8
 CALIBRATION_PICTURES = 64
 GRAPH_PICTURES = 16
@@ -95,6 +97,8 @@ def engine_from_onnx(
     on_step: OnStep | None = None,
     budget: Budget | None = None,
     on_trial: Callable[[Trial], None] | None = None,
+    distill: ImageList | None = None,
+    distill_steps: int | None = None,
 ) -> Manifest:
     """Build an engine and write it to ``output``; returns its manifest, proof and parity with FP32 included.
 
@@ -106,6 +110,8 @@ def engine_from_onnx(
     on_step       hears of TensorRT's progress, see ``plan_from_onnx``, and of the guard's
     budget        what INT8 may lose; convolutions return to float until it holds, see ``guarded``
     on_trial      hears of everything that the guard measured
+    distill       pictures without labels to tune INT8 on, see ``distilled``, in that many steps; interrupted, it goes
+                  on from a file beside ``output``
 
     Raises EngineError, SpecError or ExportError for a model that cannot be used, InputError for pictures or options
     that cannot, MissingDependency without the backend, GateError if the precision is not in the engine or the budget
@@ -121,9 +127,16 @@ def engine_from_onnx(
     if budget:
         if precision is not Precision.INT8:
             raise InputError(f"limits guard INT8, and {precision.value} was asked; pass --int8, or no --data.")
-        if calibration:
-            check_disjoint(calibration, budget.evaluation.images)
-    typing = _typing(model, backend, precision, calibration, on_pictures)
+        for purpose, listed in (("calibration", calibration), ("distillation", distill)):
+            if listed:
+                check_disjoint(listed, budget.evaluation.images, purpose)
+    if distill and precision is not Precision.INT8:
+        raise InputError(f"distillation tunes INT8, and {precision.value} was asked; pass --int8, or no --distill.")
+    tune = None
+    if distill:
+        state = Path(output).with_name(f"{Path(output).name}.unfinished")
+        tune = _tuning(distill, distill_steps, LAYOUTS[backend], keep_float, state, on_step)
+    typing = _typing(model, backend, precision, calibration, on_pictures, tune)
     retrieval = None
     if budget:
         trial = guarded(
@@ -154,6 +167,7 @@ def engine_from_onnx(
             "checkpoint": metadata.source.checkpoint if metadata.source else None,
             "checkpoint_sha256": metadata.source.sha256 if metadata.source else None,
             "calibration_sha256": calibration.sha256 if calibration else None,
+            "distillation_sha256": distill.sha256 if distill else None,
             "evaluation_sha256": budget.evaluation.images.sha256 if budget else None,
         },
         proof=proof,
@@ -182,6 +196,7 @@ def _typing(
     precision: Precision,
     calibration: ImageList | None,
     on_pictures: Callable[[int], None] | None,
+    tune: Tune | None,
 ) -> Callable[[Collection[str]], onnx.ModelProto]:
     """From convolutions to keep float to the graph whose types say ``precision`` as ``backend`` wants to hear it."""
     if precision is Precision.FP16 and backend not in MODULES:
@@ -194,12 +209,31 @@ def _typing(
             raise InputError("INT8 needs pictures to calibrate on; pass --calib FOLDER or LIST.tsv.")
         spec = get_metadata(model).spec
         ranges = activation_ranges(model, ranged_tensors(model), calibration, spec, on_pictures)
+        if tune:
+            model, ranges = tune(model, ranges)
 
     def typed(keep_float: Collection[str]) -> onnx.ModelProto:
         result = quantized(model, ranges, LAYOUTS[backend], keep_float) if precision is Precision.INT8 else model
         return halved(result) if precision is not Precision.FP32 and backend in MODULES else result
 
     return typed
+
+
+def _tuning(
+    images: ImageList,
+    steps: int | None,
+    layout: Layout,
+    keep_float: Collection[str],
+    state: Path,
+    on_step: OnStep | None,
+) -> Tune:
+    try:
+        from .distill import distilled
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[train]'`.") from error
+    return lambda model, ranges: distilled(
+        model, ranges, images, keep_float=keep_float, layout=layout, steps=steps, state=state, on_step=on_step
+    )
 
 
 def _opened(backend: str, typed: onnx.ModelProto) -> Backend:

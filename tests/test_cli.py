@@ -18,10 +18,11 @@ from cgd_deploy import bench as bench_module
 from cgd_deploy import cli as cli_module
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.files import sha256_file
+from cgd_deploy.images import read_images
 from cgd_deploy.index import read_index
 from cgd_deploy.spec import Precision
 
-COMMANDS = ["demo", "train", "export", "build-engine", "bench", "embed", "search", "inspect", "doctor"]
+COMMANDS = ["demo", "train", "import", "export", "build-engine", "bench", "embed", "search", "inspect", "doctor"]
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,54 @@ def test_build_engine_wants_one_precision(cli, flags):
 def test_limits_and_test_pictures_go_together(cli, pictures, flags, told):
     code, _, err = cli("build-engine", "not-looked-at.onnx", "--int8", *(flag.format(pictures) for flag in flags))
     assert code == 2 and err.count("\n") == 1 and told in err
+
+
+def test_distill_tunes_what_int8_rounds(cli, model_onnx, pictures):
+    shutil.copy(model_onnx, "model.onnx")
+    options = ["build-engine", "model.onnx", "--int8", "--backend", "openvino", "--calib", pictures]
+    assert cli(*options, "-o", "plain.cgd")[0] == 0
+    code, _, err = cli(*options, "-o", "tuned.cgd", "--distill", pictures, "--distill-steps", 2)
+    assert (code, err) == (0, "")
+    plain, tuned = (read_engine(Path(name)).manifest for name in ("plain.cgd", "tuned.cgd"))
+    assert tuned.source["distillation_sha256"] and not plain.source["distillation_sha256"]
+    assert tuned.parity["cosine_mean"] > plain.parity["cosine_mean"]
+    assert not list(Path().glob("*.unfinished"))
+    read_images(pictures).subset(range(15, 30)).write("test.tsv")
+    limits = ["--calib", pictures / "kind-0", "--data", "test.tsv", "--min-overlap", 0]
+    code, _, err = cli(*options[:5], *limits, "--distill", pictures)
+    assert code == 2 and "15 of 30 distillation pictures are among the test pictures" in err
+
+
+@pytest.fixture
+def foreign(tmp_path) -> Path:
+    """A backbone's weights as torchvision writes them."""
+    import torch
+    from torchvision.models import resnet18
+
+    torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_imported_weights_make_a_checkpoint_that_goes_all_the_way(cli, foreign, pictures):
+    stated = ["--backbone", "resnet18", "--descriptors", "GS", "--dim", 16, "--size", 32, "--data", pictures]
+    code, out, err = cli("import", foreign, *stated)
+    assert (code, out) == (0, "ckpt.pt\n")
+    assert "warning: " in err and "untrained" in err
+    from cgd_train.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint("ckpt.pt")
+    assert loaded.spec.descriptors == "GS" and loaded.origin["imported_from"] == "weights.pth"
+    assert (len(loaded.calibration), len(loaded.evaluation.images)) == (15, 15)
+    assert cli("export", "ckpt.pt")[0] == 0
+    assert cli("build-engine", "--fp32")[0] == 0
+
+
+def test_import_says_what_does_not_fit(cli, foreign):
+    code, _, err = cli("import", foreign, "--backbone", "resnet50", "--descriptors", "SG")
+    assert code == 2 and err.count("\n") == 1 and "resnet18" in err
+    assert not Path("ckpt.pt").exists()
+    code, _, err = cli("import", foreign, "--backbone", "resnet18", "--descriptors", "SX")
+    assert code == 2 and "descriptors='SX'" in err
 
 
 def test_calibration_pictures_that_are_gone_are_named_with_the_way_out(cli, model_onnx):
