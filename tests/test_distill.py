@@ -188,7 +188,7 @@ class Stopped(Exception):
 
 def stop_at(step: int):
     def on_step(phase: str, done: int, total: int) -> None:
-        if (phase, done) == ("distill", step):
+        if (phase, done) == ("Distilling", step):
             raise Stopped
 
     return on_step
@@ -202,8 +202,8 @@ def test_stopped_and_resumed_is_as_if_never_stopped(model, ranges, images, tuned
         distilled(model, ranges, images, **options, on_step=stop_at(7))
     calls: list[tuple[str, int, int]] = []
     found = distilled(model, ranges, images, **options, on_step=lambda *call: calls.append(call))
-    assert [call[1:] for call in calls if call[0] == "distill"] == [(i, STEPS) for i in range(5, STEPS + 1)]
-    assert [call[1:] for call in calls if call[0] == "describe"] == [(4, 8), (8, 8)]
+    assert [call[1:] for call in calls if call[0] == "Distilling"] == [(i, STEPS) for i in range(5, STEPS + 1)]
+    assert [call[1:] for call in calls if call[0] == "Describing"] == [(4, 8), (8, 8)]
     assert found[0].SerializeToString() == tuned[0].SerializeToString() and found[1] == tuned[1]
     assert not state.exists()
 
