@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -46,8 +47,12 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
     Raises InputError if the pictures or the run folder cannot be used, CgdError if the loss is no longer finite.
     """
     device = _device(config.device)
-    with joined(device) as processes, torch.random.fork_rng():
-        return _train(config, *_lists(config, train_images, test_images), device, processes)
+    with joined(device) as processes, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        training, testing, notes = _lists(config, train_images, test_images)
+        if processes.first:
+            for note in notes:
+                print(note, file=sys.stderr)
+        return _train(config, training, testing, device, processes)
 
 
 def _train(
@@ -214,12 +219,15 @@ def _train_mode(model: CGD, config: TrainConfig) -> None:
 
 
 def _device(name: str | None) -> torch.device:
+    """``name``, or the GPU if there is one: the one of this process, where ``torchrun`` started several."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise InputError(f"device={name!r} is unknown to torch; expected cpu, cuda or cuda:1.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={name!r} was asked for but torch finds no GPU; use 'cpu' or install torch for CUDA.")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
 
 
@@ -229,19 +237,21 @@ def _progress(quiet: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
-def _lists(config: TrainConfig, training: ImageList | None, testing: ImageList | None) -> tuple[ImageList, Evaluation]:
+def _lists(
+    config: TrainConfig, training: ImageList | None, testing: ImageList | None
+) -> tuple[ImageList, Evaluation, tuple[str, ...]]:
+    """What trains, what tests, and what was chosen for the user."""
     if (training is None) != (testing is None):
         raise InputError("train needs both a training and a test list, or neither; pass the other one too.")
+    notes: tuple[str, ...] = ()
     if training is None or testing is None:
         if config.data is None:
             raise InputError("there is nothing to train on; set data to the folder of a data set or a LIST.tsv.")
         dataset = read_dataset(config.data, boxes=config.boxes)
-        for note in dataset.notes:
-            print(note, file=sys.stderr)
-        training, evaluation = dataset.training, dataset.testing
+        training, evaluation, notes = dataset.training, dataset.testing, dataset.notes
     else:
         evaluation = Evaluation(testing)
     for name, images in (("training", training), ("test", evaluation.images)):
         if images.classes is None or len(images) < 2:
             raise InputError(f"the {name} list has {len(images)} pictures with classes; expected at least 2.")
-    return training, evaluation
+    return training, evaluation, notes

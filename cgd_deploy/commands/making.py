@@ -1,0 +1,290 @@
+"""Commands that make something: checkpoints, ONNX files, engines, and the demo that makes all of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import CgdError, GateError, InputError
+from .options import ARTIFACTS, Backbone, Descriptors, Dim, GemP, Json, NoDownsample, Size, Threads, tell
+
+
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything it makes.")] = ARTIFACTS / "demo",
+    seed: Annotated[int, typer.Option(help="Of pictures and training.")] = 0,
+) -> None:
+    """The whole pipeline on made pictures: train, export, build, bench, report."""
+    _share_cores()
+    from ..demo import run_demo
+
+    run_demo(out, seed)
+
+
+def train(
+    data: Annotated[
+        Path, typer.Option(help="Folder of a data set (CUB, CARS, SOP, In-shop, a class a folder), or LIST.tsv.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/BACKBONE-DESCRIPTORS].")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Backbone weights to start from, a .pth file.")] = None,
+    backbone: Backbone = "resnet50",
+    descriptors: Descriptors = "SG",
+    dim: Dim = 1536,
+    size: Size = 224,
+    no_downsample: NoDownsample = "layer4",
+    gem_p: GemP = 3.0,
+    learn_p: Annotated[bool, typer.Option("--learn-p", help="Train GeM's exponent.")] = False,
+    no_boxes: Annotated[
+        bool, typer.Option("--no-boxes", help="Whole pictures, though the data set has boxes.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 20,
+    patience: Annotated[int | None, typer.Option(help="Stop after this many epochs without a better recall@1.")] = None,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
+    head_lr: Annotated[float, typer.Option(help="Learning rate of the new layers, times --lr.")] = 10.0,
+    warm_up: Annotated[
+        int, typer.Option(help="Epochs that leave the given weights alone and train the new layers.")
+    ] = 1,
+    classes_per_batch: Annotated[int, typer.Option(help="P of the P x K batch.")] = 32,
+    pictures_per_class: Annotated[int, typer.Option(help="K of the P x K batch.")] = 4,
+    accumulate: Annotated[int, typer.Option(help="Parts of a batch; the losses still see all of it.")] = 1,
+    amp: Annotated[str, typer.Option(help="Number format of the backbone: off, bf16 or fp16.")] = "off",
+    loss: Annotated[
+        str, typer.Option(help="Ranking loss: batch-hard, soft-margin, contrastive or multi-similarity.")
+    ] = "batch-hard",
+    margin: Annotated[float | None, typer.Option(help="Of the ranking loss [default: its own].")] = None,
+    ranking_weight: Annotated[float, typer.Option(help="Of the ranking loss.")] = 1.0,
+    auxiliary_weight: Annotated[float, typer.Option(help="Of the classification loss.")] = 1.0,
+    no_auxiliary: Annotated[bool, typer.Option("--no-auxiliary", help="No classification loss.")] = False,
+    train_from: Annotated[str | None, typer.Option(help="First stage that is trained [default: all].")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and crops.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Train a CGD model; recall on held-out classes is measured every epoch. Several processes: torchrun."""
+    _share_cores()
+    try:
+        from cgd_train.config import TrainConfig
+        from cgd_train.trainer import train as run
+    except ModuleNotFoundError as error:
+        raise _missing(error, "train") from error
+
+    config = TrainConfig(
+        data=data,
+        boxes=not no_boxes,
+        out=out or Path("runs") / f"{backbone}-{descriptors}",
+        weights=weights,
+        backbone=backbone,
+        descriptors=descriptors,
+        dim=dim,
+        size=size,
+        no_downsample=no_downsample,
+        gem_p=gem_p,
+        learn_p=learn_p,
+        epochs=epochs,
+        patience=patience,
+        lr=lr,
+        head_lr=head_lr,
+        warm_up=warm_up,
+        classes_per_batch=classes_per_batch,
+        pictures_per_class=pictures_per_class,
+        accumulate=accumulate,
+        amp=amp,
+        loss=loss,
+        margin=margin,
+        ranking_weight=ranking_weight,
+        auxiliary_weight=auxiliary_weight,
+        auxiliary=not no_auxiliary,
+        train_from=train_from,
+        seed=seed,
+        resume=resume,
+        threads=threads,
+    )
+    print(run(config))
+
+
+def import_(
+    weights: Annotated[Path, typer.Argument(help="A state_dict: another CGD code base's, or a backbone's.")],
+    backbone: Backbone,
+    descriptors: Descriptors,
+    dim: Dim = 1536,
+    size: Size = 224,
+    no_downsample: NoDownsample = "layer4",
+    gem_p: GemP = 3.0,
+    gem_eps: Annotated[float, typer.Option(help="What GeM clamps at; 0 for code that does not clamp.")] = 1e-6,
+    data: Annotated[
+        Path | None, typer.Option(help="Data set whose training pictures calibrate and whose test pictures test.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.")] = Path("ckpt.pt"),
+) -> None:
+    """Make a checkpoint of weights from elsewhere; what they cannot tell is taken at your word, and said."""
+    from ..spec import ModelSpec
+    from ..terminal import errors
+
+    spec = ModelSpec(
+        backbone=backbone,
+        descriptors=descriptors,
+        dim=dim,
+        no_downsample=no_downsample,
+        gem_p=gem_p,
+        gem_eps=gem_eps,
+        input_size=(size, size),
+    )
+    try:
+        from cgd_train.foreign import import_checkpoint
+    except ModuleNotFoundError as error:
+        raise _missing(error, "train") from error
+
+    for warning in import_checkpoint(weights, spec, out, data=data):
+        errors.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    print(out)
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of cgd-deploy train.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The ONNX file to write.")] = ARTIFACTS / "model.onnx",
+    keep_gem: Annotated[bool, typer.Option("--keep-gem", help="Leave GeM as the function cgd::GeM.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Lower a checkpoint to ONNX and check it against torch."""
+    from ..doctor import check_runtime
+
+    check_runtime()
+    from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
+
+    from ..terminal import errors
+
+    with errors.status("Exporting"):
+        parity = onnx_from_checkpoint(checkpoint, out, keep_gem=keep_gem)
+    tell(
+        {"path": str(out), "cosine_min": parity.cosine_min, "pictures": parity.pictures},
+        f"{out}: smallest cosine with torch {parity.cosine_min:.7f}, {parity.pictures} pictures singly and in a batch",
+        as_json,
+    )
+
+
+def build_engine(
+    model: Annotated[Path, typer.Argument(help="An FP32 model of cgd-deploy export.")] = ARTIFACTS / "model.onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="INT8 backbone, FP32 head.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 backbone, FP32 head (GPU).")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="FP32 throughout.")] = False,
+    backend: Annotated[
+        str, typer.Option(help="auto, onnxruntime, openvino, tensorrt or tensorrt-rtx; auto takes the fastest here.")
+    ] = "auto",
+    calib: Annotated[
+        Path | None,
+        typer.Option(help="Pictures to calibrate INT8 or compare FP16 on [default for INT8: the checkpoint's]."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Test pictures for the two limits of INT8: a data set's folder or LIST.tsv.")
+    ] = None,
+    max_recall_drop: Annotated[
+        float | None,
+        typer.Option(help="Percentage points of recall@1 that INT8 may lose; layers return to float until it holds."),
+    ] = None,
+    min_overlap: Annotated[
+        float | None, typer.Option(help="Overlap@10 with FP32 that INT8 must keep, likewise; needs no classes.")
+    ] = None,
+    distill: Annotated[
+        Path | None, typer.Option(help="Pictures, without labels, to tune INT8 on until it describes like FP32.")
+    ] = None,
+    distill_steps: Annotated[
+        int | None, typer.Option(min=1, help="Batches of 16 [default: 120, minutes on a CPU].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Engine to write [default: MODEL-PRECISION.cgd].")
+    ] = None,
+    min_batch: Annotated[int, typer.Option(help="Smallest batch.")] = 1,
+    opt_batch: Annotated[int, typer.Option(help="Batch to be fastest at.")] = 8,
+    max_batch: Annotated[int, typer.Option(help="Largest batch.")] = 64,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="GPU to build for ahead of time, e.g. 8.9; may be repeated (tensorrt-rtx).")
+    ] = None,
+    workspace_mib: Annotated[int, typer.Option(help="Scratch memory on the GPU (tensorrt, tensorrt-rtx).")] = 2048,
+    optimization_level: Annotated[int, typer.Option(help="0 to 5, longer search (tensorrt, tensorrt-rtx).")] = 3,
+    timing_cache: Annotated[Path | None, typer.Option(help="Kernel timings to reuse and extend (tensorrt).")] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Run on every GPU from Ampere on (tensorrt).")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Run on later releases of this major version (tensorrt).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Build an engine from an ONNX model, and prove its precision."""
+    from ..doctor import check_runtime
+    from ..spec import Precision
+
+    asked = [p for p, on in ((Precision.INT8, int8), (Precision.FP16, fp16), (Precision.FP32, fp32)) if on]
+    if len(asked) != 1:
+        raise InputError("build-engine needs exactly one of --int8, --fp16 and --fp32.")
+    precision = asked[0]
+    check_runtime()
+    from cgd_export.budget import Trial, read_budget
+    from cgd_export.build_options import BuildOptions
+    from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
+
+    from ..datasets import read_training
+    from ..terminal import build_summary, errors, phases, trial_table
+
+    budget = read_budget(data, max_recall_drop, min_overlap)
+
+    options = BuildOptions(
+        min_batch=min_batch,
+        opt_batch=opt_batch,
+        max_batch=max_batch,
+        workspace=workspace_mib << 20,
+        optimization_level=optimization_level,
+        timing_cache=timing_cache,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        compute_capabilities=tuple(compute_capability or ()),
+    )
+    out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
+    calibration = calibration_list(model, calib) if precision is Precision.INT8 or calib else None
+    measured = 0
+    trials: list[Trial] = []
+    try:
+        with phases() as on_progress:
+
+            def on_pictures(count: int) -> None:
+                nonlocal measured
+                measured += count
+                on_progress("Calibrating", measured / len(calibration or [0]))
+
+            manifest = engine_from_onnx(
+                model,
+                out,
+                precision,
+                backend=backend,
+                calibration=calibration,
+                on_pictures=on_pictures,
+                options=options,
+                on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
+                budget=budget,
+                on_trial=trials.append,
+                distill=read_training(distill) if distill else None,
+                distill_steps=distill_steps,
+            )
+    except GateError:
+        if trials:
+            errors.print(trial_table([trial.to_dict() for trial in trials]), soft_wrap=False)
+        raise
+    facts = manifest.to_dict()
+    told = {name: facts[name] for name in ("backend", "precision", "parity", "proof", "retrieval")}
+    told["trials"] = [trial.to_dict() for trial in trials]
+    tell({"path": str(out), **told}, build_summary(out, manifest), as_json)
+
+
+def _share_cores() -> None:
+    """Let torch's idle threads sleep: spinning, they train 4 to 6 times slower once another process needs a core."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _missing(error: ModuleNotFoundError, extra: str) -> CgdError:
+    from ..errors import MissingDependency
+
+    return MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[{extra}]'`.")

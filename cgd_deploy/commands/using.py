@@ -1,0 +1,174 @@
+"""Commands that use engines, or tell what they and this machine are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import GateError, InputError
+from .options import ARTIFACTS, Json, Threads, tell
+
+
+def bench(
+    engines: Annotated[list[Path] | None, typer.Argument(help="Engines [default: every one in artifacts/].")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Test pictures: a folder a class, or LIST.tsv [default: the checkpoint's].")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint or FP32 engine to compare with [default: the engine's own checkpoint]."),
+    ] = None,
+    batch: Annotated[list[int], typer.Option(min=1, help="Batch size to time; may be repeated.")] = [1, 8],  # noqa: B006
+    seconds: Annotated[float, typer.Option(min=0, help="Timing for each batch size.")] = 20.0,
+    threads: Threads = None,
+    max_recall_drop: Annotated[float | None, typer.Option(help="Gate: percentage points of recall@1.")] = None,
+    min_overlap: Annotated[float | None, typer.Option(help="Gate: overlap@10.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+) -> None:
+    """Measure speed and retrieval of engines against the model they came from; exit 3 if the gate fails."""
+    from ..doctor import check_runtime
+
+    check_runtime()
+    paths = engines or sorted(ARTIFACTS.glob("*.cgd"))
+    if not paths:
+        raise InputError(f"there are no engines in {ARTIFACTS}/; make one with `cgd-deploy build-engine --int8`.")
+    from ..bench import bench as run
+    from ..files import write_text
+    from ..report import write_bench_report
+    from ..terminal import bench_tables, phases
+
+    given = {"max_recall_drop_pp": max_recall_drop, "min_overlap_at_10": min_overlap}
+    limits = {name: value for name, value in given.items() if value is not None}
+    with phases() as on_progress:
+        result, rows = run(
+            paths,
+            data=data,
+            reference=reference,
+            batch_sizes=batch,
+            seconds=seconds,
+            threads=threads,
+            limits=limits,
+            on_progress=on_progress,
+        )
+    if json_file:
+        write_text(json_file, json.dumps(result, indent=1) + "\n")
+    if html:
+        write_bench_report(html, result, rows)
+    bench_tables(result)
+    if failures := result["gate"]["failures"]:
+        raise GateError("; ".join(failures))
+
+
+def embed(
+    images: Annotated[str, typer.Argument(help="A folder, LIST.tsv, glob pattern or picture.")],
+    engine: Annotated[Path, typer.Option("-e", "--engine", help="A .cgd engine.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Index to write, .npy or .parquet.")],
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad picture instead of leaving it out.")
+    ] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Embed pictures into an index of descriptors with their paths."""
+    from ..doctor import check_runtime
+
+    check_runtime()
+    from ..engine import load
+    from ..images import read_images
+    from ..index import check_index_path, index_images, write_index
+    from ..terminal import counting, errors
+
+    check_index_path(out)
+    listed = read_images(images)
+    bad: list[str] = []
+
+    def leave_out(_: int, error: InputError) -> None:
+        bad.append(str(error))
+        errors.print(f"left out: {error}", style="yellow")
+
+    with load(engine, threads=threads) as loaded, counting("Embedding", len(listed)) as advance:
+        index = index_images(loaded, listed, batch, None if strict or len(listed) == 1 else leave_out, advance)
+    write_index(index, out)
+    tell(
+        {"path": str(out), "pictures": len(index.paths), "left_out": bad, "space_id": index.space_id},
+        f"{out}: {len(index.paths)} pictures, {index.descriptors.shape[1]} values each, {len(bad)} left out",
+        as_json,
+    )
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="A picture, folder or glob pattern.")],
+    engine: Annotated[Path, typer.Option("-e", "--engine", help="A .cgd engine.")],
+    index: Annotated[Path, typer.Option(help="Made by cgd-deploy embed.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours to show.")] = 8,
+    html: Annotated[Path | None, typer.Option(help="Write a page of pictures here.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Find the nearest pictures of an index."""
+    from ..doctor import check_runtime
+
+    check_runtime()
+    from ..engine import load
+    from ..images import read_images
+    from ..index import read_index
+    from ..report import Neighbour, QueryRow, write_search_page
+
+    gallery = read_index(index)
+    queries = read_images(query).paths
+    with load(engine, threads=threads) as loaded:
+        indices, similarities = gallery.search(loaded, loaded.embed(queries), k)
+    found = [
+        (path, [(gallery.paths[i], round(float(s), 5)) for i, s in zip(row, scores, strict=True)])
+        for path, row, scores in zip(queries, indices, similarities, strict=True)
+    ]
+    if html:
+        rows = [
+            QueryRow(path, None, None, {"neighbours": [Neighbour(Path(p), None, None, s) for p, s in strip]})
+            for path, strip in found
+        ]
+        write_search_page(html, f"Neighbours in {index}", rows)
+    facts = [
+        {"query": str(path), "neighbours": [{"path": p, "similarity": s} for p, s in strip]} for path, strip in found
+    ]
+    lines = [f"{path}\n" + "\n".join(f"  {s:.4f}  {p}" for p, s in strip) for path, strip in found]
+    tell(facts, "\n".join(lines), as_json)
+
+
+def inspect(
+    engine: Annotated[Path, typer.Argument(help="A .cgd engine.")],
+    self_test: Annotated[bool, typer.Option("--self-test", help="Replay the golden pictures.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what an engine says of itself; with --self-test also that it still gives its own descriptors."""
+    from ..enginefile import read_engine
+
+    facts = read_engine(engine).manifest.to_dict()
+    if self_test:
+        from ..doctor import check_runtime
+        from ..engine import load
+
+        check_runtime()
+        with load(engine) as loaded:
+            facts["self_test"] = {"cosine_min": loaded.self_test()}
+    tell(facts, json.dumps(facts, indent=1), as_json)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show what is installed here, what it is for, and what is wrong; exit 2 if no engine can run."""
+    from ..doctor import ROLES, check_runtime, examine
+
+    facts = examine()
+    lines = [f"{name:<17} {_plain(value)}" for name, value in facts.items() if name not in ("packages", "problem")]
+    lines += [f"{name:<27} {version or '-':<14} {ROLES[name]}" for name, version in facts["packages"].items()]
+    tell(facts, "\n".join(lines), as_json)
+    check_runtime()
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
