@@ -27,7 +27,7 @@ class Precision(str, Enum):
 class ModelSpec:
     """A CGD model as data: written in the checkpoint, in the ONNX metadata and in the engine's manifest.
 
-    backbone        torchvision name
+    backbone        its name in torchvision or timm; cgd_train.backbone.BACKBONES has them all
     descriptors     global descriptors in order: S (SPoC, mean), M (MAC, max), G (GeM); SG is not GS
     dim             length of the joined descriptor; each of n descriptors takes dim / n
     no_downsample   the stage whose stride is removed ("layer4" as in the paper's figure), or "none"

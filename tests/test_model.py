@@ -1,6 +1,7 @@
 """The CGD model against the formulas of the paper, on small random inputs."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -78,7 +79,10 @@ def images() -> torch.Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("descriptors", ["M", "GS", "MSG"])
+COMBINATIONS = ["".join(letters) for count in (1, 2, 3) for letters in permutations("SMG", count)]
+
+
+@pytest.mark.parametrize("descriptors", COMBINATIONS)
 def test_descriptors_are_unit_vectors_of_the_joined_branches_in_order(images, descriptors):
     model = CGD(spec(descriptors=descriptors)).eval()
     with torch.inference_mode():
