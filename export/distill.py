@@ -29,7 +29,7 @@ from cgd_train.backbone import load_tensors
 from .calibrate import Ranges
 from .graph import Graph
 from .metadata import get_metadata
-from .quantize import CONVOLUTIONS, SMALLEST_SCALE, Layout, _edges, backbone
+from .quantize import CONVOLUTIONS, SMALLEST_SCALE, Layout, backbone, int8_edges
 from .tensorrt import OnStep
 
 STEPS = 120
@@ -102,23 +102,25 @@ def distilled(
 
 
 class FakeQuantize(torch.autograd.Function):
-    """Activations rounded to INT8 codes and back: scale * clip(round(x / scale), -128, 127), ties to even.
+    """Activations rounded to INT8 codes and back: scale * clip(round(x / scale), low, high), ties to even.
 
     The gradient is that of LSQ (Esser et al. 2020, section 2.1): straight through in x where nothing is clipped, and
     in the scale round(x / scale) - x / scale, or the limit where x is clipped.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        rounded = x.div(scale).round_().clamp_(-128, 127).mul_(scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        rounded = x.div(scale).round_().clamp_(low, high).mul_(scale)
         ctx.save_for_backward(x, scale, rounded)
+        ctx.limits = low, high
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, scale, rounded = ctx.saved_tensors
-        passed = gradient * ((x >= -128 * scale) & (x <= 127 * scale))
-        return passed, ((gradient * rounded).sum() - (passed * x).sum()) / scale
+        low, high = ctx.limits
+        passed = gradient * ((x >= low * scale) & (x <= high * scale))
+        return passed, ((gradient * rounded).sum() - (passed * x).sum()) / scale, None, None
 
 
 def rounded_weight(weight: Tensor, axis: int) -> Tensor:
@@ -142,12 +144,14 @@ class FakeQuantized:
 
     offsets      for each weight and bias behind the first convolution: how far it has moved, in 127ths of its largest
                  magnitude, which for a convolution's output channel is one INT8 code
-    log_scales   natural logarithm of each range's scale
+    log_scales   natural logarithm of the scale of each tensor's codes
     """
 
     def __init__(self, model: onnx.ModelProto, ranges: Ranges, layout: Layout, keep_float: Collection[str]) -> None:
         self._graph = Graph(model)
-        self._edges = {(edge.node, edge.position): edge for edge in _edges(model, layout, set(keep_float))}
+        edges = int8_edges(model, layout, keep_float)
+        self._reads_codes = {(edge.node, edge.position) for edge in edges}
+        self._codes = {edge.tensor: edge.codes for edge in edges}
         convolutions = [node for node in backbone(model) if node.op_type in CONVOLUTIONS]
         axes = {node.input[1]: CONVOLUTIONS[node.op_type] for node in convolutions}
         self._rounded = {node.input[1]: axes[node.input[1]] for node in convolutions if node.name not in keep_float}
@@ -157,8 +161,8 @@ class FakeQuantized:
         }
         self.offsets = {name: torch.zeros_like(self._graph.initializers[name]).requires_grad_() for name in self._units}
         self.log_scales = {
-            edge.ranged: torch.tensor(math.log(max(ranges[edge.ranged] / 127, SMALLEST_SCALE))).requires_grad_()
-            for edge in self._edges.values()
+            name: torch.tensor(math.log(max(ranges[name] / codes.high, SMALLEST_SCALE))).requires_grad_()
+            for name, codes in self._codes.items()
         }
 
     def describe(self, pixels: Tensor) -> Tensor:
@@ -166,16 +170,16 @@ class FakeQuantized:
         tensors = self._graph.initializers | self._weights()
         for name, axis in self._rounded.items():
             tensors[name] = rounded_weight(tensors[name], axis)
-        made: dict[tuple[str, str], Tensor] = {}  # one tensor may be read in many places
+        made: dict[str, Tensor] = {}  # one tensor may be read in many places
 
         def read(node: onnx.NodeProto, position: int, x: Tensor) -> Tensor:
-            edge = self._edges.get((node.name, position))
-            if edge is None:
+            if (node.name, position) not in self._reads_codes:
                 return x
-            key = edge.tensor, edge.ranged
-            if key not in made:
-                made[key] = FakeQuantize.apply(x, self._scale(edge.ranged))
-            return made[key]
+            name = node.input[position]
+            if name not in made:
+                codes = self._codes[name]
+                made[name] = FakeQuantize.apply(x, self._scale(name), codes.low, codes.high)
+            return made[name]
 
         return self._graph.run(pixels, tensors, read)
 
@@ -202,13 +206,13 @@ class FakeQuantized:
 
     def ranges(self) -> Ranges:
         """Ranges of which ``quantized`` makes the very scales that trained."""
-        return {name: 127 * self._scale(name).item() for name in self.log_scales}
+        return {name: codes.high * self._scale(name).item() for name, codes in self._codes.items()}
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: self._graph.initializers[name] + unit * self.offsets[name] for name, unit in self._units.items()}
 
-    def _scale(self, ranged: str) -> Tensor:
-        scale = self.log_scales[ranged].exp()
+    def _scale(self, name: str) -> Tensor:
+        scale = self.log_scales[name].exp()
         return scale + (_half(scale) - scale).detach()
 
 

@@ -50,7 +50,7 @@ GRAPH_PICTURES = 16
 
 LAYOUTS = {
     "onnxruntime": Layout.UINT8,
-    "openvino": Layout.SYMMETRIC,
+    "openvino": Layout.MIXED,
     "tensorrt": Layout.SYMMETRIC,
     "tensorrt-rtx": Layout.SYMMETRIC,
 }

@@ -1,11 +1,11 @@
-"""FP32 ONNX -> Q/DQ ONNX: which tensors become INT8, in the two layouts that runtimes are fast at.
+"""FP32 ONNX -> Q/DQ ONNX: which tensors become INT8, in the layout that each runtime is fast at.
 
 Only what lies upstream of the feature map is ever looked at, so the descriptor head stays FP32 by construction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -24,36 +24,63 @@ from .metadata import FEATURES, Metadata, get_metadata, set_metadata
 CONVOLUTIONS = {"Conv": 0, "MatMul": 1}
 """Operator -> axis of its weight's output channels; MatMul is a pointwise convolution over channels that come last."""
 
+CUT_AT_ZERO = {"Relu", "Sigmoid", "HardSigmoid"}
+POOL_OR_MOVE = ("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Transpose")
+KEEPS_SIGN = {**dict.fromkeys(POOL_OR_MOVE, 1), "Add": 2, "Mul": 2}
+"""Operator -> how many of its inputs, the first ones, must never be negative so that its output never is."""
+
 SMALLEST_SCALE = 2.0**-24
 """The smallest FP16 above zero, for a tensor or a weight row that is zero throughout."""
 
 
-class Layout(str, Enum):
-    """How INT8 is written down. Both hold the same codes, from one table of ranges.
+@dataclass(frozen=True)
+class Codes:
+    """The integers of an activation: clip(round(x / scale), low, high), written down with ``zero_point`` added."""
 
-    SYMMETRIC   int8, zero point 0, on convolution inputs and on the branch that a residual addition does not compute
-                itself: TensorRT and OpenVINO fuse convolution, addition and ReLU around it.
-    UINT8       the codes as uint8 with zero point 128, and also between a convolution or addition and what reads it:
-                ONNX Runtime's x86 kernels take only integers in *and* out (ResNet-50: 3 times FP32, SYMMETRIC 0.7
-                times).
+    low: int
+    high: int
+    zero_point: np.int8 | np.uint8
+
+    def scale(self, largest: float) -> NDArray[np.float32]:
+        """The scale (a scalar) with which ``high`` stands for ``largest``."""
+        return _scales(np.array(largest / self.high))
+
+
+SIGNED = Codes(-128, 127, np.int8(0))
+OFFSET = Codes(-128, 127, np.uint8(128))
+UNSIGNED = Codes(0, 255, np.uint8(0))
+
+
+class Layout(str, Enum):
+    """How INT8 is written down: which tensors have codes, and which codes. One table of ranges serves all three.
+
+    SYMMETRIC   int8 with zero point 0, on convolution inputs and on the branch that a residual addition does not
+                compute itself: TensorRT fuses convolution, addition and ReLU around it, and takes no zero points.
+    MIXED       the same places, but uint8 with zero point 0 for what is never negative, which leaves twice as many
+                codes to it: OpenVINO fuses both types alike.
+    UINT8       uint8 throughout, with zero point 128 for what may be negative, and also between a convolution or
+                addition and what reads it: ONNX Runtime's x86 kernels take only integers in *and* out, and of one
+                type (ResNet-50: 3 times FP32, SYMMETRIC 0.7 times).
     """
 
     SYMMETRIC = "symmetric"
+    MIXED = "mixed"
     UINT8 = "uint8"
 
-    @property
-    def zero_point(self) -> NDArray[np.generic]:
-        return np.array(128, np.uint8) if self is Layout.UINT8 else np.array(0, np.int8)
+    def codes(self, never_negative: bool) -> Codes:
+        if never_negative and self is not Layout.SYMMETRIC:
+            return UNSIGNED
+        return OFFSET if self is Layout.UINT8 else SIGNED
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Input ``position`` of ``node`` reads ``tensor`` through INT8 codes that cover the range of ``ranged``."""
+    """Input ``position`` of ``node`` reads ``tensor`` through ``codes``."""
 
     node: str
     position: int
     tensor: str
-    ranged: str
+    codes: Codes
 
 
 def quantized(
@@ -69,22 +96,19 @@ def quantized(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    edges = _edges(result, layout, set(keep_float))
-    pairs = {(edge.tensor, edge.ranged): f"{edge.tensor}_as_{edge.ranged}" for edge in edges}
-    renamed = {(edge.node, edge.position): f"{pairs[edge.tensor, edge.ranged]}_dq" for edge in edges}
-    after: dict[str, list[onnx.NodeProto]] = {}
-    for (tensor, ranged), name in pairs.items():
-        scale = _scales(np.array(ranges[ranged]))
-        after.setdefault(tensor, []).extend(_pair(graph, tensor, name, scale, layout.zero_point))
+    edges = {(edge.node, edge.position): edge for edge in int8_edges(result, layout, keep_float)}
+    codes = {edge.tensor: edge.codes for edge in edges.values()}
+    pairs = {tensor: _pair(graph, tensor, codes[tensor], ranges[tensor]) for tensor in codes}
     nodes = []
     for node in graph.node:
-        if node.op_type in CONVOLUTIONS and (node.name, 0) in renamed:
+        if node.op_type in CONVOLUTIONS and (node.name, 0) in edges and node.name not in keep_float:
             nodes.append(_quantize_weight(graph, node))
-        for position in range(len(node.input)):
-            node.input[position] = renamed.get((node.name, position), node.input[position])
+        for position, tensor in enumerate(node.input):
+            if (node.name, position) in edges:
+                node.input[position] = f"{tensor}_dq"
         nodes.append(node)
         for output in node.output:
-            nodes += after.get(output, [])
+            nodes += pairs.get(output, [])
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]
@@ -95,8 +119,8 @@ def quantized(
 
 def ranged_tensors(model: onnx.ModelProto) -> list[str]:
     """Every tensor whose range some layout needs, in graph order."""
-    edges = [edge for layout in Layout for edge in _edges(model, layout, set())]
-    return list(dict.fromkeys(edge.ranged for edge in edges))
+    edges = [edge for layout in Layout for edge in int8_edges(model, layout)]
+    return list(dict.fromkeys(edge.tensor for edge in edges))
 
 
 def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -117,43 +141,77 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return nodes[::-1]
 
 
-def _edges(model: onnx.ModelProto, layout: Layout, keep_float: set[str]) -> list[Edge]:
-    """Where integers flow; ``integer`` holds the tensors that INT8 convolutions compute, also through an Add."""
-    edges: list[Edge] = []
-    integer: set[str] = set()
-    from_convolution: set[str] = set()
+def int8_edges(model: onnx.ModelProto, layout: Layout, keep_float: Collection[str] = ()) -> list[Edge]:
+    """What reads codes, in graph order; raises ExportError for a model without convolutions."""
+    unsigned = never_negative(model)
+    places = _throughout if layout is Layout.UINT8 else _around_convolutions
+    return [
+        Edge(node.name, position, node.input[position], layout.codes(node.input[position] in unsigned))
+        for node, position in places(model, set(keep_float))
+    ]
+
+
+def never_negative(model: onnx.ModelProto) -> set[str]:
+    """Tensors of the backbone that no picture can make negative, whatever the trained weights are."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: set[str] = set()
+    for node in backbone(model):
+        cut = node.op_type in CUT_AT_ZERO
+        if node.op_type == "Clip" and len(node.input) > 1 and node.input[1] in constants:
+            cut = bool((numpy_helper.to_array(constants[node.input[1]]) >= 0).all())
+        kept = node.op_type in KEEPS_SIGN and found.issuperset(node.input[: KEEPS_SIGN[node.op_type]])
+        if cut or kept:
+            found.update(node.output)
+    return found
+
+
+def _around_convolutions(model: onnx.ModelProto, keep_float: set[str]) -> Iterator[tuple[onnx.NodeProto, int]]:
     constants = {tensor.name for tensor in model.graph.initializer}
+    computed: set[str] = set()  # by convolutions
+    integer: set[str] = set()  # by INT8 convolutions
     for node in backbone(model):
         if node.op_type in CONVOLUTIONS:
-            from_convolution.add(node.output[0])
+            computed.add(node.output[0])
             if node.name not in keep_float:
-                edges.append(Edge(node.name, 0, node.input[0], node.input[0]))
                 integer.add(node.output[0])
-        elif node.op_type == "Add" and integer.intersection(node.input) and constants.isdisjoint(node.input):
-            if layout is Layout.UINT8:
-                positions = [0, 1]
-                integer.add(node.output[0])
-            else:
-                positions = [next((i for i in (0, 1) if node.input[i] not in from_convolution), 1)]
-            edges += [Edge(node.name, i, node.input[i], node.input[i]) for i in positions]
-        elif node.op_type == "Relu" and layout is Layout.UINT8 and integer.intersection(node.input):
-            # Quantizing before the ReLU with its output's scale gives the same codes: ReLU cuts at code zero.
-            edges += [Edge(node.name, 0, node.input[0], y) for y in node.output if y != FEATURES]
-        elif layout is Layout.UINT8:  # HardSwish, Sigmoid, a bias, ...: the convolution's own range, nothing is cut
-            edges += [Edge(node.name, i, x, x) for i, x in enumerate(node.input) if x in integer]
-    return edges
+                yield node, 0
+        elif _joins(node, integer, constants):
+            yield node, next((i for i in (0, 1) if node.input[i] not in computed), 1)
 
 
-def _pair(
-    graph: onnx.GraphProto, tensor: str, name: str, scale: NDArray[np.float32], zero: NDArray[np.generic]
-) -> list[onnx.NodeProto]:
-    graph.initializer.extend(
-        [numpy_helper.from_array(scale, f"{name}_scale"), numpy_helper.from_array(zero, f"{name}_zero")]
-    )
-    how = [f"{name}_scale", f"{name}_zero"]
+def _throughout(model: onnx.ModelProto, keep_float: set[str]) -> Iterator[tuple[onnx.NodeProto, int]]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    integer: set[str] = set()  # what INT8 convolutions compute, also through an addition
+    rectified: set[str] = set()  # ... and then a ReLU
+    for node in backbone(model):
+        positions = [i for i, tensor in enumerate(node.input) if tensor in integer | rectified]
+        if node.op_type in CONVOLUTIONS and node.name not in keep_float:
+            positions = [0]
+            integer.add(node.output[0])
+        elif _joins(node, integer, constants):
+            positions = [0, 1]
+            integer.add(node.output[0])
+        elif node.op_type == "Relu" and integer.intersection(node.input):
+            # The codes of its output, cut at zero, are the ReLU: ONNX Runtime fuses it away.
+            positions = []
+            rectified.add(node.output[0])
+        for position in positions:
+            yield node, position
+
+
+def _joins(node: onnx.NodeProto, integer: set[str], constants: set[str]) -> bool:
+    """Whether it is an addition of two branches, of which INT8 convolutions compute one."""
+    return node.op_type == "Add" and not integer.isdisjoint(node.input) and constants.isdisjoint(node.input)
+
+
+def _pair(graph: onnx.GraphProto, tensor: str, codes: Codes, largest: float) -> list[onnx.NodeProto]:
+    constants = {f"{tensor}_scale": codes.scale(largest), f"{tensor}_zero": np.array(codes.zero_point)}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     return [
-        helper.make_node("QuantizeLinear", [tensor, *how], [f"{name}_q"], name=f"{name}_quantize"),
-        helper.make_node("DequantizeLinear", [f"{name}_q", *how], [f"{name}_dq"], name=f"{name}_dequantize"),
+        helper.make_node("QuantizeLinear", [tensor, *constants], [f"{tensor}_q"], name=f"{tensor}_quantize"),
+        helper.make_node(
+            "DequantizeLinear", [f"{tensor}_q", *constants], [f"{tensor}_dq"], name=f"{tensor}_dequantize"
+        ),
     ]
 
 
@@ -163,7 +221,7 @@ def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto) -> onn
     position = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == name)
     weight = numpy_helper.to_array(graph.initializer[position])  # (out, in / groups, h, w) or (in, out)
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = _scales(np.abs(weight).max(axis=others, keepdims=True))
+    scale = _scales(np.abs(weight).max(axis=others, keepdims=True) / 127)
     codes = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
     del graph.initializer[position]
     zero = np.zeros(scale.size, np.int8)
@@ -173,6 +231,6 @@ def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto) -> onn
     return helper.make_node("DequantizeLinear", list(tensors), [f"{name}_dq"], name=f"{name}_dequantize", axis=axis)
 
 
-def _scales(largest: NDArray[np.floating]) -> NDArray[np.float32]:
+def _scales(exact: NDArray[np.floating]) -> NDArray[np.float32]:
     """FP16 values, so that an engine whose remainder is FP16 has the codes of one whose remainder is FP32."""
-    return np.maximum(largest / 127, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
+    return np.maximum(exact, SMALLEST_SCALE).astype(np.float16).astype(np.float32)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from cgd_deploy.backends.openvino import OpenVinoBackend
 from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.images import ImageList
 from cgd_deploy.retrieval import cosines
@@ -64,26 +65,30 @@ def arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 SCALE = 0.25
-VALUES = [0.0, 0.1, 0.125, 0.375, -0.375, 0.4, 31.7, 31.75, 31.9, 40.0, -31.9, -32.0, -32.1, -50.0]
-"""Codes of 0.25: ties at half a code, the limits 127 and -128, and what lies beyond them."""
+SIGNED = [0.0, 0.1, 0.125, 0.375, -0.375, 0.4, 31.7, 31.75, 31.9, 40.0, -31.9, -32.0, -32.1, -50.0]
+UNSIGNED = [0.0, -0.1, -0.2, -9.0, 0.1, 0.125, 0.375, 0.4, 63.7, 63.75, 63.9, 70.0]
+"""Codes of 0.25: ties at half a code, the limits 127 and -128 or 255 and 0, and what lies beyond them."""
+CODES = [(SIGNED, -128, 127), (UNSIGNED, 0, 255)]
 
 
-def test_activations_round_by_loops() -> None:
-    found = FakeQuantize.apply(torch.tensor(VALUES), torch.tensor(SCALE))
-    for value, rounded in zip(VALUES, found.tolist(), strict=True):
-        assert rounded == SCALE * max(-128, min(127, round(value / SCALE)))
+@pytest.mark.parametrize(("values", "low", "high"), CODES)
+def test_activations_round_by_loops(values: list[float], low: int, high: int) -> None:
+    found = FakeQuantize.apply(torch.tensor(values), torch.tensor(SCALE), low, high)
+    for value, rounded in zip(values, found.tolist(), strict=True):
+        assert rounded == SCALE * max(low, min(high, round(value / SCALE)))
 
 
-def test_gradients_of_rounded_activations_by_loops() -> None:
-    x, scale = torch.tensor(VALUES, requires_grad=True), torch.tensor(SCALE, requires_grad=True)
-    above = torch.linspace(-1, 2, len(VALUES))
-    (above * FakeQuantize.apply(x, scale)).sum().backward()
+@pytest.mark.parametrize(("values", "low", "high"), CODES)
+def test_gradients_of_rounded_activations_by_loops(values: list[float], low: int, high: int) -> None:
+    x, scale = torch.tensor(values, requires_grad=True), torch.tensor(SCALE, requires_grad=True)
+    above = torch.linspace(-1, 2, len(values))
+    (above * FakeQuantize.apply(x, scale, low, high)).sum().backward()
     of_scale = 0.0
-    for i, value in enumerate(VALUES):
+    for i, value in enumerate(values):
         ratio = float(np.float32(value)) / SCALE
-        clipped = ratio < -128 or ratio > 127
+        clipped = ratio < low or ratio > high
         assert x.grad[i].item() == (0 if clipped else above[i].item())
-        slope = max(-128, min(127, ratio)) if clipped else round(ratio) - ratio
+        slope = max(low, min(high, ratio)) if clipped else round(ratio) - ratio
         of_scale += above[i].item() * slope
     assert scale.grad.item() == pytest.approx(of_scale, rel=1e-5)
 
@@ -137,13 +142,28 @@ def test_what_trained_is_what_is_exported(model, ranges, seen, layout) -> None:
     assert cosines(expected, run_onnx(model, seen, 8)).max() < 0.99  # far from where it began
     exported = quantized(student.written(model), {**ranges, **student.ranges()}, layout, kept)
     assert cosines(run_onnx(exported, seen, 8), expected).min() > 0.999
+    if layout is Layout.MIXED:
+        with OpenVinoBackend(exported.SerializeToString(), threads=1) as backend:
+            assert cosines(backend.run(seen), expected).min() > 0.999
 
 
-def test_scales_survive_their_way_through_the_ranges(model, ranges) -> None:
-    student = FakeQuantized(model, ranges, Layout.SYMMETRIC, ())
-    values = arrays(quantized(student.written(model), {**ranges, **student.ranges()}, Layout.SYMMETRIC))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scales_survive_their_way_through_the_ranges(model, ranges, layout) -> None:
+    student = FakeQuantized(model, ranges, layout, ())
+    values = arrays(quantized(student.written(model), {**ranges, **student.ranges()}, layout))
     for tensor, log_scale in student.log_scales.items():
-        assert values[f"{tensor}_as_{tensor}_scale"] == log_scale.detach().exp().half().float().item()
+        assert values[f"{tensor}_scale"] == log_scale.detach().exp().half().float().item()
+
+
+def test_what_is_never_negative_trains_with_twice_the_codes(model, ranges) -> None:
+    first, *others = FakeQuantized(model, ranges, Layout.SYMMETRIC, ()).log_scales.items()
+    unsigned = FakeQuantized(model, ranges, Layout.MIXED, ()).log_scales
+    assert unsigned[first[0]].item() == first[1].item()  # pixels
+    relus = {node.output[0] for node in backbone(model) if node.op_type in ("Relu", "MaxPool")}
+    shrunk = [
+        name for name, value in others if value.item() - unsigned[name].item() == pytest.approx(math.log(255 / 127))
+    ]
+    assert set(shrunk) == relus & unsigned.keys() and len(shrunk) == 16
 
 
 def test_only_the_backbone_changes(model, tuned) -> None:

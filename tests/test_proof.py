@@ -127,10 +127,10 @@ def test_what_was_asked_is_found(
             prove("network", read(typed), typed, other)
 
 
-def test_both_layouts_are_int8(model: onnx.ModelProto, int8: onnx.ModelProto) -> None:
-    unsigned = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), Layout.UINT8)
-    for typed in (unsigned, int8):
-        assert set(graph_precisions(typed).values()) == {Precision.INT8}
+@pytest.mark.parametrize("layout", Layout)
+def test_every_layout_is_int8(model: onnx.ModelProto, layout: Layout) -> None:
+    typed = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), layout)
+    assert set(graph_precisions(typed).values()) == {Precision.INT8}
 
 
 @pytest.mark.parametrize("read", [graph_precisions, network_of])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,21 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cgd_deploy.backends.openvino import OpenVinoBackend
 from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.retrieval import cosines
 from cgd_deploy.spec import ModelSpec, Precision
 from cgd_export import calibrate
+from cgd_export import quantize as module
 from cgd_export.calibrate import activation_ranges
 from cgd_export.metadata import FEATURES, Metadata, get_metadata, load_onnx, set_metadata
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, convolutions, quantized, ranged_tensors
+from cgd_export.quantize import Layout, convolutions, never_negative, quantized, ranged_tensors
 
-LAYOUTS = [Layout.SYMMETRIC, Layout.UINT8]
+LAYOUTS = list(Layout)
+WITH_UNSIGNED = [Layout.MIXED, Layout.UINT8]
 FP16 = 2.0**-11  # scales are rounded to FP16 values
 
 
@@ -58,14 +62,33 @@ def nodes(model: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == operator]
 
 
+def reading(model: onnx.ModelProto, conv: onnx.NodeProto) -> onnx.NodeProto:
+    """The QuantizeLinear whose codes a convolution reads."""
+    made = makers(model)
+    decode = made[conv.input[0]]
+    encode = made[decode.input[0]]
+    assert (decode.op_type, encode.op_type) == ("DequantizeLinear", "QuantizeLinear")
+    assert list(decode.input[1:]) == list(encode.input[1:])
+    return encode
+
+
+def session(model: onnx.ModelProto, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+    """ONNX Runtime without its optimizer, or with it and its result in a file."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    else:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 def outputs_of(model: onnx.ModelProto, names: list[str], pixels: np.ndarray) -> list[np.ndarray]:
     """What ONNX Runtime computes for inner tensors."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(probe.SerializeToString(), options).run(names, {"images": pixels})
+    return session(probe).run(names, {"images": pixels})
 
 
 def test_the_backbone_has_twenty_convolutions(model):
@@ -92,45 +115,138 @@ def test_every_weight_has_its_own_int8_codes_by_loops(model, int8, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_convolution_reads_codes_that_cover_the_range_of_its_input(model, int8, ranges, layout):
-    made, values = makers(int8[layout]), arrays(int8[layout])
-    for before, after in zip(nodes(model, "Conv"), nodes(int8[layout], "Conv"), strict=True):
-        decode = made[after.input[0]]
-        encode = made[decode.input[0]]
-        assert (decode.op_type, encode.op_type) == ("DequantizeLinear", "QuantizeLinear")
-        assert list(decode.input[1:]) == list(encode.input[1:])
+    """The first reads pixels around zero, the others what a ReLU has cut."""
+    values = arrays(int8[layout])
+    steps = [127] + 19 * [127 if layout is Layout.SYMMETRIC else 255]
+    for before, after, high in zip(nodes(model, "Conv"), nodes(int8[layout], "Conv"), steps, strict=True):
+        encode = reading(int8[layout], after)
         assert encode.input[0] == before.input[0]
         scale = values[encode.input[1]]
-        assert scale.shape == () and scale == pytest.approx(ranges[before.input[0]] / 127, rel=FP16)
+        assert scale.shape == () and scale == pytest.approx(ranges[before.input[0]] / high, rel=FP16)
 
 
-def test_zero_points(int8):
-    for layout, expected in ((Layout.SYMMETRIC, np.array(0, np.int8)), (Layout.UINT8, np.array(128, np.uint8))):
-        values = arrays(int8[layout])
-        zeros = [values[node.input[2]] for node in nodes(int8[layout], "QuantizeLinear")]
-        assert zeros and all(zero == expected and zero.dtype == expected.dtype for zero in zeros)
+SIGNED = {Layout.SYMMETRIC: np.int8(0), Layout.MIXED: np.int8(0), Layout.UINT8: np.uint8(128)}
 
 
-def test_both_layouts_have_the_same_scales(int8):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_zero_points(model, int8, layout):
+    """Zero for what a ReLU has cut, except that TensorRT takes but one type."""
+    values, made = arrays(int8[layout]), makers(model)
+    encodes = nodes(int8[layout], "QuantizeLinear")
+    for encode in encodes:
+        cut = layout is not Layout.SYMMETRIC and made[encode.input[0]].op_type in ("Relu", "MaxPool")
+        expected = np.uint8(0) if cut else SIGNED[layout]
+        zero = values[encode.input[2]]
+        assert zero.shape == () and zero == expected and zero.dtype == expected.dtype
+    pixels, pooled, projections, branches = 1, 1, 3, 8
+    rectified = 16 if layout is Layout.UINT8 else 15  # of 17; the last is the feature map, the first is pooled
+    assert len(encodes) == pixels + pooled + projections + rectified + branches * (layout is Layout.UINT8)
+
+
+def test_one_table_makes_the_scales_of_all_layouts(int8):
     def scales(layout: Layout) -> list[tuple[float, list[float]]]:
         made, values = makers(int8[layout]), arrays(int8[layout])
         reads = [(made[conv.input[0]], made[conv.input[1]]) for conv in nodes(int8[layout], "Conv")]
         return [(float(values[x.input[1]]), values[w.input[1]].tolist()) for x, w in reads]
 
-    assert scales(Layout.SYMMETRIC) == scales(Layout.UINT8)
+    assert scales(Layout.MIXED) == scales(Layout.UINT8)
+    for (signed, weight), (unsigned, same) in list(zip(scales(Layout.SYMMETRIC), scales(Layout.MIXED), strict=True))[
+        1:
+    ]:
+        assert unsigned == pytest.approx(signed * 127 / 255, rel=2 * FP16) and weight == same
 
 
-def test_both_layouts_have_the_same_codes_by_loops(int8, pixels):
+def test_all_layouts_have_the_same_codes_of_what_may_be_negative_by_loops(int8, pixels):
     found = {}
     for layout in LAYOUTS:
         model = int8[layout]
-        made, values = makers(model), arrays(model)
-        encode = made[made[nodes(model, "Conv")[0].input[0]].input[0]]
+        encode = reading(model, nodes(model, "Conv")[0])
         x, codes = outputs_of(model, [encode.input[0], encode.output[0]], pixels[:1])
-        scale, zero = (values[name] for name in encode.input[1:])
+        scale, zero = (arrays(model)[name] for name in encode.input[1:])
         found[layout] = codes.astype(int) - int(zero)
         for value, code in zip(x.ravel()[:500], found[layout].ravel()[:500], strict=True):
             assert code == max(-128, min(127, round(float(value / scale))))
     assert np.array_equal(found[Layout.SYMMETRIC], found[Layout.UINT8])
+    assert np.array_equal(found[Layout.SYMMETRIC], found[Layout.MIXED])
+
+
+@pytest.mark.parametrize("layout", WITH_UNSIGNED)
+def test_what_is_never_negative_has_256_codes_by_loops(layout):
+    model = tiny(conv("c", "x", "y"), relu("y", "z"), conv("d", "z", FEATURES, "v"), w=WEIGHT, v=WEIGHT)
+    largest = float(outputs_of(model, ["z"], NOISE)[0].max())
+    result = quantized(model, {"x": 255.0, "y": largest, "z": largest / 2}, layout)  # so that half are cut off
+    encode = reading(result, nodes(result, "Conv")[1])
+    scale, zero = (arrays(result)[name] for name in encode.input[1:])
+    assert scale == pytest.approx(largest / 2 / 255, rel=FP16) and zero == 0 and zero.dtype == np.uint8
+    x, codes = outputs_of(result, [encode.input[0], encode.output[0]], NOISE)
+    assert (codes.dtype, codes.min(), codes.max()) == (np.uint8, 0, 255) and x.max() > 1.5 * 255 * scale
+    for value, code in zip(x.ravel()[:3000], codes.ravel()[:3000], strict=True):
+        assert code == max(0, min(255, round(float(value / scale))))
+
+
+def test_what_is_never_negative_follows_from_the_graph():
+    """Calibrated or not: a tensor counts only where no picture and no trained weight could make it negative."""
+    gate = helper.make_node
+    model = tiny(
+        conv("c", "x", "y"),
+        relu("y", "a"),
+        relu("x", "b"),
+        gate("Add", ["a", "b"], ["sum"], name="sum"),
+        gate("Add", ["sum", "y"], ["unsure"], name="unsure"),
+        gate("Add", ["sum", "bias"], ["moved"], name="moved"),
+        gate("MaxPool", ["sum"], ["pooled"], name="pooled", kernel_shape=[1, 1]),
+        gate("ReduceMean", ["pooled", "axes"], ["mean"], name="mean"),
+        gate("MaxPool", ["y"], ["y_pooled"], name="y_pooled", kernel_shape=[1, 1]),
+        gate("Transpose", ["pooled"], ["turned"], name="turned", perm=[0, 1, 3, 2]),
+        gate("Sigmoid", ["y"], ["sigmoid"], name="sigmoid"),
+        gate("Mul", ["y", "sigmoid"], ["silu"], name="silu"),
+        gate("HardSigmoid", ["y"], ["hard"], name="hard"),
+        gate("Mul", ["turned", "hard"], ["gated"], name="gated"),
+        gate("HardSwish", ["gated"], ["swish"], name="swish"),
+        gate("Clip", ["y", "zero", "six"], ["relu6"], name="relu6"),
+        gate("Clip", ["y", "below", "six"], ["clipped"], name="clipped"),
+        gate("Clip", ["y", "", "six"], ["capped"], name="capped"),
+        *(gate("Add", [one, other], [out], name=out) for one, other, out in JOINED),
+        gate("Add", ["all6", "capped"], [FEATURES], name="features"),
+        w=WEIGHT,
+        bias=np.ones((3, 1, 1)),
+        zero=np.array(0.0),
+        below=np.array(-1.0),
+        six=np.array(6.0),
+        axes=np.array([2, 3]),
+    )
+    expected = {"a", "b", "sum", "pooled", "mean", "turned", "sigmoid", "hard", "gated", "relu6"}
+    assert never_negative(model) == expected
+
+
+JOINED = [  # so that FEATURES needs all of them
+    ("unsure", "moved", "all0"),
+    ("y_pooled", "silu", "all1"),
+    ("swish", "relu6", "all2"),
+    ("clipped", "all0", "all4"),
+    ("all1", "all2", "all5"),
+    ("all4", "all5", "all3"),
+    ("mean", "all3", "all6"),
+]
+
+
+@pytest.mark.parametrize("layout", WITH_UNSIGNED)
+def test_an_addition_of_what_a_relu_cut_and_what_it_did_not(layout):
+    """A block with a projection: codes of both signs on what it adds, unsigned ones on what the next one reads."""
+    model = tiny(
+        conv("c", "x", "y"),
+        relu("y", "z"),
+        conv("d", "z", "branch", "w1"),
+        conv("e", "z", "side", "w2"),
+        helper.make_node("Add", ["branch", "side"], ["sum"], name="sum"),
+        relu("sum", "out"),
+        conv("f", "out", FEATURES, "w3"),
+        **dict.fromkeys(("w", "w1", "w2", "w3"), WEIGHT),
+    )
+    result = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), layout)
+    zeros = {node.input[0]: arrays(result)[node.input[2]] for node in nodes(result, "QuantizeLinear")}
+    added = ("branch", "side") if layout is Layout.UINT8 else ("side",)
+    assert zeros == {"x": SIGNED[layout], "z": 0, "out": 0, **dict.fromkeys(added, SIGNED[layout])}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -179,14 +295,15 @@ def quantized_inputs(model: onnx.ModelProto, node: onnx.NodeProto) -> list[bool]
     return [name in made and made[name].op_type == "DequantizeLinear" for name in node.input]
 
 
-def test_a_residual_addition_reads_one_branch_as_integers_in_the_symmetric_layout(model, int8):
-    additions = nodes(int8[Layout.SYMMETRIC], "Add")
-    residual = [node for node in additions if any(quantized_inputs(int8[Layout.SYMMETRIC], node))]
+@pytest.mark.parametrize("layout", [Layout.SYMMETRIC, Layout.MIXED])
+def test_a_residual_addition_reads_one_branch_as_integers_where_a_runtime_fuses_it(model, int8, layout):
+    additions = nodes(int8[layout], "Add")
+    residual = [node for node in additions if any(quantized_inputs(int8[layout], node))]
     assert len(residual) == 8
     made = makers(model)
     for after in residual:
         before = next(node for node in model.graph.node if node.name == after.name)
-        as_integers = quantized_inputs(int8[Layout.SYMMETRIC], after)
+        as_integers = quantized_inputs(int8[layout], after)
         assert sum(as_integers) == 1
         branches = [made[name].op_type for name in before.input]
         if "Relu" in branches:  # the identity branch, so that the convolution fuses with the addition
@@ -208,7 +325,7 @@ def test_keep_float_leaves_that_convolution_alone(model, ranges, layout):
     assert np.array_equal(arrays(result)[kept.input[1]], arrays(model)[kept.input[1]])
     weights = [quantized_inputs(result, conv)[1] for conv in nodes(result, "Conv")]
     assert weights.count(True) == 19
-    if layout is Layout.SYMMETRIC:
+    if layout is not Layout.UINT8:
         assert after.input[0] == kept.input[0]
 
 
@@ -231,7 +348,35 @@ def test_descriptors_stay_close(model, int8, pixels):
     for layout in LAYOUTS:
         assert cosines(found[layout], reference).min() >= 0.975
         assert cosines(found[layout], reference).mean() >= 0.985
-    assert cosines(found[Layout.SYMMETRIC], found[Layout.UINT8]).min() >= 0.995
+    assert cosines(found[Layout.MIXED], found[Layout.UINT8]).min() >= 0.995
+
+
+def on_onnxruntime(model: onnx.ModelProto, pixels: np.ndarray) -> np.ndarray:
+    return run_onnx(model, pixels, 8)
+
+
+def on_openvino(model: onnx.ModelProto, pixels: np.ndarray) -> np.ndarray:
+    with OpenVinoBackend(model.SerializeToString(), threads=1) as backend:
+        return np.concatenate([backend.run(batch) for batch in np.split(pixels, range(8, len(pixels), 8))])
+
+
+@pytest.mark.parametrize(("layout", "run"), [(Layout.UINT8, on_onnxruntime), (Layout.MIXED, on_openvino)])
+def test_unsigned_codes_bring_the_descriptors_closer(model, ranges, int8, pixels, monkeypatch, layout, run):
+    reference = run_onnx(model, pixels, 8)
+    unsigned = cosines(run(int8[layout], pixels), reference).mean()
+    monkeypatch.setattr(module, "never_negative", lambda model: set())
+    signed = cosines(run(quantized(model, ranges, layout), pixels), reference).mean()
+    assert 1 - unsigned < 0.96 * (1 - signed)  # most is lost by the weights
+
+
+def test_onnxruntime_stays_in_integers_from_the_first_convolution_to_the_last_addition(int8, pixels, tmp_path):
+    found = session(int8[Layout.UINT8], tmp_path / "optimized.onnx").run(None, {"images": pixels})[0]
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    operators = Counter(node.op_type for node in optimized.graph.node)
+    assert (operators["QLinearConv"], operators["Conv"], operators["QLinearAdd"]) == (20, 0, 7)
+    assert (operators["QuantizeLinear"], operators["DequantizeLinear"], operators["Relu"]) == (1, 2, 1)
+    [expected] = outputs_of(int8[Layout.UINT8], ["descriptors"], pixels)
+    assert cosines(found, expected).min() > 0.999  # biases become integers
 
 
 def test_ranges_by_loops(model, calibration, ranges):
@@ -290,6 +435,10 @@ def conv(name: str, x: str, y: str, weight: str = "w") -> onnx.NodeProto:
     return helper.make_node("Conv", [x, weight], [y], name=name)
 
 
+def relu(x: str, y: str) -> onnx.NodeProto:
+    return helper.make_node("Relu", [x], [y], name=f"{y}_relu")
+
+
 WEIGHT = np.random.default_rng(0).normal(size=(3, 3, 1, 1))
 NOISE = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
@@ -334,11 +483,11 @@ def test_in_the_uint8_layout_all_that_reads_a_convolution_reads_its_codes():
         helper.make_node("Mul", ["y", "gate"], ["z"], name="mul"),
     ]
     model = tiny(conv("c", "x", "y"), *silu, conv("d", "z", FEATURES, "v"), w=WEIGHT, v=WEIGHT.transpose(1, 0, 2, 3))
-    for layout, expected in ((Layout.SYMMETRIC, "y"), (Layout.UINT8, "y_as_y_dq")):
+    for layout, expected in ((Layout.SYMMETRIC, "y"), (Layout.MIXED, "y"), (Layout.UINT8, "y_dq")):
         result = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), layout)
         reads = {node.name: list(node.input) for node in result.graph.node}
         assert (reads["sigmoid"], reads["mul"]) == ([expected], [expected, "gate"])
-        assert reads["d"][0] == "z_as_z_dq"
+        assert reads["d"][0] == "z_dq"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
