@@ -59,6 +59,7 @@ def run_demo(out: Path, seed: int = 0) -> None:
         size=64,
         epochs=6,
         lr=4e-4,
+        head_lr=1.0,
         classes_per_batch=8,
         pictures_per_class=2,
         freeze_bn=False,

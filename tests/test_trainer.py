@@ -53,6 +53,7 @@ def tiny(folder: Path, out: Path, **changes: object) -> TrainConfig:
         "no_downsample": "none",
         "epochs": 2,
         "lr": 1e-3,
+        "head_lr": 1.0,
         "classes_per_batch": 4,
         "pictures_per_class": 3,
         "threads": 1,

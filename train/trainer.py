@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,14 +48,16 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
     device = _device(config.device)
     with joined(device) as processes, torch.random.fork_rng([device] if device.type == "cuda" else []):
         training, testing, notes = _lists(config, train_images, test_images)
-        if processes.first:
-            for note in notes:
-                print(note, file=sys.stderr)
-        return _train(config, training, testing, device, processes)
+        return _train(config, training, testing, notes, device, processes)
 
 
 def _train(
-    config: TrainConfig, training: ImageList, testing: Evaluation, device: torch.device, processes: Processes
+    config: TrainConfig,
+    training: ImageList,
+    testing: Evaluation,
+    notes: tuple[str, ...],
+    device: torch.device,
+    processes: Processes,
 ) -> Path:
     progress = _progress(quiet=not processes.first)
     labels = {label: number for number, label in enumerate(sorted(set(training.classes or ())))}
@@ -84,6 +85,8 @@ def _train(
     evaluated = EvaluationPictures(shared, config.spec, EVALUATION_BATCH, workers)
     metrics = checkpoint.trainer["metrics"]
     with progress:
+        for note in notes:
+            progress.console.print(note, highlight=False, soft_wrap=True)
         for epoch in range(len(metrics), config.epochs + 1):
             if _has_converged(metrics, config.patience):
                 progress.console.print(f"no better recall@1 for {config.patience} epochs: stopped", highlight=False)
