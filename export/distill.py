@@ -144,14 +144,12 @@ class FakeQuantized:
 
     offsets      for each weight and bias behind the first convolution: how far it has moved, in 127ths of its largest
                  magnitude, which for a convolution's output channel is one INT8 code
-    log_scales   natural logarithm of the scale of each tensor's codes
+    log_scales   natural logarithm of each range's scale
     """
 
     def __init__(self, model: onnx.ModelProto, ranges: Ranges, layout: Layout, keep_float: Collection[str]) -> None:
         self._graph = Graph(model)
-        edges = int8_edges(model, layout, keep_float)
-        self._reads_codes = {(edge.node, edge.position) for edge in edges}
-        self._codes = {edge.tensor: edge.codes for edge in edges}
+        self._edges = {(edge.node, edge.position): edge for edge in int8_edges(model, layout, keep_float)}
         convolutions = [node for node in backbone(model) if node.op_type in CONVOLUTIONS]
         axes = {node.input[1]: CONVOLUTIONS[node.op_type] for node in convolutions}
         self._rounded = {node.input[1]: axes[node.input[1]] for node in convolutions if node.name not in keep_float}
@@ -161,8 +159,8 @@ class FakeQuantized:
         }
         self.offsets = {name: torch.zeros_like(self._graph.initializers[name]).requires_grad_() for name in self._units}
         self.log_scales = {
-            name: torch.tensor(math.log(max(ranges[name] / codes.high, SMALLEST_SCALE))).requires_grad_()
-            for name, codes in self._codes.items()
+            name: torch.tensor(math.log(max(ranges[name] / high, SMALLEST_SCALE))).requires_grad_()
+            for name, high in self._highest().items()
         }
 
     def describe(self, pixels: Tensor) -> Tensor:
@@ -173,13 +171,12 @@ class FakeQuantized:
         made: dict[str, Tensor] = {}  # one tensor may be read in many places
 
         def read(node: onnx.NodeProto, position: int, x: Tensor) -> Tensor:
-            if (node.name, position) not in self._reads_codes:
+            edge = self._edges.get((node.name, position))
+            if edge is None:
                 return x
-            name = node.input[position]
-            if name not in made:
-                codes = self._codes[name]
-                made[name] = FakeQuantize.apply(x, self._scale(name), codes.low, codes.high)
-            return made[name]
+            if edge.tensor not in made:
+                made[edge.tensor] = FakeQuantize.apply(x, self._scale(edge.ranged), edge.codes.low, edge.codes.high)
+            return made[edge.tensor]
 
         return self._graph.run(pixels, tensors, read)
 
@@ -206,13 +203,17 @@ class FakeQuantized:
 
     def ranges(self) -> Ranges:
         """Ranges of which ``quantized`` makes the very scales that trained."""
-        return {name: codes.high * self._scale(name).item() for name, codes in self._codes.items()}
+        return {name: high * self._scale(name).item() for name, high in self._highest().items()}
+
+    def _highest(self) -> dict[str, int]:
+        """The code that stands for the end of each range."""
+        return {edge.ranged: edge.codes.high for edge in self._edges.values()}
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: self._graph.initializers[name] + unit * self.offsets[name] for name, unit in self._units.items()}
 
-    def _scale(self, name: str) -> Tensor:
-        scale = self.log_scales[name].exp()
+    def _scale(self, ranged: str) -> Tensor:
+        scale = self.log_scales[ranged].exp()
         return scale + (_half(scale) - scale).detach()
 
 

@@ -75,11 +75,15 @@ class Layout(str, Enum):
 
 @dataclass(frozen=True)
 class Edge:
-    """Input ``position`` of ``node`` reads ``tensor`` through ``codes``."""
+    """Input ``position`` of ``node`` reads ``tensor`` through ``codes`` that cover the range of ``ranged``.
+
+    A maximum is ranged as what it was taken of, so that a MaxPool can be computed on the codes.
+    """
 
     node: str
     position: int
     tensor: str
+    ranged: str
     codes: Codes
 
 
@@ -97,8 +101,8 @@ def quantized(
     result.CopyFrom(model)
     graph = result.graph
     edges = {(edge.node, edge.position): edge for edge in int8_edges(result, layout, keep_float)}
-    codes = {edge.tensor: edge.codes for edge in edges.values()}
-    pairs = {tensor: _pair(graph, tensor, codes[tensor], ranges[tensor]) for tensor in codes}
+    read = {edge.tensor: edge for edge in edges.values()}
+    pairs = {tensor: _pair(graph, tensor, edge.codes, ranges[edge.ranged]) for tensor, edge in read.items()}
     nodes = []
     for node in graph.node:
         if node.op_type in CONVOLUTIONS and (node.name, 0) in edges and node.name not in keep_float:
@@ -120,7 +124,7 @@ def quantized(
 def ranged_tensors(model: onnx.ModelProto) -> list[str]:
     """Every tensor whose range some layout needs, in graph order."""
     edges = [edge for layout in Layout for edge in int8_edges(model, layout)]
-    return list(dict.fromkeys(edge.tensor for edge in edges))
+    return list(dict.fromkeys(edge.ranged for edge in edges))
 
 
 def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -144,10 +148,15 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def int8_edges(model: onnx.ModelProto, layout: Layout, keep_float: Collection[str] = ()) -> list[Edge]:
     """What reads codes, in graph order; raises ExportError for a model without convolutions."""
     unsigned = never_negative(model)
+    ranged: dict[str, str] = {}
+    for node in backbone(model):
+        if node.op_type == "MaxPool":
+            ranged[node.output[0]] = ranged.get(node.input[0], node.input[0])
     places = _throughout if layout is Layout.UINT8 else _around_convolutions
     return [
-        Edge(node.name, position, node.input[position], layout.codes(node.input[position] in unsigned))
+        Edge(node.name, position, tensor, ranged.get(tensor, tensor), layout.codes(tensor in unsigned))
         for node, position in places(model, set(keep_float))
+        for tensor in [node.input[position]]
     ]
 
 

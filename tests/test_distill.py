@@ -20,7 +20,7 @@ from cgd_export.calibrate import activation_ranges
 from cgd_export.distill import FakeQuantize, FakeQuantized, distance, distilled, rounded_weight
 from cgd_export.metadata import get_metadata, load_onnx
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, backbone, convolutions, quantized, ranged_tensors
+from cgd_export.quantize import Layout, backbone, convolutions, int8_edges, quantized, ranged_tensors
 
 LAYOUTS = list(Layout)
 
@@ -151,8 +151,8 @@ def test_what_trained_is_what_is_exported(model, ranges, seen, layout) -> None:
 def test_scales_survive_their_way_through_the_ranges(model, ranges, layout) -> None:
     student = FakeQuantized(model, ranges, layout, ())
     values = arrays(quantized(student.written(model), {**ranges, **student.ranges()}, layout))
-    for tensor, log_scale in student.log_scales.items():
-        assert values[f"{tensor}_scale"] == log_scale.detach().exp().half().float().item()
+    for edge in int8_edges(model, layout):
+        assert values[f"{edge.tensor}_scale"] == student.log_scales[edge.ranged].detach().exp().half().float().item()
 
 
 def test_what_is_never_negative_trains_with_twice_the_codes(model, ranges) -> None:
