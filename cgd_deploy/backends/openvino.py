@@ -1,4 +1,4 @@
-"""ONNX models on OpenVINO: the fastest here on x86 CPUs, in FP32 and with symmetric INT8 Q/DQ alike."""
+"""ONNX models on OpenVINO: the fastest here on x86 CPUs, in FP32 and with INT8 Q/DQ alike."""
 
 from __future__ import annotations
 
