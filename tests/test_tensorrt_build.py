@@ -165,8 +165,9 @@ def test_stopping_leaves_nothing(
         steps.append(step)
         if error is Enough:
             raise Enough
-        _thread.interrupt_main()
-        time.sleep(0.5)  # for the main thread to hear of it
+        if len(steps) == 1:  # a second one would come after the test
+            _thread.interrupt_main()
+            time.sleep(2.0)  # for the main thread to hear of it, however busy the machine
 
     output = tmp_path / "engine.cgd"
     output.write_bytes(b"what was there before")
