@@ -43,6 +43,11 @@ class MissingDependency(CgdError):
     """An optional package is not installed; the message names the line that installs it."""
 
 
+def not_installed(error: ModuleNotFoundError, extra: str) -> MissingDependency:
+    """What to raise where an import failed that the extra of that name brings."""
+    return MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[{extra}]'`.")
+
+
 class GateError(CgdError):
     """A measured limit was missed."""
 

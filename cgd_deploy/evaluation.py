@@ -79,10 +79,15 @@ class Evaluation:
 
     def recall(self, found: Indices) -> dict[str, float]:
         """Recall@K by K from picture numbers [Q, K'] that ``neighbours`` gave; empty without classes."""
-        if self.images.classes is None:
-            return {}
+        return {} if self.images.classes is None else recall_at(self.first_correct(found), self.recall_at)
+
+    def first_correct(self, found: Indices) -> Indices:
+        """Of each query, the place of the first neighbour of its class, see ``retrieval.first_correct``: int64 [Q].
+
+        found   picture numbers int64 [Q, K'] that ``neighbours`` gave, of pictures that have classes
+        """
         labels = np.asarray(self.images.classes)
-        return recall_at(first_correct(labels[found] == labels[self.queries, None]), self.recall_at)
+        return first_correct(labels[found] == labels[self.queries, None])
 
     def measure(self, descriptors: Descriptors) -> dict[str, Any]:
         """{"recall": recall@K by K, "map_at_r": mAP@R} of unit descriptors float32 [N, D].

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .evaluation import Evaluation
-from .retrieval import Indices, first_correct
+from .retrieval import Indices
 
 RESAMPLES = 10_000
 PERCENTILES = (2.5, 97.5)
@@ -50,7 +50,5 @@ def recall_drops(
     """
     if evaluation.images.classes is None:
         return {}
-    labels = np.asarray(evaluation.images.classes)
-    asked = labels[evaluation.queries, None]
-    first, second = (first_correct(labels[found] == asked) for found in (before, after))
+    first, second = (evaluation.first_correct(found) for found in (before, after))
     return {str(k): paired_drop(first < k, second < k) for k in ks or evaluation.recall_at}

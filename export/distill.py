@@ -29,7 +29,7 @@ from cgd_train.backbone import load_tensors
 from .calibrate import Ranges
 from .graph import Graph
 from .metadata import get_metadata
-from .quantize import CONVOLUTIONS, SMALLEST_SCALE, Layout, backbone, int8_edges
+from .quantize import CONVOLUTIONS, SMALLEST_SCALE, Layout, backbone, convolutions, int8_edges
 from .tensorrt import OnStep
 
 STEPS = 120
@@ -150,9 +150,9 @@ class FakeQuantized:
     def __init__(self, model: onnx.ModelProto, ranges: Ranges, layout: Layout, keep_float: Collection[str]) -> None:
         self._graph = Graph(model)
         self._edges = {(edge.node, edge.position): edge for edge in int8_edges(model, layout, keep_float)}
-        convolutions = [node for node in backbone(model) if node.op_type in CONVOLUTIONS]
-        axes = {node.input[1]: CONVOLUTIONS[node.op_type] for node in convolutions}
-        self._rounded = {node.input[1]: axes[node.input[1]] for node in convolutions if node.name not in keep_float}
+        axes = {node.input[1]: CONVOLUTIONS[node.op_type] for node in convolutions(model)}
+        int8 = [node for node in convolutions(model) if node.name not in keep_float]
+        self._rounded = {node.input[1]: axes[node.input[1]] for node in int8}
         self._units = {
             name: _largest(self._graph.initializers[name], axes.get(name)) / 127
             for name in _trained(model, self._graph.initializers)

@@ -20,7 +20,7 @@ from cgd_deploy.compatibility import check_compatibility
 from cgd_deploy.cuda import has_gpu
 from cgd_deploy.datasets import read_training
 from cgd_deploy.enginefile import Manifest, write_engine
-from cgd_deploy.errors import EngineError, ExportError, InputError, MissingDependency
+from cgd_deploy.errors import EngineError, ExportError, InputError, MissingDependency, not_installed
 from cgd_deploy.files import sha256_file
 from cgd_deploy.golden import golden_images
 from cgd_deploy.hardware import package_version
@@ -230,7 +230,7 @@ def _tuning(
     try:
         from .distill import distilled
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[train]'`.") from error
+        raise not_installed(error, "train") from error
     return lambda model, ranges: distilled(
         model, ranges, images, keep_float=keep_float, layout=layout, steps=steps, state=state, on_step=on_step
     )

@@ -17,13 +17,12 @@ from cgd_deploy.backends import Backend
 from cgd_deploy.errors import ExportError, GateError
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import batches
-from cgd_deploy.retrieval import Descriptors, overlap
+from cgd_deploy.retrieval import Descriptors, Indices, neighbours, overlap
 from cgd_deploy.significance import recall_drops
 from cgd_deploy.spec import ModelSpec
 
 from .budget import NEIGHBOURS, Budget, Trial
 from .metadata import get_metadata
-from .parity import parity_of
 from .proof import convolution_work
 from .quantize import backbone, convolutions
 from .tensorrt import OnStep
@@ -119,8 +118,9 @@ class _Search:
         self._pictures = _Pictures.decoded(images, get_metadata(model).spec, on_step)
         self._reference = self._descriptors(open_fp32(), self._pictures, "Measuring FP32")
         self._expected = budget.evaluation.neighbours(self._reference, NEIGHBOURS)[0]
-        self._chosen = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)
-        self._sample = self._pictures.subset(self._chosen)
+        chosen = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)
+        self._sample = self._pictures.subset(chosen)
+        self._sample_expected = _all_neighbours(self._reference[chosen])
         self._measured: dict[Float, Trial] = {}
 
     def run(self) -> Trial:
@@ -201,8 +201,7 @@ class _Search:
         for step, names in enumerate(candidates):
             floats = self._floats([names])
             descriptors = self._descriptors(self._open_int8(floats), self._sample)
-            shared = parity_of(descriptors, self._reference[self._chosen]).overlap_at_10
-            assert shared is not None  # a budget has more than ten pictures to offer
+            shared = overlap(_all_neighbours(descriptors), self._sample_expected)
             found.append(shared)
             self._on_step(phase, step + 1, len(candidates))
             self._on_trial(
@@ -282,6 +281,11 @@ class _Pictures:
             yield from (pixels for _, pixels in batches(self.images, self.spec, BATCH))
         else:
             yield from (self.held[start : start + BATCH] for start in range(0, len(self), BATCH))
+
+
+def _all_neighbours(descriptors: Descriptors) -> Indices:
+    """Of each picture among all the others: int64 [N, NEIGHBOURS]."""
+    return neighbours(descriptors, descriptors, NEIGHBOURS, skip_self=True)[0]
 
 
 def _unheard(*_: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingDependency
+from ..errors import not_installed
 from ..evaluation import Evaluation
 from ..hardware import available_threads
 from ..spec import ModelSpec
@@ -33,7 +33,7 @@ class TorchBackend(Backend):
             from cgd_train.checkpoint import load_checkpoint
             from cgd_train.model import DeployModel
         except ModuleNotFoundError as error:
-            raise MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[train]'`.") from error
+            raise not_installed(error, "train") from error
         torch.set_num_threads(threads or available_threads())
         loaded = load_checkpoint(checkpoint)
         self.spec, self.evaluation = loaded.spec, loaded.evaluation

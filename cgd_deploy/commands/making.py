@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import CgdError, GateError, InputError
+from ..errors import GateError, InputError, not_installed
 from .options import ARTIFACTS, Backbone, Descriptors, Dim, GemP, Json, NoDownsample, Size, Threads, tell
 
 
@@ -70,7 +70,7 @@ def train(
         from cgd_train.config import TrainConfig
         from cgd_train.trainer import train as run
     except ModuleNotFoundError as error:
-        raise _missing(error, "train") from error
+        raise not_installed(error, "train") from error
 
     config = TrainConfig(
         data=data,
@@ -136,7 +136,7 @@ def import_(
     try:
         from cgd_train.foreign import import_checkpoint
     except ModuleNotFoundError as error:
-        raise _missing(error, "train") from error
+        raise not_installed(error, "train") from error
 
     for warning in import_checkpoint(weights, spec, out, data=data):
         errors.print(f"warning: {warning}", style="yellow", soft_wrap=True)
@@ -282,9 +282,3 @@ def build_engine(
 def _share_cores() -> None:
     """Let torch's idle threads sleep: spinning, they train 4 to 6 times slower once another process needs a core."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _missing(error: ModuleNotFoundError, extra: str) -> CgdError:
-    from ..errors import MissingDependency
-
-    return MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[{extra}]'`.")
