@@ -15,8 +15,6 @@ from onnx import helper, numpy_helper
 from .metadata import OPSET
 
 DOMAIN = "cgd"
-LONGEST_CHAIN = 8
-"""Integer exponents up to this become multiplications, larger ones stay a Pow."""
 
 
 def gem_function() -> onnx.FunctionProto:
@@ -85,18 +83,10 @@ def _pooling(graph: onnx.GraphProto, x: str, y: str, p: float, eps: float) -> li
     if p == 1 or math.isinf(p):
         pool = "GlobalAveragePool" if p == 1 else "GlobalMaxPool"
         return [node(pool, [x], f"{y}_map"), node("Flatten", [f"{y}_map"], y)]
-    nodes = [node("Clip", [x, constant("eps", eps)], f"{y}_clipped")]
-    power = f"{y}_clipped"
-    if p == int(p) and p <= LONGEST_CHAIN:
-        for exponent in range(2, int(p) + 1):
-            nodes.append(node("Mul", [power, f"{y}_clipped"], f"{y}_power{exponent}"))
-            power = f"{y}_power{exponent}"
-    else:
-        nodes.append(node("Pow", [power, constant("p", p)], f"{y}_power"))
-        power = f"{y}_power"
     return [
-        *nodes,
-        node("GlobalAveragePool", [power], f"{y}_map"),
+        node("Clip", [x, constant("eps", eps)], f"{y}_clipped"),
+        node("Pow", [f"{y}_clipped", constant("p", p)], f"{y}_power"),
+        node("GlobalAveragePool", [f"{y}_power"], f"{y}_map"),
         node("Flatten", [f"{y}_map"], f"{y}_mean"),
         node("Pow", [f"{y}_mean", constant("root", 1 / p)], y),
     ]

@@ -56,8 +56,8 @@ class Layout(str, Enum):
 
     SYMMETRIC   int8 with zero point 0, on convolution inputs and on the branch that a residual addition does not
                 compute itself: TensorRT fuses convolution, addition and ReLU around it, and takes no zero points.
-    MIXED       the same places, but uint8 with zero point 0 for what is never negative, which leaves twice as many
-                codes to it: OpenVINO fuses both types alike.
+    MIXED       the same places, and what a MaxPool reads of an INT8 convolution, but uint8 with zero point 0 for what
+                is never negative, which leaves twice as many codes to it: OpenVINO fuses both types alike.
     UINT8       uint8 throughout, with zero point 128 for what may be negative, and also between a convolution or
                 addition and what reads it: ONNX Runtime's x86 kernels take only integers in *and* out, and of one
                 type (ResNet-50: 3 times FP32, SYMMETRIC 0.7 times).
@@ -152,10 +152,14 @@ def int8_edges(model: onnx.ModelProto, layout: Layout, keep_float: Collection[st
     for node in backbone(model):
         if node.op_type == "MaxPool":
             ranged[node.output[0]] = ranged.get(node.input[0], node.input[0])
-    places = _throughout if layout is Layout.UINT8 else _around_convolutions
+    floats = set(keep_float)
+    if layout is Layout.UINT8:
+        places = _throughout(model, floats)
+    else:
+        places = _around_convolutions(model, floats, pools=layout is Layout.MIXED)
     return [
         Edge(node.name, position, tensor, ranged.get(tensor, tensor), layout.codes(tensor in unsigned))
-        for node, position in places(model, set(keep_float))
+        for node, position in places
         for tensor in [node.input[position]]
     ]
 
@@ -174,10 +178,13 @@ def never_negative(model: onnx.ModelProto) -> set[str]:
     return found
 
 
-def _around_convolutions(model: onnx.ModelProto, keep_float: set[str]) -> Iterator[tuple[onnx.NodeProto, int]]:
+def _around_convolutions(
+    model: onnx.ModelProto, keep_float: set[str], pools: bool
+) -> Iterator[tuple[onnx.NodeProto, int]]:
     constants = {tensor.name for tensor in model.graph.initializer}
     computed: set[str] = set()  # by convolutions
     integer: set[str] = set()  # by INT8 convolutions
+    rectified: set[str] = set()  # ... and then a ReLU
     for node in backbone(model):
         if node.op_type in CONVOLUTIONS:
             computed.add(node.output[0])
@@ -186,6 +193,10 @@ def _around_convolutions(model: onnx.ModelProto, keep_float: set[str]) -> Iterat
                 yield node, 0
         elif _joins(node, integer, constants):
             yield node, next((i for i in (0, 1) if node.input[i] not in computed), 1)
+        elif node.op_type == "Relu" and integer.intersection(node.input):
+            rectified.add(node.output[0])
+        elif pools and node.op_type == "MaxPool" and rectified.intersection(node.input):
+            yield node, 0
 
 
 def _throughout(model: onnx.ModelProto, keep_float: set[str]) -> Iterator[tuple[onnx.NodeProto, int]]:

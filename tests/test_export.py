@@ -223,8 +223,7 @@ def test_gem_by_loops(p, keep):
     [
         (1, ["GlobalAveragePool", "Flatten"]),
         (math.inf, ["GlobalMaxPool", "Flatten"]),
-        (2, ["Clip", "Mul", "GlobalAveragePool", "Flatten", "Pow"]),
-        (3, ["Clip", "Mul", "Mul", "GlobalAveragePool", "Flatten", "Pow"]),
+        (3, ["Clip", "Pow", "GlobalAveragePool", "Flatten", "Pow"]),
         (2.5, ["Clip", "Pow", "GlobalAveragePool", "Flatten", "Pow"]),
     ],
 )

@@ -141,7 +141,7 @@ def test_zero_points(model, int8, layout):
         zero = values[encode.input[2]]
         assert zero.shape == () and zero == expected and zero.dtype == expected.dtype
     pixels, pooled, projections, branches = 1, 1, 3, 8
-    rectified = 16 if layout is Layout.UINT8 else 15  # of 17; the last is the feature map, the first is pooled
+    rectified = 15 if layout is Layout.SYMMETRIC else 16  # of 17; the last is the feature map, the first is pooled
     assert len(encodes) == pixels + pooled + projections + rectified + branches * (layout is Layout.UINT8)
 
 
