@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.torch import TorchBackend
+from .compact import check_form
 from .datasets import read_evaluation
 from .engine import Engine, load
 from .enginefile import Manifest
@@ -28,14 +30,13 @@ from .golden import golden_images
 from .hardware import available_threads, cpu_name, instruction_sets, package_version
 from .images import ImageList
 from .preprocess import batches
+from .quality import K, compact_forms, compact_quality, retrieval_quality
 from .report import QueryRow
-from .retrieval import Descriptors, Retrieved, cosines, overlap
-from .significance import recall_drops
+from .retrieval import Descriptors, Retrieved
 from .spec import ModelSpec, Precision
 from .timing import interleaved, percentiles_ms
 
 SCHEMA = 1
-K = 10
 QUALITY_BATCH = 8
 PACKAGES = ("cgd-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
 
@@ -71,6 +72,8 @@ def bench(
     seconds: float = 20.0,
     threads: int | None = None,
     limits: Mapping[str, float] | None = None,
+    descriptor_dtypes: Sequence[str] = (),
+    pcas: Sequence[int] = (),
     queries: int = 8,
     on_progress: OnProgress = lambda what, done: None,
 ) -> tuple[dict[str, Any], list[QueryRow]]:
@@ -80,6 +83,7 @@ def bench(
     reference   a checkpoint (torch) or an engine; by default the checkpoint that the first engine was made from
     seconds     of timing for each batch size
     limits      override LIMITS for every precision
+    descriptor_dtypes, pcas   compact forms of each engine's gallery to measure too, see ``quality.compact_forms``
 
     Raises InputError, EngineError, CheckpointError or MissingDependency; a missed limit is in the result's gate.
     """
@@ -100,12 +104,17 @@ def bench(
                     f"{base.spec.space_id}; bench engines of one model at a time."
                 )
         evaluation = _evaluation(data, recorded)
+        forms = compact_forms(descriptor_dtypes, pcas)
+        for dtype, pca in forms:
+            check_form(dtype, pca, base.spec.dim, len(evaluation.gallery))
         found = _retrieve([base, *engines], evaluation, on_progress)
         samples = {size: _time([base, *engines], size, seconds, on_progress) for size in batch_sizes}
     expected = found[base.title]
     runs = []
     for engine in engines:
-        quality = _quality(found[engine.title], expected, evaluation)
+        quality = retrieval_quality(found[engine.title], expected, evaluation)
+        on_form = partial(on_progress, f"compact forms of {engine.title}")
+        compact = compact_quality(found[engine.title], expected, evaluation, forms, on_form)
         for size in batch_sizes:
             speed = _speed(samples[size], engine, base, size)
             runs.append(
@@ -119,6 +128,7 @@ def bench(
                     **speed,
                     "bytes": engine.path.stat().st_size,
                     **quality,
+                    "compact": compact,
                 }
             )
     result = {
@@ -241,21 +251,4 @@ def _speed(taken: Mapping[str, list[float]], engine: Contestant, base: Contestan
         "latency_ms": percentiles_ms(taken[engine.title]),
         "images_per_second": round(batch / median, 3),
         "speedup_vs_torch": round(reference / median, 4) if base.backend == "torch" else None,
-    }
-
-
-def _quality(found: Retrieved, expected: Retrieved, evaluation: Evaluation) -> dict[str, Any]:
-    similar = cosines(found.descriptors, expected.descriptors)
-    depth = found.indices.shape[1]
-    crossed, _ = evaluation.neighbours(found.descriptors, depth, gallery=expected.descriptors)
-    before, after, across = (evaluation.recall(indices) for indices in (expected.indices, found.indices, crossed))
-    drops = recall_drops(evaluation, expected.indices, found.indices)
-    return {
-        "recall": after,
-        "recall_drop_pp": {k: round(100 * (before[k] - after[k]), 4) for k in before},
-        "recall_drop_interval_pp": {k: [drop.low, drop.high] for k, drop in drops.items()},
-        "cross_recall_drop_pp": {k: round(100 * (before[k] - across[k]), 4) for k in before},
-        "overlap_at_10": round(overlap(found.indices[:, :K], expected.indices[:, :K]), 5),
-        "cosine": {"min": float(similar.min()), "mean": float(similar.mean())},
-        "rank_flips": int((found.indices[:, 0] != expected.indices[:, 0]).sum()),
     }

@@ -1,15 +1,21 @@
-"""Descriptors on disk with where they came from: .npy (with a .npy.json beside it) or .parquet."""
+"""Descriptors on disk with where they came from: .npy (with a .npy.json beside it) or .parquet.
+
+A PCA lies beside either as .pca.npy. How descriptors are rounded and projected is ``compact``'s.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .compact import Compact, Stored, check_form, fit
 from .engine import Engine
 from .errors import InputError, MissingDependency
 from .files import replacing, sha256_file, write_text
@@ -21,15 +27,21 @@ SUFFIXES = (".npy", ".parquet")
 
 @dataclass(frozen=True)
 class Index:
-    """Unit descriptors float32 [N, D] of ``paths``, made by an engine of model space ``space_id``."""
+    """Descriptors of ``paths``, made by an engine of model space ``space_id`` and ``stored`` as ``compact`` says."""
 
-    descriptors: Descriptors
+    stored: Stored
     paths: Sequence[str]
     space_id: str
     precision: str
+    compact: Compact
+
+    @cached_property
+    def descriptors(self) -> Descriptors:
+        """Unit float32 [N, L], as they are searched; L is the engine's dim, or how many components a PCA kept."""
+        return self.compact.restore(self.stored)
 
     def search(self, engine: Engine, queries: Descriptors, k: int) -> tuple[Indices, Descriptors]:
-        """The k nearest of each query [Q, D]: indices and cosine similarities [Q, k].
+        """The k nearest of each query, unit float32 [Q, dim] as the engine gives it: indices and cosines [Q, k].
 
         Raises InputError if ``engine`` describes another space than the index or k is too large.
         """
@@ -38,7 +50,7 @@ class Index:
                 f"the index describes space {self.space_id}, the engine {engine.spec.space_id}; "
                 "make the index again with this model's engine."
             )
-        return neighbours(queries, self.descriptors, k)
+        return neighbours(self.compact.project(queries), self.descriptors, k)
 
 
 def check_index_path(path: str | Path) -> None:
@@ -56,8 +68,15 @@ def index_images(
     batch_size: int = 8,
     on_error: Callable[[int, InputError], None] | None = None,
     on_pictures: Callable[[int], None] | None = None,
+    *,
+    descriptor_dtype: str = "float32",
+    pca: int | None = None,
 ) -> Index:
-    """Embed a list; pictures that ``on_error`` is told of are left out, without it the first one raises InputError."""
+    """Embed a list; pictures that ``on_error`` is told of are left out, without it the first one raises InputError.
+
+    descriptor_dtype, pca   the form they are kept in, see ``compact.fit``; InputError if they cannot have it
+    """
+    check_form(descriptor_dtype, pca, engine.spec.dim, len(images))
     kept: list[int] = []
     parts: list[Descriptors] = []
     for indices, descriptors in engine.embed_list(images, batch_size, on_error):
@@ -68,46 +87,57 @@ def index_images(
     if not kept:
         raise InputError(f"none of the {len(images)} pictures could be read; the index was not written.")
     paths = [str(images.path(index)) for index in kept]
-    return Index(np.concatenate(parts), paths, engine.spec.space_id, engine.precision.value)
+    descriptors = np.concatenate(parts)
+    compact = fit(descriptors, descriptor_dtype, pca)
+    return Index(compact.store(descriptors), paths, engine.spec.space_id, engine.precision.value, compact)
 
 
 def write_index(index: Index, path: str | Path) -> Path:
-    """Write atomically; a .npy gets its paths and space_id in a .npy.json."""
+    """Write atomically; a .npy gets its paths and space_id in a .npy.json, a PCA lies beside as .pca.npy.
+
+    What names a checksum is written after what has it and the descriptors come last, so files of two runs, as an
+    interrupted write leaves them, are recognised.
+    """
     check_index_path(path)
     path = Path(path)
-    facts = {"space_id": index.space_id, "precision": index.precision}
-    if path.suffix == ".parquet":
-        pa = _pyarrow()
-        flat = pa.array(index.descriptors.reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, index.descriptors.shape[1])
-        table = pa.table({"path": list(index.paths), "descriptor": column})
-        with replacing(path) as temporary:
-            pa.parquet.write_table(table.replace_schema_metadata({"cgd": json.dumps(facts)}), temporary)
-        return path
+    compact = index.compact
+    facts = {
+        "space_id": index.space_id,
+        "precision": index.precision,
+        "descriptor_dtype": compact.dtype,
+        "dim": compact.dim,
+        "pca": compact.pca,
+    }
     with replacing(path) as temporary:
-        with open(temporary, "wb") as file:
-            np.save(file, index.descriptors, allow_pickle=False)
-        facts["sha256"] = sha256_file(temporary)
-        write_text(sidecar(path), json.dumps({**facts, "paths": list(index.paths)}, indent=0))
+        if compact.projection is not None:
+            with replacing(beside(path)) as projection:
+                _save(projection, compact.projection)
+                facts["pca_sha256"] = sha256_file(projection)
+        if path.suffix == ".parquet":
+            _save_table(temporary, index, facts)
+        else:
+            _save(temporary, index.stored)
+            facts["sha256"] = sha256_file(temporary)
+            write_text(sidecar(path), json.dumps({**facts, "paths": list(index.paths)}, indent=0))
+    if compact.projection is None:
+        with suppress(OSError):
+            beside(path).unlink()  # of an index that was here before
     return path
 
 
 def read_index(path: str | Path) -> Index:
-    """Raises InputError if the index is missing, damaged, or its .npy.json belongs to other descriptors."""
+    """Raises InputError if the index is missing, damaged, or what lies beside it belongs to other descriptors.
+
+    An index that says nothing of its form is one of before there were any: float32.
+    """
     check_index_path(path)
     path = Path(path)
     try:
-        if path.suffix == ".parquet":
-            table = _pyarrow().parquet.read_table(path)
-            facts: dict[str, Any] = json.loads(table.schema.metadata[b"cgd"])
-            column = table.column("descriptor").combine_chunks()
-            descriptors = column.flatten().to_numpy().reshape(len(column), -1)
-            return Index(descriptors, table.column("path").to_pylist(), facts["space_id"], facts["precision"])
-        facts = json.loads(sidecar(path).read_text(encoding="utf-8"))
-        if sha256_file(path) != facts["sha256"]:
-            raise InputError(f"{path} and {sidecar(path)} belong to different runs; make the index again.")
-        descriptors = np.load(path, allow_pickle=False)
-        return Index(descriptors, facts["paths"], facts["space_id"], facts["precision"])
+        stored, paths, facts = (_load_table if path.suffix == ".parquet" else _load)(path)
+        dim = facts["dim"] if "dim" in facts else stored.shape[1]
+        compact = Compact(facts.get("descriptor_dtype", "float32"), dim, _projection(path, facts))
+        compact.check(stored)
+        return Index(stored, paths, facts["space_id"], facts["precision"], compact)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not an index of cgd-deploy embed ({error}); make it again.") from error
 
@@ -115,6 +145,49 @@ def read_index(path: str | Path) -> Index:
 def sidecar(path: Path) -> Path:
     """index.npy -> index.npy.json, where the paths and the space_id are."""
     return path.with_name(f"{path.name}.json")
+
+
+def beside(path: Path) -> Path:
+    """index.npy -> index.npy.pca.npy, where its PCA is."""
+    return path.with_name(f"{path.name}.pca.npy")
+
+
+def _save(path: Path, array: Stored) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _save_table(path: Path, index: Index, facts: dict[str, Any]) -> None:
+    pa = _pyarrow()
+    column = pa.FixedSizeListArray.from_arrays(pa.array(index.stored.reshape(-1)), index.stored.shape[1])
+    table = pa.table({"path": list(index.paths), "descriptor": column})
+    pa.parquet.write_table(table.replace_schema_metadata({"cgd": json.dumps(facts)}), path)
+
+
+def _load(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
+    facts = json.loads(sidecar(path).read_text(encoding="utf-8"))
+    if sha256_file(path) != facts["sha256"]:
+        raise InputError(f"{path} and {sidecar(path)} belong to different runs; make the index again.")
+    return np.load(path, allow_pickle=False), facts["paths"], facts
+
+
+def _load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
+    table = _pyarrow().parquet.read_table(path)
+    facts = json.loads(table.schema.metadata[b"cgd"])
+    column = table.column("descriptor").combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1), table.column("path").to_pylist(), facts
+
+
+def _projection(path: Path, facts: dict[str, Any]) -> Descriptors | None:
+    if facts.get("pca") is None:
+        return None
+    if not beside(path).is_file():
+        raise InputError(
+            f"{beside(path)} is missing, which {path} was made with; put it back, or make the index again."
+        )
+    if sha256_file(beside(path)) != facts["pca_sha256"]:
+        raise InputError(f"{beside(path)} and {path} belong to different runs; make the index again.")
+    return np.load(beside(path), allow_pickle=False)
 
 
 def _pyarrow() -> Any:

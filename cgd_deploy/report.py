@@ -74,6 +74,7 @@ def write_bench_report(path: str | Path, result: dict[str, Any], rows: Sequence[
         reference_runs=_reference_runs(result["engines"]),
         engines=engines,
         quality=[(runs[0], distinct) for runs in engines for distinct in _distinct_quality(runs)],
+        compact=[runs[0] for runs in engines if runs[0]["compact"]],
         ks=_sorted_ks(result["reference"]["recall"], *(run["recall"] for run in result["engines"])),
     )
 
@@ -100,6 +101,11 @@ def headline(result: dict[str, Any]) -> str:
     else:
         lost = f"{_percent(run['overlap_at_10'])} of its ten nearest neighbours are the reference's"
     return f"{speed}; {lost}."
+
+
+def form_name(form: dict[str, Any]) -> str:
+    """How one entry of a run's "compact" keeps descriptors: "int8", or "int8, PCA 256"."""
+    return form["descriptor_dtype"] + (f", PCA {form['pca']}" if form["pca"] is not None else "")
 
 
 def _write(path: str | Path, template: str, rows: Sequence[QueryRow], **context: Any) -> Path:
@@ -217,6 +223,7 @@ _TEMPLATES.filters |= {
     "basename": lambda path: Path(path).name,
     "count": lambda count: UNKNOWN if count is None else f"{count:,}",
     "difference": _difference,
+    "form_name": form_name,
     "interval": _interval,
     "name": _name,
     "number": _number,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .enginefile import Manifest
-from .report import headline
+from .report import form_name, headline
 
 NUMBER_WIDTH = 6
+KEPT_AS = "engine, gallery kept as"
 
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 output = Console(highlight=False, markup=False, emoji=False)
@@ -88,7 +89,7 @@ def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def bench_tables(result: dict[str, Any]) -> None:
-    """Print a bench result: speed by engine and batch, retrieval by engine, the headline and the gate."""
+    """Print a bench result: speed by engine and batch, retrieval by engine and by form, the headline and the gate."""
     reference = result["reference"]
     speed = _table("engine", "backend", "batch", "p50 ms", "p99 ms", "images/s", "x torch")
     for run in result["engines"]:
@@ -104,7 +105,8 @@ def bench_tables(result: dict[str, Any]) -> None:
         )
     retrieval = _table("engine", "recall@1", "change pp", "95 %", "cross pp", "overlap@10", "min cosine")
     retrieval.add_row(f"{reference['backend']} {reference['precision']}", _percent(reference["recall"].get("1")))
-    for run in {run["path"]: run for run in result["engines"]}.values():
+    engines = {run["path"]: run for run in result["engines"]}.values()
+    for run in engines:
         retrieval.add_row(
             Path(run["path"]).name,
             _percent(run["recall"].get("1")),
@@ -114,8 +116,11 @@ def bench_tables(result: dict[str, Any]) -> None:
             f"{run['overlap_at_10']:.3f}",
             f"{run['cosine']['min']:.5f}",
         )
-    for part in (speed, "", retrieval, ""):
-        output.print(part)
+    compact = _compact_table(engines)
+    for part in (speed, retrieval, compact):
+        if part.row_count:
+            output.print(part)
+            output.print()
     output.print(headline(result), soft_wrap=True)
     for failure in result["gate"]["failures"]:
         output.print(Text("gate failed: ", style="red").append(failure, style="default"), soft_wrap=True)
@@ -123,10 +128,28 @@ def bench_tables(result: dict[str, Any]) -> None:
         output.print("gate passed", style="green")
 
 
+def _compact_table(runs: Iterable[Mapping[str, Any]]) -> Table:
+    """Each engine's name, and below it the forms that its gallery was kept in; no rows if there are none."""
+    table = _table(KEPT_AS, "bytes", "recall@1", "change pp", "95 %", "overlap@10")
+    for run in runs:
+        if run["compact"]:
+            table.add_row(Path(run["path"]).name)
+        for form in run["compact"]:
+            table.add_row(
+                f"  {form_name(form)}",
+                str(form["bytes_per_descriptor"]),
+                _percent(form["recall"].get("1")),
+                _change(form["recall_drop_pp"].get("1")),
+                _between(*form["recall_drop_interval_pp"].get("1", ())),
+                f"{form['overlap_at_10']:.3f}",
+            )
+    return table
+
+
 def _table(*columns: str) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     for name in columns:
-        if name in ("engine", "backend", "in float"):
+        if name in ("engine", "backend", "in float", KEPT_AS):
             table.add_column(name, overflow="fold")
         else:
             table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), NUMBER_WIDTH))

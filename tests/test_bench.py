@@ -13,12 +13,14 @@ from conftest import FAKE_SPEC, write_fake_engine
 from cgd_deploy import bench as module
 from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.bench import bench, gate
+from cgd_deploy.compact import fit
 from cgd_deploy.engine import load
 from cgd_deploy.errors import InputError
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import sha256_file
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import preprocess
+from cgd_deploy.quality import compact_forms
 from cgd_deploy.significance import paired_drop
 from cgd_deploy.spec import Precision
 
@@ -81,6 +83,7 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
             "overlap_at_10": None,
             "cosine": {"min": None, "mean": None},
             "rank_flips": None,
+            "compact": [],
         }
     ]
     assert set(result["gate"]) == {"passed", "limits", "failures"}
@@ -154,6 +157,98 @@ def test_retrieval_by_loops(exact, hurt, picture_list):
     assert run["recall_drop_pp"]["1"] > 0 and run["overlap_at_10"] < 0.9 and run["rank_flips"] > 0  # it is really hurt
 
 
+def test_the_compact_entries_have_the_keys_of_the_contract(exact):
+    result, _ = bench([exact], seconds=0, batch_sizes=(1, 2), descriptor_dtypes=["int8"], pcas=[4, 8, 4])
+    recall = dict.fromkeys(("1", "2", "4", "8"))
+    assert json.loads(json.dumps(result)) == result
+    for run in result["engines"]:
+        assert keys(run["compact"]) == [
+            {
+                **dict.fromkeys(("descriptor_dtype", "pca", "bytes_per_descriptor")),
+                "recall": recall,
+                "recall_drop_pp": recall,
+                "recall_drop_interval_pp": {k: [None] for k in recall},
+                "overlap_at_10": None,
+            }
+        ]
+        forms = [(form["descriptor_dtype"], form["pca"], form["bytes_per_descriptor"]) for form in run["compact"]]
+        assert forms == [("int8", 4, 4), ("int8", 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "pcas", "forms"),
+    [
+        ([], [], []),
+        (["int8"], [], [("int8", None)]),
+        ([], [8], [("float32", 8)]),
+        (["int8", "binary"], [8, 4], [("int8", 8), ("int8", 4), ("binary", 8), ("binary", 4)]),
+        (["int8", "int8"], [], [("int8", None)]),
+    ],
+)
+def test_every_dtype_is_measured_with_every_pca(dtypes, pcas, forms):
+    assert compact_forms(dtypes, pcas) == forms
+
+
+@pytest.mark.parametrize(("dtype", "pca"), [("int8", None), ("binary", None), ("float16", 6), ("binary", 6)])
+@pytest.mark.parametrize("apart", [False, True])
+def test_compact_galleries_by_loops(exact, hurt, picture_list, monkeypatch, dtype, pca, apart):
+    """Queries float and the gallery not, against the reference's float32; ``apart``: as In-shop, with a gallery."""
+    roles = tuple(number % 5 > 0 for number in range(30)) if apart else None
+    monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(picture_list, roles))
+    pcas = [] if pca is None else [pca]
+    result, _ = bench([exact, hurt], seconds=0, batch_sizes=(1,), descriptor_dtypes=[dtype], pcas=pcas)
+    [measured] = result["engines"][1]["compact"]
+    pixels = np.stack([preprocess(path, FAKE_SPEC) for path in picture_list.paths])
+    with load(exact) as one, load(hurt) as other:
+        before, after = one.embed(pixels), other.embed(pixels)
+    queries = [i for i in range(30) if not apart or i % 5 == 0]
+    gallery = [i for i in range(30) if not apart or i % 5 > 0]
+    form = fit(after[gallery], dtype, pca)
+    kept, asked = form.restore(form.store(after)), form.project(after)
+
+    def search(asking: np.ndarray, searched: np.ndarray) -> list[list[int]]:
+        orders = [sorted((-float(asking[i] @ searched[j]), j) for j in gallery if j != i) for i in queries]
+        return [[j for _, j in order[:10]] for order in orders]
+
+    expected, found = search(before, before), search(asked, kept)
+    classes = picture_list.classes
+
+    def hits(lists: list[list[int]], k: int) -> np.ndarray:
+        return np.array([any(classes[j] == classes[i] for j in row[:k]) for i, row in zip(queries, lists, strict=True)])
+
+    for k in (1, 2, 4, 8):
+        first, second = hits(expected, k), hits(found, k)
+        assert measured["recall"][str(k)] == pytest.approx(second.mean())
+        assert measured["recall_drop_pp"][str(k)] == pytest.approx(100 * (first.mean() - second.mean()), abs=1e-3)
+        assert measured["recall_drop_interval_pp"][str(k)] == list(paired_drop(first, second)[1:])
+    shared = [len(set(a) & set(b)) / 10 for a, b in zip(found, expected, strict=True)]
+    assert measured["overlap_at_10"] == pytest.approx(np.mean(shared), abs=1e-5)
+    assert measured["bytes_per_descriptor"] == form.bytes_per_descriptor
+
+
+def test_float32_without_pca_measures_what_the_engine_does(exact, hurt):
+    result, _ = bench([exact, hurt], seconds=0, batch_sizes=(1,), descriptor_dtypes=["float32"])
+    for run in result["engines"]:
+        [form] = run["compact"]
+        assert {name: form[name] for name in form if name in run} == {name: run[name] for name in form if name in run}
+
+
+def test_the_gate_does_not_look_at_compact_forms(exact):
+    result, _ = bench([exact], seconds=0, batch_sizes=(1,), descriptor_dtypes=["binary"], pcas=[1])
+    [form] = result["engines"][0]["compact"]
+    assert form["overlap_at_10"] < 0.9
+    assert result["gate"]["passed"]
+
+
+def test_compact_forms_of_pictures_without_classes(exact, pictures, tmp_path):
+    for number, path in enumerate(sorted(pictures.rglob("*.jpg"))):
+        (tmp_path / f"{number:02}.jpg").write_bytes(path.read_bytes())
+    result, _ = bench([exact], data=tmp_path, seconds=0, batch_sizes=(1,), descriptor_dtypes=["int8"])
+    [form] = result["engines"][0]["compact"]
+    assert form["recall"] == form["recall_drop_pp"] == form["recall_drop_interval_pp"] == {}
+    assert form["overlap_at_10"] > 0.8
+
+
 def test_speed_from_given_seconds(exact, monkeypatch):
     def taken(calls, seconds, on_round):
         return {title: [0.4, 0.4, 0.1] if title.startswith("reference") else [0.02, 0.04, 0.5] for title in calls}
@@ -183,6 +278,8 @@ def test_progress_names_what_is_done(exact):
     told = []
     bench([exact], seconds=0, batch_sizes=(2,), on_progress=lambda what, done: told.append((what, done)))
     assert ("embedding", 1.0) in told and ("timing batch 2", 1.0) in told
+    bench([exact], seconds=0, batch_sizes=(2,), pcas=[3, 4], on_progress=lambda what, done: told.append((what, done)))
+    assert told[-2:] == [("compact forms of exact: fake fp32", done) for done in (0.5, 1.0)]
 
 
 def a_run(path: str = "e.cgd", precision: str = "int8", drop: float | None = 0.0, overlap: float = 1.0) -> dict:
@@ -296,6 +393,19 @@ def refused(message: str, *arguments: object, **options: object) -> None:
     with pytest.raises(InputError, match=message) as caught:
         bench(*arguments, seconds=0, **options)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"descriptor_dtypes": ["int4"]}, "'int4' is unknown"),
+        ({"pcas": [8, 25]}, "pca=25 .* 30 x 24 values; pass 1 to 24"),
+        ({"pcas": [0]}, "pca=0 .*pass 1 to 24"),
+    ],
+)
+def test_forms_that_cannot_be_are_refused_before_anything_is_embedded(exact, monkeypatch, options, message):
+    monkeypatch.setattr(module, "batches", lambda *_: pytest.fail("it embedded"))
+    refused(message, [exact], **options)
 
 
 def test_an_engine_of_another_model_is_refused(exact, tmp_path):

@@ -247,7 +247,15 @@ def test_embed_then_search(cli, fake, pictures, suffix):
     out = Path(f"index.{suffix}")
     code, told, err = cli("embed", pictures, "-e", fake, "-o", out, "--json")
     assert (code, err) == (0, "")
-    assert json.loads(told) == {"path": str(out), "pictures": 30, "left_out": [], "space_id": FAKE_SPEC.space_id}
+    assert json.loads(told) == {
+        "path": str(out),
+        "pictures": 30,
+        "left_out": [],
+        "space_id": FAKE_SPEC.space_id,
+        "descriptor_dtype": "float32",
+        "pca": None,
+        "bytes_per_descriptor": 96,
+    }
     query = pictures / "kind-3" / "2.jpg"
     code, told, err = cli("search", query, "-e", fake, "--index", out, "-k", 4, "--html", "found.html", "--json")
     assert (code, err) == (0, "")
@@ -257,6 +265,54 @@ def test_embed_then_search(cli, fake, pictures, suffix):
     assert "2.jpg" in Path("found.html").read_text()
     code, told, _ = cli("search", query, "-e", fake, "--index", out, "-k", 1)
     assert told.splitlines()[0] == str(query) and str(query) in told.splitlines()[1]
+
+
+def test_embed_compactly_then_search(cli, fake, pictures):
+    options = ["embed", pictures, "-e", fake, "-o", "index.npy", "--descriptor-dtype", "int8", "--pca", 12]
+    code, told, err = cli(*options, "--json")
+    assert (code, err) == (0, "")
+    facts = json.loads(told)
+    assert (facts["descriptor_dtype"], facts["pca"], facts["bytes_per_descriptor"]) == ("int8", 12, 12)
+    assert cli(*options)[1] == "index.npy: 30 pictures, 12 values each as int8, 12 bytes a descriptor, 0 left out\n"
+    query = pictures / "kind-3" / "2.jpg"
+    code, told, err = cli("search", query, "-e", fake, "--index", "index.npy", "-k", 2, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(told)[0]["neighbours"][0] == {"path": str(query), "similarity": pytest.approx(1, abs=1e-3)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--descriptor-dtype", "int4"], "'int4' is unknown; expected one of float32, float16, int8, binary."),
+        (["--pca", "25"], "pca=25 cannot be fitted to a gallery of 30 x 24 values; pass 1 to 24."),
+        (["--pca", "0"], "pca=0 cannot be fitted to a gallery of 30 x 24 values; pass 1 to 24."),
+    ],
+)
+def test_a_form_that_cannot_be_is_one_line(cli, fake, noisy, pictures, options, message):
+    code, _, err = cli("embed", pictures, "-e", fake, "-o", "index.npy", *options)
+    assert code == 2 and err.count("\n") == 1 and message in err
+    assert not Path("index.npy").exists()
+    bench = ["bench", fake, "--reference", fake, "--data", pictures, "--seconds", 0]
+    code, _, err = cli(*bench, *options)
+    assert code == 2 and err.count("\n") == 1 and message in err
+
+
+def test_bench_measures_compact_galleries_on_demand(cli, fake, pictures):
+    bench = ["bench", fake, "--reference", fake, "--data", pictures, "--seconds", 0, "--batch", 1]
+    code, out, err = cli(*bench)
+    assert (code, err) == (0, "") and "gallery kept as" not in out
+    forms = ["--descriptor-dtype", "int8", "--descriptor-dtype", "binary", "--pca", 8]
+    code, out, err = cli(*bench, *forms, "--json", "b.json", "--html", "r.html")
+    assert (code, err) == (0, "")
+    int8, binary = json.loads(Path("b.json").read_text())["engines"][0]["compact"]
+    assert (int8["descriptor_dtype"], binary["descriptor_dtype"]) == ("int8", "binary")
+    assert (int8["bytes_per_descriptor"], binary["bytes_per_descriptor"]) == (8, 1)
+    for form in (int8, binary):
+        low, high = form["recall_drop_interval_pp"]["1"]
+        [line] = [line for line in out.splitlines() if line.startswith(f"  {form['descriptor_dtype']}, PCA 8 ")]
+        assert f"{0.0 - high:+.2f}..{0.0 - low:+.2f}" in line and line.endswith(f"{form['overlap_at_10']:.3f}")
+        assert f"{100 * form['recall']['1']:.2f}%" in line
+    assert "Compact galleries" in Path("r.html").read_text()
 
 
 @pytest.mark.parametrize("what", ["{0}/kind-1", "{0}/kind-1/*.jpg", "list.tsv"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from conftest import FAKE_SPEC, listing, write_fake_engine
 
+from cgd_deploy import index as module
+from cgd_deploy.compact import DTYPES
 from cgd_deploy.engine import load
 from cgd_deploy.errors import InputError, MissingDependency
 from cgd_deploy.images import ImageList
-from cgd_deploy.index import Index, check_index_path, index_images, read_index, sidecar, write_index
+from cgd_deploy.index import Index, beside, check_index_path, index_images, read_index, sidecar, write_index
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_more_neighbours_than_there_are_pictures_are_refused(index, engine):
 def test_descriptors_and_paths_of_two_runs_are_refused(index, tmp_path):
     one, other = tmp_path / "one.npy", tmp_path / "other.npy"
     write_index(index, one)
-    write_index(replace(index, descriptors=-index.descriptors), other)
+    write_index(replace(index, stored=-index.stored), other)
     sidecar(one).write_bytes(sidecar(other).read_bytes())
     with pytest.raises(InputError, match="belong to different runs"):
         read_index(one)
@@ -151,3 +154,158 @@ def test_without_on_error_the_first_bad_picture_stops(engine, some_bad):
 def test_only_bad_pictures_make_no_index(engine, some_bad):
     with pytest.raises(InputError, match="none of the 2 pictures"):
         index_images(engine, some_bad.subset([1, 3]), on_error=lambda *_: None)
+
+
+FORMS = [(dtype, pca) for dtype in DTYPES for pca in (None, 5)]
+form = pytest.mark.parametrize(("dtype", "pca"), FORMS)
+COLUMNS = {"float32": "float", "float16": "halffloat", "int8": "int8", "binary": "uint8"}
+
+
+@form
+def test_a_compact_index_round_trips(engine, picture_list, path, dtype, pca):
+    index = index_images(engine, picture_list, descriptor_dtype=dtype, pca=pca)
+    again = read_index(write_index(index, path))
+    assert again.stored.dtype == index.stored.dtype and np.array_equal(again.stored, index.stored)
+    assert (again.compact.dtype, again.compact.pca, again.compact.dim) == (dtype, pca, 24)
+    assert again.descriptors.dtype == np.float32 and again.descriptors.shape == (30, pca or 24)
+    assert np.array_equal(again.descriptors, index.descriptors)
+    assert again.stored.nbytes == 30 * again.compact.bytes_per_descriptor
+    assert beside(path).is_file() is (pca is not None)
+
+
+@form
+def test_a_compact_index_is_searched_with_queries_that_stay_float(engine, picture_list, path, dtype, pca):
+    write_index(index_images(engine, picture_list, descriptor_dtype=dtype, pca=pca), path)
+    index, queries = read_index(path), engine.embed(picture_list.paths)
+    indices, similarities = index.search(engine, queries, 4)
+    projected = index.compact.project(queries)
+    for query, row, similar in zip(projected, indices.tolist(), similarities, strict=True):
+        cosines = [float(query @ other) for other in index.descriptors]
+        assert similar == pytest.approx(sorted(cosines, reverse=True)[:4], abs=1e-6)
+        assert similar == pytest.approx([cosines[i] for i in row], abs=1e-6)
+    if dtype != "binary":
+        assert indices[:, 0].tolist() == list(range(30))
+
+
+def test_the_files_say_their_form_and_hold_its_dtype(engine, picture_list, tmp_path):
+    path = tmp_path / "index.npy"
+    write_index(index_images(engine, picture_list, descriptor_dtype="int8", pca=6), path)
+    assert listing(tmp_path).keys() >= {"index.npy", "index.npy.json", "index.npy.pca.npy"}
+    facts = json.loads(sidecar(path).read_text())
+    assert (facts["descriptor_dtype"], facts["dim"], facts["pca"]) == ("int8", 24, 6)
+    assert facts["pca_sha256"] == module.sha256_file(beside(path))
+    assert np.load(path).dtype == np.int8 and np.load(path).shape == (30, 6)
+    assert np.load(beside(path)).dtype == np.float32 and np.load(beside(path)).shape == (7, 24)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_parquet_column_has_the_type_of_the_form(engine, picture_list, tmp_path, dtype):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = write_index(index_images(engine, picture_list, descriptor_dtype=dtype, pca=9), tmp_path / "index.parquet")
+    schema = parquet.read_schema(path)
+    width = 2 if dtype == "binary" else 9
+    assert str(schema.field("descriptor").type.value_type) == COLUMNS[dtype]
+    assert schema.field("descriptor").type.list_size == width
+    facts = json.loads(schema.metadata[b"cgd"])
+    assert (facts["descriptor_dtype"], facts["dim"], facts["pca"]) == (dtype, 24, 9)
+
+
+def test_an_index_of_before_there_were_forms_is_read(index, tmp_path):
+    path = write_index(index, tmp_path / "index.npy")
+    facts = json.loads(sidecar(path).read_text())
+    old = {name: facts[name] for name in ("space_id", "precision", "sha256", "paths")}
+    sidecar(path).write_text(json.dumps(old))
+    again = read_index(path)
+    assert np.array_equal(again.descriptors, index.descriptors)
+    assert (again.compact.dtype, again.compact.pca) == ("float32", None)
+
+
+def test_a_parquet_of_before_there_were_forms_is_read(index, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = write_index(index, tmp_path / "index.parquet")
+    old = {"cgd": json.dumps({"space_id": index.space_id, "precision": "fp32"})}
+    parquet.write_table(parquet.read_table(path).replace_schema_metadata(old), path)
+    assert np.array_equal(read_index(path).descriptors, index.descriptors)
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read_index(path)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_a_missing_projection_is_refused(engine, picture_list, path):
+    write_index(index_images(engine, picture_list, pca=6), path)
+    beside(path).unlink()
+    refused(path, r"\.pca\.npy is missing, .*make the index again")
+
+
+def test_the_projection_of_another_index_is_refused(engine, picture_list, path):
+    write_index(index_images(engine, picture_list, pca=6), path)
+    other = write_index(index_images(engine, picture_list.subset(range(20)), pca=6), path.with_stem("other"))
+    beside(path).write_bytes(beside(other).read_bytes())
+    refused(path, r"\.pca\.npy and .* belong to different runs; make the index again")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"descriptor_dtype": "float16"}, "are int8"), ({"dim": 23}, "23 values"), ({"descriptor_dtype": "x"}, "unknown")],
+)
+def test_a_form_that_the_array_does_not_have_is_refused(engine, picture_list, tmp_path, change, message):
+    path = write_index(index_images(engine, picture_list, descriptor_dtype="int8"), tmp_path / "index.npy")
+    sidecar(path).write_text(json.dumps({**json.loads(sidecar(path).read_text()), **change}))
+    refused(path, message)
+
+
+def test_an_index_without_pca_takes_the_old_projection_away(index, engine, picture_list, path):
+    write_index(index_images(engine, picture_list, pca=6), path)
+    write_index(index, path)
+    assert not beside(path).exists()
+    assert np.array_equal(read_index(path).descriptors, index.descriptors)
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_an_interrupted_write_leaves_the_old_index_or_is_recognised(engine, picture_list, path, monkeypatch, renames):
+    """The disk is full at the first, second or third rename: an old index is whole, or refused."""
+    old = index_images(engine, picture_list, pca=6)
+    write_index(old, path)
+    new = index_images(engine, picture_list.subset(range(20)), descriptor_dtype="int8", pca=5)
+    rename, done = Path.replace, []
+
+    def failing(self: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise OSError(28, "No space left on device", str(target))
+        done.append(target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    try:
+        write_index(new, path)
+    except InputError:
+        if renames == 0:
+            assert np.array_equal(read_index(path).descriptors, old.descriptors)
+        else:
+            refused(path, "belong to different runs")
+    else:
+        assert path.suffix == ".parquet" and renames == 2  # it has two files
+        assert np.array_equal(read_index(path).stored, new.stored)
+    assert not [name for name in listing(path.parent) if name.endswith(".part")]
+
+
+def test_a_form_that_cannot_be_is_refused_before_any_picture_is_read(engine, picture_list, monkeypatch):
+    monkeypatch.setattr(engine, "embed_list", lambda *_: pytest.fail("it embedded"))
+    for options, message in (
+        ({"pca": 25}, "pca=25 .* 30 x 24 values; pass 1 to 24"),
+        ({"pca": 0}, "pca=0"),
+        ({"descriptor_dtype": "int4"}, "'int4' is unknown"),
+    ):
+        with pytest.raises(InputError, match=message):
+            index_images(engine, picture_list, **options)
+    with pytest.raises(InputError, match="pass 1 to 3"):
+        index_images(engine, picture_list.subset(range(4)), pca=4)
+
+
+def test_pictures_that_were_left_out_do_not_count_for_pca(engine, some_bad):
+    assert index_images(engine, some_bad, on_error=lambda *_: None, pca=2).descriptors.shape == (3, 2)
+    with pytest.raises(InputError, match=r"pca=3 .* 3 x 24 values; pass 1 to 2"):
+        index_images(engine, some_bad, on_error=lambda *_: None, pca=3)

@@ -70,7 +70,20 @@ def engine(path="artifacts/model-int8.cgd", batch=1, rate=80.0, speedup=3.2, dro
         "overlap_at_10": 0.9876,
         "cosine": {"min": 0.98765, "mean": 0.99931},
         "rank_flips": 1234,
+        "compact": [],
         **changes,
+    }
+
+
+def form(dtype="int8", pca=None, drop=0.75, overlap=0.9012, size=1536):
+    return {
+        "descriptor_dtype": dtype,
+        "pca": pca,
+        "bytes_per_descriptor": size,
+        "recall": {k: v - drop / 100 for k, v in REFERENCE.items()},
+        "recall_drop_pp": {"1": drop, "2": drop},
+        "recall_drop_interval_pp": {"1": [drop - 0.5, drop + 0.3], "2": [drop, drop]},
+        "overlap_at_10": overlap,
     }
 
 
@@ -117,6 +130,28 @@ def test_the_numbers_are_there_with_their_units(tmp_path, rows):
         assert text in page.text
     for text in ("0.99931 min 0.98765", "1,234", "24.1 MB", "Example CPU", "onnx: 1.17", "int8 max recall drop 0.2 pp"):
         assert text in page.text
+
+
+def test_compact_galleries_have_a_row_each(tmp_path):
+    forms = [form(), form("binary", 256, drop=12.5, overlap=0.4321, size=32)]
+    engines = [engine(compact=forms), engine(batch=8, compact=forms), engine("b.cgd", compact=[form("float16")])]
+    page = Page(write_bench_report(tmp_path / "r.html", bench(*engines)))
+    compact = page.text.split("Compact galleries")[1].split("Environment")[0]
+    minus = "\N{MINUS SIGN}"
+    first = f"model-int8.cgd int8 1,536 84.57% {minus}0.75 pp {minus}1.05 to {minus}0.25 pp 90.12%"
+    second = f"binary, PCA 256 32 72.82% {minus}12.50 pp {minus}12.80 to {minus}12.00 pp 43.21%"
+    for text in (f"{first} {second} onnxruntime int8 b.cgd float16 1,536 84.57%", "model-int8.cgd"):
+        assert compact.count(text) == 1
+
+
+def test_without_compact_galleries_nothing_is_said_of_them(tmp_path):
+    assert "Compact" not in Page(write_bench_report(tmp_path / "r.html", bench())).text
+
+
+def test_compact_galleries_without_classes(tmp_path):
+    unknown = {**form("binary"), "recall": {}, "recall_drop_pp": {}, "recall_drop_interval_pp": {}}
+    page = Page(write_bench_report(tmp_path / "r.html", unlabelled(bench(engine(compact=[unknown])))))
+    assert "Recall@" not in page.text and "binary 1,536 90.12%" in page.text
 
 
 def test_only_the_first_recall_has_its_interval(tmp_path):

@@ -26,6 +26,13 @@ def bench(
     threads: Threads = None,
     max_recall_drop: Annotated[float | None, typer.Option(help="Gate: percentage points of recall@1.")] = None,
     min_overlap: Annotated[float | None, typer.Option(help="Gate: overlap@10.")] = None,
+    descriptor_dtype: Annotated[
+        list[str] | None,
+        typer.Option(help="Also measure a gallery kept as float32, float16, int8 or binary; may be repeated."),
+    ] = None,
+    pca: Annotated[
+        list[int] | None, typer.Option(help="Also measure a gallery of that many components; may be repeated.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
 ) -> None:
@@ -52,6 +59,8 @@ def bench(
             seconds=seconds,
             threads=threads,
             limits=limits,
+            descriptor_dtypes=descriptor_dtype or (),
+            pcas=pca or (),
             on_progress=on_progress,
         )
     if json_file:
@@ -71,6 +80,12 @@ def embed(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first bad picture instead of leaving it out.")
     ] = False,
+    descriptor_dtype: Annotated[
+        str, typer.Option(help="How the index keeps values: float32, float16, int8 or binary.")
+    ] = "float32",
+    pca: Annotated[
+        int | None, typer.Option(help="Keep that many principal components of the index's descriptors.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -91,14 +106,22 @@ def embed(
         bad.append(str(error))
         errors.print(f"left out: {error}", style="yellow")
 
+    on_error = None if strict or len(listed) == 1 else leave_out
     with load(engine, threads=threads) as loaded, counting("Embedding", len(listed)) as advance:
-        index = index_images(loaded, listed, batch, None if strict or len(listed) == 1 else leave_out, advance)
+        index = index_images(loaded, listed, batch, on_error, advance, descriptor_dtype=descriptor_dtype, pca=pca)
     write_index(index, out)
-    tell(
-        {"path": str(out), "pictures": len(index.paths), "left_out": bad, "space_id": index.space_id},
-        f"{out}: {len(index.paths)} pictures, {index.descriptors.shape[1]} values each, {len(bad)} left out",
-        as_json,
-    )
+    form, count = index.compact, len(index.paths)
+    facts = {
+        "path": str(out),
+        "pictures": count,
+        "left_out": bad,
+        "space_id": index.space_id,
+        "descriptor_dtype": form.dtype,
+        "pca": form.pca,
+        "bytes_per_descriptor": form.bytes_per_descriptor,
+    }
+    kept = f"{form.length} values each as {form.dtype}, {form.bytes_per_descriptor} bytes a descriptor"
+    tell(facts, f"{out}: {count} pictures, {kept}, {len(bad)} left out", as_json)
 
 
 def search(
