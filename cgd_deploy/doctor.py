@@ -6,7 +6,7 @@ import platform
 from typing import Any
 
 from .errors import MissingDependency
-from .hardware import available_threads, cpu_name, instruction_sets, package_version
+from .hardware import available_threads, cpu_name, has_fast_int8, instruction_sets, package_version
 
 ROLES = {
     "onnxruntime": "FP32 and INT8 engines on the CPU",
@@ -44,12 +44,11 @@ def examine() -> dict[str, Any]:
         problem = None
     except MissingDependency as error:
         problem = str(error)
-    isa = instruction_sets()
     return {
         "python": platform.python_version(),
         "cpu": cpu_name(),
-        "instruction_sets": isa,
-        "fast_int8": any(name in isa for name in ("avx_vnni", "avx512_vnni", "amx_int8", "i8mm")),
+        "instruction_sets": instruction_sets(),
+        "fast_int8": has_fast_int8(),
         "threads": available_threads(),
         "packages": {name: package_version(name) for name in ROLES},
         "problem": problem,

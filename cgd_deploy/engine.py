@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import BACKENDS, DEVICES, Backend
+from .backends.parallel import Parallel
 from .compatibility import check_compatibility
 from .enginefile import EngineFile, Manifest, read_engine
 from .errors import EngineError, InputError
+from .hardware import available_threads
 from .images import ImageList
 from .preprocess import Picture, batches, preprocess
 from .retrieval import Descriptors, cosines
 from .spec import ModelSpec, Precision
 from .streams import LANES
+from .tuning import setting_here
 
 SELF_TEST_COSINE = 0.999
 
@@ -112,8 +115,10 @@ def load(path: str | Path, device: str | None = None, threads: int | None = None
     """Open a .cgd engine.
 
     device    "cpu" or "cuda"; None: what the engine was built for. Never another one in silence.
-    threads   CPU threads; None: every core this process may use (affinity and cgroup quota)
-    streams   on CUDA, execution contexts whose batches overlap; None: 2
+    threads   CPU threads; None: what ``autotune`` found to be fastest for one picture on this machine, else every core
+              this process may use (affinity and cgroup quota)
+    streams   on CUDA, execution contexts whose batches overlap, None: 2; on the CPU, parts of a batch that run at the
+              same time and share the threads, None: 1
 
     Raises EngineError if the file is damaged or not for this machine, MissingDependency without its backend.
     """
@@ -130,8 +135,17 @@ def load(path: str | Path, device: str | None = None, threads: int | None = None
             f"{path} is for {backend}, which runs on {' or '.join(DEVICES[backend])}, not on {device!r}; "
             "build an engine with `cgd-deploy build-engine --backend onnxruntime`, which runs on cpu and cuda."
         )
-    if streams and device != "cuda":
-        raise InputError(f"streams={streams} needs a CUDA device, but {path} runs on the CPU; use threads there.")
     check_compatibility(path, file.manifest)
-    on_cuda = {"streams": streams or LANES, "max_batch": file.manifest.profile["max"]} if device == "cuda" else {}
-    return Engine(file, BACKENDS[backend](file.payload, device=device, threads=threads, **on_cuda))
+    if device == "cuda":
+        largest = file.manifest.profile["max"]
+        runner = BACKENDS[backend](
+            file.payload, device=device, threads=threads, streams=streams or LANES, max_batch=largest
+        )
+        return Engine(file, runner)
+    tuned = setting_here(file.manifest, "latency")
+    threads = threads or (tuned.threads if tuned else available_threads())
+    streams = streams or 1
+    if streams > threads:
+        raise InputError(f"{streams} streams cannot share {threads} threads; ask for at most {threads}.")
+    runner = BACKENDS[backend](file.payload, device=device, threads=threads, streams=streams)
+    return Engine(file, runner if streams == 1 else Parallel(runner, streams))

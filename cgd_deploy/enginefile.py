@@ -45,6 +45,7 @@ class Manifest:
     proof      how much of the convolution work has the asked precision, and how that is known
     retrieval  what test pictures find with it, what its descriptors and FP32's find together, and whether they may
                share a gallery; None where that was not measured
+    tuning     what runs fastest on which machine, see ``tuning``; None where that was not measured
     sha256     of every other member; filled in when written
     """
 
@@ -59,6 +60,7 @@ class Manifest:
     parity: Mapping[str, Any] | None = None
     proof: Mapping[str, Any] | None = None
     retrieval: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class Manifest:
             spec = ModelSpec.from_dict(data.pop("spec"))
             manifest = cls(spec=spec, precision=Precision(data.pop("precision")), **data)
             tables = (manifest.profile, manifest.builder, manifest.source, manifest.sha256)
-            optional = (manifest.gpu or {}, manifest.retrieval or {})
+            optional = (manifest.gpu or {}, manifest.retrieval or {}, manifest.tuning or {})
             if not isinstance(manifest.payload, str) or not all(isinstance(t, Mapping) for t in (*tables, *optional)):
                 raise TypeError("a field of the wrong type")
             if not manifest.profile["max"] >= 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 CGROUP2 = Path("/sys/fs/cgroup/cpu.max")
 CGROUP1 = Path("/sys/fs/cgroup/cpu")
+FAST_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"}
 
 
 def available_threads() -> int:
@@ -47,6 +48,11 @@ def instruction_sets() -> list[str]:
             found = set(line.split())
             return [name for name in wanted if name in found]
     return []
+
+
+def has_fast_int8() -> bool:
+    """Whether the CPU multiplies 8-bit integers into 32-bit sums in one instruction (VNNI, AMX, i8mm)."""
+    return not FAST_INT8.isdisjoint(instruction_sets())
 
 
 def _cpuinfo() -> list[str]:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cgd_deploy import doctor
+from cgd_deploy import doctor, hardware
 from cgd_deploy.doctor import ROLES, check_runtime, examine
 from cgd_deploy.errors import MissingDependency
 
@@ -47,7 +47,7 @@ def test_two_wheels_of_onnx_runtime_are_refused_with_the_remedy(installed):
     [([], False), (["avx2", "avx512f"], False), (["avx512_vnni"], True), (["avx_vnni"], True), (["i8mm"], True)],
 )
 def test_fast_int8_needs_its_instructions(monkeypatch, found, fast):
-    monkeypatch.setattr(doctor, "instruction_sets", lambda: found)
+    monkeypatch.setattr(hardware, "instruction_sets", lambda: found)
     assert examine()["fast_int8"] is fast
 
 

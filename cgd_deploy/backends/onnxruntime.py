@@ -39,7 +39,8 @@ class OnnxRuntimeBackend(Backend):
     payload     a serialised ONNX model
     device      "cpu" or "cuda"
     threads     intra-op threads, by default every core this process may use
-    streams     lanes on CUDA, see ``Streams``; each holds the weights once more
+    streams     on CUDA lanes, see ``Streams``, by default 2; each holds the weights once more. On the CPU the number of
+                threads that will call ``run`` at the same time, by default 1; they share ``threads``
     max_batch   the largest batch on CUDA
 
     Raises EngineError if the model cannot be loaded or the device is not there.
@@ -53,7 +54,7 @@ class OnnxRuntimeBackend(Backend):
         *,
         device: str = "cpu",
         threads: int | None = None,
-        streams: int = LANES,
+        streams: int | None = None,
         max_batch: int = MAX_BATCH,
     ) -> None:
         ort = import_onnxruntime()
@@ -64,14 +65,15 @@ class OnnxRuntimeBackend(Backend):
                 f"this ONNX Runtime has no {PROVIDERS[device]}; run `pip install 'cgd-deploy[gpu]'` instead of [cpu]."
             )
         if device == "cpu":
-            self._session = _session(ort, payload, device, threads)
+            each = max(1, (threads or available_threads()) // (streams or 1))
+            self._session = _session(ort, payload, device, each)
             return
 
         def lane(stream: int) -> OnnxRuntimeLane:
             options = {"device_id": "0", "user_compute_stream": str(stream)}
             return OnnxRuntimeLane(ort, _session(ort, payload, device, threads, options), device)
 
-        self.streams = Streams(CudaDriver(), lane, _layout(payload, max_batch), lanes=streams)
+        self.streams = Streams(CudaDriver(), lane, _layout(payload, max_batch), lanes=streams or LANES)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self.streams:

@@ -19,11 +19,12 @@ class OpenVinoBackend(Backend):
     payload   a serialised ONNX model
     device    "cpu"
     threads   by default every core this process may use
+    streams   runs at the same time, which share the threads
 
     Raises EngineError if the model cannot be compiled, MissingDependency without OpenVINO.
     """
 
-    def __init__(self, payload: bytes, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, payload: bytes, *, device: str = "cpu", threads: int | None = None, streams: int = 1) -> None:
         if device != "cpu":
             raise EngineError(
                 f"OpenVINO engines run on the CPU here, not on {device!r}; build one with `--backend onnxruntime`."
@@ -35,7 +36,7 @@ class OpenVinoBackend(Backend):
         core = openvino.Core()
         settings = {
             "INFERENCE_NUM_THREADS": threads or available_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": streams,
             "INFERENCE_PRECISION_HINT": "f32",  # its own choice would be BF16 where the CPU has it
         }
         try:

@@ -1,0 +1,66 @@
+"""Measuring which threads, streams and batch size run an engine fastest here, and writing that into the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .backends import DEVICES
+from .engine import load
+from .enginefile import read_engine, write_engine
+from .errors import InputError
+from .golden import golden_images
+from .hardware import available_threads
+from .timing import interleaved
+from .tuning import Setting, candidates, choice
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+SECONDS = 20.0
+
+
+def autotune(
+    path: str | Path,
+    *,
+    batches: Sequence[int] = BATCHES,
+    seconds: float = SECONDS,
+    on_progress: Callable[[str, float], None] = lambda what, done: None,
+) -> dict[str, Any]:
+    """Time the CPU engine at ``path`` in every setting worth it, in turns, and rewrite it with the result.
+
+    seconds   of timing in all; at least 12 timed calls of each setting are made
+
+    Returns the manifest's new ``tuning``; ``load`` follows it on machines like this one. Raises EngineError for an
+    engine that cannot be loaded here, InputError for one that runs on a GPU.
+    """
+    file = read_engine(path)
+    manifest = file.manifest
+    if "cpu" not in DEVICES.get(manifest.backend, ()):
+        raise InputError(
+            f"{path} is for {manifest.backend}, which runs on a GPU, and autotuning is for CPUs; leave --autotune out."
+        )
+    fitting = [batch for batch in batches if batch <= manifest.profile["max"]]
+    settings = candidates(available_threads(), fitting)
+    pixels = golden_images(manifest.spec, max(fitting))
+    with ExitStack() as stack:
+        loaded = {
+            (threads, streams): stack.enter_context(load(path, threads=threads, streams=streams))
+            for threads, streams in {(setting.threads, setting.streams): None for setting in settings}
+        }
+
+        def call(setting: Setting) -> Callable[[], object]:
+            engine = loaded[setting.threads, setting.streams]
+            return lambda: engine.embed(pixels[: setting.batch])
+
+        taken = interleaved(
+            {str(setting): call(setting) for setting in settings},
+            seconds,
+            lambda done: on_progress("Tuning", done),
+        )
+    tuning = choice({setting: setting.batch / float(np.median(taken[str(setting)])) for setting in settings})
+    write_engine(path, replace(manifest, tuning=tuning), file.payload, *file.golden)
+    return tuning

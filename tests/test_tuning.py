@@ -1,0 +1,121 @@
+"""Autotuning: which settings are tried, which is taken, and that an engine remembers it for this machine only."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from conftest import FAKE_SPEC, write_fake_engine
+
+from cgd_deploy import tuning
+from cgd_deploy.autotune import autotune
+from cgd_deploy.backends.fake import FakeBackend
+from cgd_deploy.backends.parallel import Parallel
+from cgd_deploy.engine import load
+from cgd_deploy.enginefile import read_engine
+from cgd_deploy.errors import InputError
+from cgd_deploy.golden import golden_images
+from cgd_deploy.retrieval import cosines
+from cgd_deploy.tuning import Setting, candidates, choice, setting_here
+
+
+def test_every_thread_or_half_of_them_is_tried_in_streams_that_divide_them():
+    found = candidates(6, [1, 8])
+    assert {(setting.threads, setting.streams) for setting in found} == {(6, 1), (6, 2), (3, 1)}
+    assert candidates(1, [1, 4]) == [Setting(1, 1, 1), Setting(1, 1, 4)]
+    assert all(setting.batch >= setting.streams for setting in candidates(8, [1, 2, 4]))
+
+
+def test_the_smallest_batch_within_noise_of_the_fastest_is_taken():
+    speeds = {
+        Setting(2, 1, 1): 60.0,
+        Setting(1, 1, 1): 40.0,
+        Setting(2, 1, 8): 79.0,
+        Setting(2, 2, 8): 78.0,
+        Setting(2, 2, 32): 80.0,
+        Setting(2, 1, 4): 70.0,
+    }
+    made = choice(speeds)
+    assert made["latency"] == {"threads": 2, "streams": 1, "batch": 1}
+    assert made["throughput"] == {"threads": 2, "streams": 1, "batch": 8}
+    assert len(made["measured"]) == len(speeds)
+    speeds[Setting(2, 2, 32)] = 90.0
+    assert choice(speeds)["throughput"]["batch"] == 32
+
+
+@pytest.fixture
+def tuned(fake_engine, monkeypatch):
+    monkeypatch.setattr("cgd_deploy.autotune.available_threads", lambda: 2)
+    return fake_engine, autotune(fake_engine, seconds=0)
+
+
+def test_the_engine_remembers_what_was_measured_and_stays_whole(tuned):
+    path, found = tuned
+    manifest = read_engine(path).manifest
+    assert manifest.tuning == found
+    batches = {setting["batch"] for setting in found["measured"]}
+    assert batches == {1, 2, 4, 8}  # the profile of the engine ends at 8
+    assert setting_here(manifest, "throughput") == Setting(**found["throughput"])
+    with load(path) as engine:
+        assert engine.self_test() > 0.9999
+
+
+def test_another_machine_does_not_follow_it(tuned, monkeypatch):
+    path, _ = tuned
+    monkeypatch.setattr(tuning, "cpu_name", lambda: "another")
+    assert setting_here(read_engine(path).manifest, "latency") is None
+
+
+def test_load_takes_the_threads_that_answer_one_picture_soonest(tmp_path, monkeypatch):
+    fastest = {"threads": 3, "streams": 1, "batch": 1}
+    told = {"machine": tuning.this_machine(), "latency": fastest, "throughput": {**fastest, "streams": 3, "batch": 8}}
+    path = write_fake_engine(tmp_path / "tuned.cgd", tuning=told)
+    seen = []
+    made = FakeBackend.__init__
+    monkeypatch.setattr(
+        FakeBackend,
+        "__init__",
+        lambda self, payload, **options: (seen.append(options), made(self, payload, **options))[1],
+    )
+    load(path).close()
+    load(path, threads=1).close()
+    assert [options["threads"] for options in seen] == [3, 1]
+    assert all(options["streams"] == 1 for options in seen)
+
+
+def test_gpu_engines_are_refused(tmp_path):
+    path = write_fake_engine(tmp_path / "gpu.cgd", backend="tensorrt")
+    with pytest.raises(InputError, match="autotuning is for CPUs"):
+        autotune(path)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_batch_in_parts_is_the_batch(count):
+    whole = FakeBackend(b'{"dim": 24}')
+    pixels = golden_images(FAKE_SPEC, 7)[:count]
+    with Parallel(FakeBackend(b'{"dim": 24}'), 3) as parts:
+        assert np.allclose(parts.run(pixels), whole.run(pixels), atol=1e-6)
+
+
+def test_the_parts_of_a_batch_run_at_the_same_time():
+    meet = threading.Barrier(2, timeout=10)
+
+    class Meeting(FakeBackend):
+        def run(self, images):
+            meet.wait()
+            return super().run(images)
+
+    with Parallel(Meeting(b'{"dim": 24}'), 2) as parts:
+        assert len(parts.run(golden_images(FAKE_SPEC, 2))) == 2
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_streams_change_no_descriptor(engines, backend, pixels):
+    with load(engines[backend, "int8"], threads=2) as one, load(engines[backend, "int8"], threads=2, streams=2) as two:
+        assert cosines(one.embed(pixels[:7]), two.embed(pixels[:7])).min() > 0.99999
+
+
+def test_more_streams_than_threads_are_refused(fake_engine):
+    with pytest.raises(InputError, match="4 streams cannot share 2 threads"):
+        load(fake_engine, threads=2, streams=4)
