@@ -71,6 +71,7 @@ def bench(
     batch_sizes: Sequence[int] = (1, 8),
     seconds: float = 20.0,
     threads: int | None = None,
+    streams: int = 1,
     limits: Mapping[str, float] | None = None,
     descriptor_dtypes: Sequence[str] = (),
     pcas: Sequence[int] = (),
@@ -82,6 +83,7 @@ def bench(
     data        folder of a data set or LIST.tsv; by default the test pictures that the checkpoint records
     reference   a checkpoint (torch) or an engine; by default the checkpoint that the first engine was made from
     seconds     of timing for each batch size
+    streams     of each engine, see ``load``
     limits      override LIMITS for every precision
     descriptor_dtypes, pcas   compact forms of each engine's gallery to measure too, see ``quality.compact_forms``
 
@@ -91,7 +93,7 @@ def bench(
     paths = list(dict.fromkeys(map(Path, engine_paths)))
     stems = ["reference", *(path.stem for path in paths)]
     with ExitStack() as stack:
-        loaded = [stack.enter_context(load(path, threads=threads)) for path in paths]
+        loaded = [stack.enter_context(load(path, threads=threads, streams=streams)) for path in paths]
         engines = [
             _engine(engine, path, path.stem if stems.count(path.stem) == 1 else str(path))
             for engine, path in zip(loaded, paths, strict=True)
@@ -124,7 +126,7 @@ def bench(
                     "precision": engine.precision,
                     "batch": size,
                     "threads": threads,
-                    "streams": 1,
+                    "streams": streams,
                     **speed,
                     "bytes": engine.path.stat().st_size,
                     **quality,

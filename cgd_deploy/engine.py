@@ -69,9 +69,11 @@ class Engine:
         images: ImageList,
         batch_size: int = 8,
         on_error: Callable[[int, InputError], None] | None = None,
+        fast_decode: bool = False,
     ) -> Iterator[tuple[list[int], Descriptors]]:
-        """Yield (indices, descriptors) batch by batch, decoding ahead; ``on_error`` as in ``preprocess.batches``."""
-        for indices, pixels in batches(images, self.spec, min(batch_size, self.max_batch), on_error=on_error):
+        """Yield (indices, descriptors) batch by batch, decoding ahead; the rest as in ``preprocess.batches``."""
+        size = min(batch_size, self.max_batch)
+        for indices, pixels in batches(images, self.spec, size, on_error=on_error, fast_decode=fast_decode):
             yield indices, self._backend.run(pixels)
 
     def self_test(self) -> float:

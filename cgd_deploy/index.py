@@ -69,17 +69,19 @@ def index_images(
     on_error: Callable[[int, InputError], None] | None = None,
     on_pictures: Callable[[int], None] | None = None,
     *,
+    fast_decode: bool = False,
     descriptor_dtype: str = "float32",
     pca: int | None = None,
 ) -> Index:
     """Embed a list; pictures that ``on_error`` is told of are left out, without it the first one raises InputError.
 
+    fast_decode             see ``preprocess``
     descriptor_dtype, pca   the form they are kept in, see ``compact.fit``; InputError if they cannot have it
     """
     check_form(descriptor_dtype, pca, engine.spec.dim, len(images))
     kept: list[int] = []
     parts: list[Descriptors] = []
-    for indices, descriptors in engine.embed_list(images, batch_size, on_error):
+    for indices, descriptors in engine.embed_list(images, batch_size, on_error, fast_decode):
         kept += indices
         parts.append(descriptors)
         if on_pictures:

@@ -283,8 +283,39 @@ def test_threads_end_with_the_batches(many, stop):
 
 def test_only_a_few_pictures_are_decoded_ahead(many, monkeypatch):
     seen: list[object] = []
-    monkeypatch.setattr(module, "preprocess", lambda path, *_: seen.append(path) or np.zeros((48, 32, 3), np.uint8))
+    monkeypatch.setattr(
+        module, "preprocess", lambda path, *_, **__: seen.append(path) or np.zeros((48, 32, 3), np.uint8)
+    )
     long = many.subset([0] * 1000)
     next(made := batches(long, SPEC, 4, workers=2))
     made.close()
     assert len(seen) <= 4 + 2 * 4 + 2
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth shapes with a little noise, as a camera would give."""
+    y, x = np.mgrid[0:height, 0:width] / 100.0
+    waves = [np.sin(x * a + y * b) for a, b in ((1.1, 0.7), (0.3, 1.9), (2.3, 0.2))]
+    noise = np.random.default_rng(0).normal(0, 3, (height, width, 3))
+    return Image.fromarray((128 + 90 * np.stack(waves, axis=2) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("side", "decoded"), [(255, 255), (256, 128), (600, 150)])
+def test_a_fast_decode_leaves_twice_the_input_size(side, decoded):
+    found = decode(encoded(photo(side + 40, side), "JPEG", quality=90), least=2 * 64)
+    assert found.height == decoded
+
+
+def test_a_fast_decode_keeps_pixels_within_a_level_on_average():
+    data = encoded(photo(700, 520), "JPEG", quality=90)
+    plain, fast = (preprocess(data, SPEC, fast_decode=fast).astype(int) for fast in (False, True))
+    assert 0 < np.abs(plain - fast).mean() < 1
+
+
+def test_a_fast_decode_leaves_boxes_other_formats_and_the_callers_image_alone():
+    picture = photo(520, 520)
+    jpeg = encoded(picture, "JPEG", quality=90)
+    assert np.array_equal(decode(jpeg, (8, 8, 200, 200), least=64), decode(jpeg, (8, 8, 200, 200)))
+    assert decode(encoded(picture), least=64).size == (520, 520)
+    with Image.open(io.BytesIO(jpeg)) as opened:
+        assert decode(opened, least=64).size == (520, 520)

@@ -7,17 +7,18 @@ import threading
 import numpy as np
 import pytest
 from conftest import FAKE_SPEC, write_fake_engine
+from PIL import Image
 
 from cgd_deploy import tuning
 from cgd_deploy.autotune import autotune
 from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.backends.parallel import Parallel
-from cgd_deploy.engine import load
+from cgd_deploy.engine import Engine, load
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError
 from cgd_deploy.golden import golden_images
 from cgd_deploy.retrieval import cosines
-from cgd_deploy.tuning import Setting, candidates, choice, setting_here
+from cgd_deploy.tuning import Setting, candidates, choice, setting_here, this_machine
 
 
 def test_every_thread_or_half_of_them_is_tried_in_streams_that_divide_them():
@@ -67,21 +68,58 @@ def test_another_machine_does_not_follow_it(tuned, monkeypatch):
     assert setting_here(read_engine(path).manifest, "latency") is None
 
 
-def test_load_takes_the_threads_that_answer_one_picture_soonest(tmp_path, monkeypatch):
-    fastest = {"threads": 3, "streams": 1, "batch": 1}
-    told = {"machine": tuning.this_machine(), "latency": fastest, "throughput": {**fastest, "streams": 3, "batch": 8}}
-    path = write_fake_engine(tmp_path / "tuned.cgd", tuning=told)
+@pytest.fixture
+def asked(monkeypatch):
+    """What every backend made from now on is asked for."""
     seen = []
     made = FakeBackend.__init__
+
+    def init(self, payload, **options):
+        seen.append(options)
+        made(self, payload, **options)
+
+    monkeypatch.setattr(FakeBackend, "__init__", init)
+    return seen
+
+
+@pytest.fixture
+def told(tmp_path):
+    """An engine that was tuned on this machine."""
+    fastest = {"threads": 3, "streams": 1, "batch": 1}
+    tuning_ = {"machine": this_machine(), "latency": fastest, "throughput": {"threads": 4, "streams": 2, "batch": 5}}
+    return write_fake_engine(tmp_path / "tuned.cgd", tuning=tuning_)
+
+
+def test_load_takes_the_threads_that_answer_one_picture_soonest(told, asked):
+    load(told).close()
+    load(told, threads=1).close()
+    assert [(options["threads"], options["streams"]) for options in asked] == [(3, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [([], (4, 2, 5)), (["--threads", "2"], (2, 1, 5)), (["--streams", "3", "--batch", "6"], (3, 3, 6))],
+)
+def test_embed_takes_what_describes_many_pictures_soonest(told, asked, cli, pictures, monkeypatch, options, expected):
+    sizes = []
+    embed_list = Engine.embed_list
     monkeypatch.setattr(
-        FakeBackend,
-        "__init__",
-        lambda self, payload, **options: (seen.append(options), made(self, payload, **options))[1],
+        Engine, "embed_list", lambda self, images, size, *more: sizes.append(size) or embed_list(self, images, 2)
     )
-    load(path).close()
-    load(path, threads=1).close()
-    assert [options["threads"] for options in seen] == [3, 1]
-    assert all(options["streams"] == 1 for options in seen)
+    code, _, _ = cli("embed", pictures, "-e", told, "-o", told.with_name("index.npy"), *options)
+    assert code == 0
+    assert (asked[-1]["threads"], asked[-1]["streams"], sizes[0]) == expected
+
+
+def test_embed_can_decode_large_files_smaller(fake_engine, cli, tmp_path):
+    (tmp_path / "large").mkdir()
+    waves = np.sin(np.mgrid[0:300, 0:300].sum(axis=0) / 9)[..., None] * [90, 60, 30] + 128
+    Image.fromarray(waves.astype(np.uint8)).save(tmp_path / "large" / "a.jpg")
+    found = []
+    for name, options in (("plain", []), ("fast", ["--fast-decode"])):
+        assert cli("embed", tmp_path / "large", "-e", fake_engine, "-o", tmp_path / f"{name}.npy", *options)[0] == 0
+        found.append(np.load(tmp_path / f"{name}.npy"))
+    assert not np.array_equal(*found) and cosines(*found).min() > 0.99
 
 
 def test_gpu_engines_are_refused(tmp_path):

@@ -12,6 +12,7 @@ ARTIFACTS = Path("artifacts")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [default: all this process may use].")]
+Streams = Annotated[int | None, typer.Option(min=1, help="Parts of a batch at the same time, which share the threads.")]
 
 Backbone = Annotated[str, typer.Option(help="Name in torchvision, or seresnet50 of timm.")]
 Descriptors = Annotated[str, typer.Option(help="S, M and G in order; the first feeds the auxiliary loss.")]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GateError, InputError
-from .options import ARTIFACTS, Json, Threads, tell
+from .options import ARTIFACTS, Json, Streams, Threads, tell
 
 
 def bench(
@@ -24,6 +24,7 @@ def bench(
     batch: Annotated[list[int], typer.Option(min=1, help="Batch size to time; may be repeated.")] = [1, 8],  # noqa: B006
     seconds: Annotated[float, typer.Option(min=0, help="Timing for each batch size.")] = 20.0,
     threads: Threads = None,
+    streams: Streams = None,
     max_recall_drop: Annotated[float | None, typer.Option(help="Gate: percentage points of recall@1.")] = None,
     min_overlap: Annotated[float | None, typer.Option(help="Gate: overlap@10.")] = None,
     descriptor_dtype: Annotated[
@@ -58,6 +59,7 @@ def bench(
             batch_sizes=batch,
             seconds=seconds,
             threads=threads,
+            streams=streams or 1,
             limits=limits,
             descriptor_dtypes=descriptor_dtype or (),
             pcas=pca or (),
@@ -76,7 +78,9 @@ def embed(
     images: Annotated[str, typer.Argument(help="A folder, LIST.tsv, glob pattern or picture.")],
     engine: Annotated[Path, typer.Option("-e", "--engine", help="A .cgd engine.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Index to write, .npy or .parquet.")],
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Pictures at a time; 8, or what --autotune of build-engine found.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first bad picture instead of leaving it out.")
     ] = False,
@@ -86,7 +90,11 @@ def embed(
     pca: Annotated[
         int | None, typer.Option(help="Keep that many principal components of the index's descriptors.")
     ] = None,
+    fast_decode: Annotated[
+        bool, typer.Option("--fast-decode", help="Decode large JPEG files smaller: pixels differ by about one level.")
+    ] = False,
     threads: Threads = None,
+    streams: Streams = None,
     as_json: Json = False,
 ) -> None:
     """Embed pictures into an index of descriptors with their paths."""
@@ -94,9 +102,11 @@ def embed(
 
     check_runtime()
     from ..engine import load
+    from ..enginefile import read_engine
     from ..images import read_images
     from ..index import check_index_path, index_images, write_index
     from ..terminal import counting, errors
+    from ..tuning import setting_here
 
     check_index_path(out)
     listed = read_images(images)
@@ -107,8 +117,21 @@ def embed(
         errors.print(f"left out: {error}", style="yellow")
 
     on_error = None if strict or len(listed) == 1 else leave_out
-    with load(engine, threads=threads) as loaded, counting("Embedding", len(listed)) as advance:
-        index = index_images(loaded, listed, batch, on_error, advance, descriptor_dtype=descriptor_dtype, pca=pca)
+    tuned = setting_here(read_engine(engine).manifest, "throughput")
+    if tuned and not (threads or streams):
+        threads, streams = tuned.threads, tuned.streams
+    batch = batch or (tuned.batch if tuned else 8)
+    with load(engine, threads=threads, streams=streams) as loaded, counting("Embedding", len(listed)) as advance:
+        index = index_images(
+            loaded,
+            listed,
+            batch,
+            on_error,
+            advance,
+            fast_decode=fast_decode,
+            descriptor_dtype=descriptor_dtype,
+            pca=pca,
+        )
     write_index(index, out)
     form, count = index.compact, len(index.paths)
     facts = {
