@@ -16,6 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in a help text are not markup
 )
 
 COMMANDS: dict[str, Callable[..., None]] = {

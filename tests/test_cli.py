@@ -81,6 +81,11 @@ def test_every_command_explains_itself(cli, command):
     assert f"cgd-deploy {command}" in out
 
 
+def test_brackets_in_a_help_text_are_shown(cli):
+    _, out, _ = cli("embed", "--help")
+    assert "[default: all this process may use]" in " ".join(out.split())
+
+
 def test_the_help_names_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
