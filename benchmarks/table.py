@@ -1,4 +1,6 @@
-"""Write the README's tables from the JSON files in benchmarks/results/: ablation.json, and those of bench.
+"""Write the README's tables from the JSON files in benchmarks/results/: ablation.json, cpu.json, and those of bench.
+
+A table whose JSON or whose markers are not there is left alone.
 
 python benchmarks/table.py            rewrite README.md between its markers
 python benchmarks/table.py --check    exit 1 if that would change anything
@@ -63,18 +65,51 @@ def ablation_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cpu_table(result: dict[str, Any]) -> str:
+    """Markdown of one line a contestant: speed at each batch, then what it retrieves next to the first one's."""
+    first = result["contestants"][0]
+    sizes = list(first["speed"])
+    heads = ["ms, batch " + sizes[0], *(f"x torch, batch {size}" for size in sizes), "of peak", "recall@1"]
+    heads += ["change, pp (95 %)", "across, pp", "overlap@10"]
+    lines = [
+        f"| on {result['environment']['threads']} threads | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    for one in result["contestants"]:
+        speeds = one["speed"]
+        shares = [speed["share_of_peak"] for speed in speeds.values() if speed["share_of_peak"] is not None]
+        low, high = (f"{0.0 - drop:+.1f}" for drop in reversed(one["recall_drop_interval_pp"]["1"]))
+        change, across = (f"{0.0 - one[drop]['1']:+.2f}" for drop in ("recall_drop_pp", "cross_recall_drop_pp"))
+        cells = [
+            f"**{one['title']}**" if one["ours"] else one["title"],
+            f"{speeds[sizes[0]]['latency_ms']['p50']:.1f}",
+            *(f"{speeds[size]['speedup_vs_torch']:.2f}" for size in sizes),
+            f"{max(shares):.0%}" if shares else "",
+            f"{one['recall']['1']:.1%}",
+            *(["", "", ""] if one is first else [f"{change} ({low} to {high})", across, f"{one['overlap_at_10']:.3f}"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    """Markdown by the name that its markers have, of what there are results of."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    of_name = {"ablation": ablation_table, "cpu": cpu_table}
+    made = {name: table(results[name]) for name, table in of_name.items() if name in results}
+    benches = {name.replace("_", " "): result for name, result in results.items() if "gate" in result}
+    return (
+        {**made, "results": bench_table(benches)} if benches else made
+    )  # a bench's file is called what its title says
+
+
 def with_tables(readme: str) -> str:
     """The README with what stands between its markers made anew."""
-    ablation = json.loads((RESULTS / "ablation.json").read_text())
-    benches = {
-        path.stem.replace("_", " "): json.loads(path.read_text())  # a file is called what its title says
-        for path in sorted(RESULTS.glob("*.json"))
-        if path.stem != "ablation"
-    }
-    for name, text in (("ablation", ablation_table(ablation)), ("results", bench_table(benches))):
+    for name, text in tables().items():
         begin, end = (marker.format(name) for marker in MARKERS)
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+        if begin in readme:
+            before, rest = readme.split(begin)
+            readme = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
     return readme
 
 

@@ -1,0 +1,439 @@
+"""What one model costs and what it retrieves on a CPU, by each runtime at hand and by cgd-deploy's engines, in one run.
+
+    python benchmarks/cpu.py ckpt.pt int8.cgd tuned.cgd -o benchmarks/results/cpu.json
+
+All use the same threads, start from uint8 pictures and end in float32 descriptors in NumPy, and take turns; each turn's
+first call, in which the last one's threads go to sleep, does not count. Matrix multiplications take turns with them:
+what they reach is the peak of which each contestant has its share. A rival that this machine lacks is left out by name.
+Rivals have their defaults, torch but for its reference channels last, which is faster. INT8 by NNCF has the pictures
+that our engines calibrate on, and is there a second time with the descriptor head left in float, as ours always is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+
+from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cgd_deploy.bench import QUALITY_BATCH, OnProgress, environment
+from cgd_deploy.datasets import read_evaluation
+from cgd_deploy.engine import load
+from cgd_deploy.errors import CgdError, EngineError, InputError, MissingDependency
+from cgd_deploy.evaluation import Evaluation
+from cgd_deploy.files import replacing, sha256_file, write_text
+from cgd_deploy.golden import golden_images
+from cgd_deploy.hardware import available_threads, package_version
+from cgd_deploy.preprocess import batches
+from cgd_deploy.quality import K, retrieval_quality
+from cgd_deploy.retrieval import Descriptors, Retrieved
+from cgd_deploy.spec import ModelSpec
+from cgd_deploy.terminal import errors, phases
+from cgd_deploy.timing import interleaved, percentiles_ms
+from cgd_export.engine_from_onnx import calibration_list
+from cgd_export.metadata import FEATURES, load_onnx
+from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
+from cgd_export.proof import convolution_work
+from cgd_train.checkpoint import load_checkpoint
+from cgd_train.model import CGD, DeployModel
+
+Run = Callable[[NDArray[np.uint8]], Descriptors]
+Samples = Mapping[int, Mapping[str, list[float]]]
+"""Seconds of each timed call, by batch size and contestant."""
+
+BATCHES = (1, 8, 32)
+MATMUL_SIZES = (1024, 2048)
+COLOURS = {"fp32": "#8a8a8a", "bf16": "#2c7fb8", "int8": "#d95f0e"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that every contestant runs: its checkpoint, and that as FP32 ONNX with its calibration list beside."""
+
+    checkpoint: Path
+    onnx: Path
+    spec: ModelSpec
+    threads: int
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something that embeds uint8 [N, H, W, 3] as float32 [N, D]."""
+
+    title: str
+    precision: str
+    run: Run
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """A square matrix multiplication, to learn what the machine can do."""
+
+    precision: str
+    size: int
+    by: str
+    call: Callable[[], object]
+
+    @property
+    def title(self) -> str:
+        return f"{self.by}, {self.size} x {self.size}"
+
+    @property
+    def operations(self) -> int:
+        return 2 * self.size**3
+
+
+def by_torch(source: Source, *, channels_last: bool = True, bf16: bool = False, compiled: bool = False) -> Run:
+    """The checkpoint in torch; BF16 is autocast, compiled is a graph without breaks for each batch size."""
+    model: Any = DeployModel(load_checkpoint(source.checkpoint).model)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if compiled:
+        model = torch.compile(model, dynamic=False, fullgraph=True)  # too many batch sizes raise: none is run eagerly
+
+    def run(images: NDArray[np.uint8]) -> Descriptors:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return model(torch.from_numpy(images)).float().numpy()
+
+    return run
+
+
+def by_onnxruntime(source: Source) -> Run:
+    return OnnxRuntimeBackend(source.onnx.read_bytes(), threads=source.threads).run
+
+
+def by_openvino(source: Source, *, precision: str = "f32", model: openvino.Model | None = None) -> Run:
+    """The FP32 ONNX, or what is made of it, with the settings of our engines but for the arithmetic of floats."""
+    settings = {
+        "INFERENCE_NUM_THREADS": source.threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    compiled = openvino.Core().compile_model(model or str(source.onnx), "CPU", settings)
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if found != precision:
+        raise EngineError(f"OpenVINO was asked for {precision} and takes {found} on this CPU; leave it out.")
+    request = compiled.create_infer_request()
+    return lambda images: request.infer({0: images}, share_inputs=True)[0]
+
+
+def by_nncf(source: Source, *, float_head: bool = False) -> Run:
+    """INT8 by NNCF's post-training quantization with its defaults, on the pictures that our engines calibrate on."""
+    if not find_spec("nncf"):
+        raise MissingDependency("NNCF is not installed; run `pip install nncf`.")
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    images = calibration_list(source.onnx, None)
+    data = nncf.Dataset([pixels for _, pixels in batches(images, source.spec, batch_size=1)])
+    model = openvino.Core().read_model(str(source.onnx))
+    ignored = nncf.IgnoredScope(names=head_names(model)) if float_head else None
+    quantized = nncf.quantize(model, data, subset_size=len(images), ignored_scope=ignored)
+    return by_openvino(source, model=quantized)
+
+
+def head_names(model: openvino.Model) -> list[str]:
+    """The operations of the descriptor head: all that come after the backbone's last feature map."""
+    operations = [one for one in model.get_ordered_ops() if one.get_type_name() not in ("Constant", "Result")]
+    last = next(place for place, one in enumerate(operations) if FEATURES in one.output(0).get_names())
+    return [one.get_friendly_name() for one in operations[last + 1 :]]
+
+
+REFERENCE = "torch eager fp32"
+RIVALS: dict[str, Callable[[Source], Run]] = {
+    "torch eager fp32, channels last": by_torch,
+    "torch eager bf16": partial(by_torch, bf16=True),
+    "torch.compile fp32": partial(by_torch, compiled=True),
+    "torch.compile bf16": partial(by_torch, compiled=True, bf16=True),
+    "ONNX Runtime fp32": by_onnxruntime,
+    "OpenVINO fp32": by_openvino,
+    "OpenVINO bf16": partial(by_openvino, precision="bf16"),
+    "OpenVINO int8 by NNCF": by_nncf,
+    "OpenVINO int8 by NNCF, float head": partial(by_nncf, float_head=True),
+}
+"""How each is made, by its title, which names its precision."""
+
+
+def rivals(
+    source: Source, sizes: Sequence[int], without: Sequence[str], on_progress: OnProgress
+) -> tuple[list[Contestant], dict[str, str]]:
+    """Those that run every batch size here, and for the others the reason why not, by title."""
+    found, left_out = [], {}
+    for number, (title, make) in enumerate(RIVALS.items(), 1):
+        try:
+            if title in without:
+                raise InputError("it was not wanted (--without)")
+            run = make(source)
+            for size in sizes:  # torch.compile compiles now
+                run(golden_images(source.spec, size))
+        except Exception as error:  # whatever a rival fails with, the others are measured
+            left_out[title] = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            errors.print(f"left out: {title}: {left_out[title]}")
+        else:
+            found.append(Contestant(title, next(p for p in COLOURS if p in title), run))
+        on_progress("preparing", number / len(RIVALS))
+    return found, left_out
+
+
+def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list[Contestant]:
+    """Engines of this very model, closed by the stack; raises InputError for one of another model."""
+    found = []
+    for path in paths:
+        engine = stack.enter_context(load(path, threads=source.threads))
+        if engine.spec.space_id != source.spec.space_id:
+            raise InputError(
+                f"{path} describes space {engine.spec.space_id}, {source.checkpoint} describes "
+                f"{source.spec.space_id}; pass engines made from that checkpoint."
+            )
+        found.append(Contestant(f"cgd-deploy {path.stem}", engine.precision.value, engine.embed, ours=True))
+    return found
+
+
+def matmuls() -> list[Matmul]:
+    """FP32 and INT8 (int8 x int8 -> int32), both by oneDNN or MKL through torch, large enough to reach the peak."""
+    found = []
+    for size in MATMUL_SIZES:
+        values, codes = torch.rand(size, size), torch.randint(-127, 128, (size, size), dtype=torch.int8)
+        found.append(Matmul("fp32", size, "torch.matmul", partial(torch.matmul, values, values)))
+        found.append(Matmul("int8", size, "torch._int_mm", partial(torch._int_mm, codes, codes)))
+    return found
+
+
+def time(
+    contestants: Sequence[Contestant],
+    multiplied: Sequence[Matmul],
+    spec: ModelSpec,
+    options: argparse.Namespace,
+    on_progress: OnProgress,
+) -> Samples:
+    """Rounds of turns of everything there is, for each batch size."""
+    samples = {}
+    for size in options.batch:
+        pixels = golden_images(spec, size)
+        calls: dict[str, Callable[[], object]] = {one.title: partial(one.run, pixels) for one in contestants}
+        calls.update((one.title, one.call) for one in multiplied)
+        told = partial(on_progress, f"timing batch {size}")
+        samples[size] = interleaved(calls, options.seconds, told)
+    return samples
+
+
+def peaks(multiplied: Sequence[Matmul], samples: Samples) -> dict[str, dict[str, Any]]:
+    """By precision, the most operations a second (in 1e9) that a matrix multiplication reached, and which one did."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in multiplied:
+        for taken in samples.values():
+            reached = round(one.operations / float(np.median(taken[one.title])) / 1e9, 1)
+            if one.precision not in found or reached > found[one.precision]["gops"]:
+                found[one.precision] = {"gops": reached, "by": one.title}
+    return found
+
+
+def speeds(contestant: Contestant, samples: Samples, gflop: float, peak: Mapping[str, Any]) -> dict[str, Any]:
+    """By batch size: latency of a call, images a second, times torch eager's, share of the precision's peak.
+
+    gflop   2 x multiply-adds for one picture, in 1e9
+    peak    of ``peaks``; a precision that is not in it has no share
+    """
+    found = {}
+    for size, taken in samples.items():
+        median, reference = (float(np.median(taken[title])) for title in (contestant.title, REFERENCE))
+        share = size * gflop / median / peak[contestant.precision]["gops"] if contestant.precision in peak else None
+        found[str(size)] = {
+            "latency_ms": percentiles_ms(taken[contestant.title]),
+            "images_per_second": round(size / median, 3),
+            "speedup_vs_torch": round(reference / median, 4),
+            "share_of_peak": None if share is None else round(share, 4),
+        }
+    return found
+
+
+def gflop_per_image(model: CGD, onnx: Path) -> float:
+    """2 x multiply-adds, in 1e9, of the backbone's convolutions and of the descriptor head's layers."""
+    heads = sum(2 * head.weight.numel() for head in model.heads)
+    return (sum(convolution_work(load_onnx(onnx)).values()) + heads) / 1e9
+
+
+def retrieve(
+    contestants: Sequence[Contestant], evaluation: Evaluation, spec: ModelSpec, on_progress: OnProgress
+) -> dict[str, Retrieved]:
+    """What each finds, by title. Descriptors are made unit vectors first, which those computed in BF16 just miss."""
+    parts: dict[str, list[Descriptors]] = {contestant.title: [] for contestant in contestants}
+    seen = 0
+    for indices, pixels in batches(evaluation.images, spec, QUALITY_BATCH):
+        whole = np.resize(pixels, (QUALITY_BATCH, *pixels.shape[1:]))  # torch.compile would compile the last, short one
+        for contestant in contestants:
+            found = contestant.run(whole)[: len(pixels)]
+            parts[contestant.title].append(found / np.linalg.norm(found, axis=1, keepdims=True))
+        seen += len(indices)
+        on_progress("embedding", seen / len(evaluation.images))
+    depth = min(max(K, *evaluation.recall_at), evaluation.offered)
+    embedded = {title: np.concatenate(part) for title, part in parts.items()}
+    return {title: Retrieved(found, *evaluation.neighbours(found, depth)) for title, found in embedded.items()}
+
+
+def evaluation_of(recorded: Evaluation | None, data: str | None, count: int | None) -> Evaluation:
+    """The pictures of ``data``, else the recorded ones; ``count`` of them, evenly. Raises InputError for too few."""
+    evaluation = recorded if data is None else read_evaluation(data)
+    if evaluation is None:
+        raise InputError("the checkpoint records no test pictures; pass --data FOLDER or LIST.tsv.")
+    if evaluation.images.classes is None:
+        raise InputError(f"the test pictures in {evaluation.images.root} have no classes; recall needs them.")
+    if count:
+        total = len(evaluation.images)
+        chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+        roles = tuple(evaluation.in_gallery[i] for i in chosen) if evaluation.in_gallery else None
+        evaluation = replace(evaluation, images=evaluation.images.subset(chosen), in_gallery=roles)
+    if evaluation.offered <= K:
+        raise InputError(f"{K} neighbours are compared and {evaluation.offered} can be found; test on more pictures.")
+    evaluation.images.check_present("test", "--data")
+    return evaluation
+
+
+def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    """Everything but the writing. Raises CgdError; rivals that fail are in the result's "left_out"."""
+    loaded = load_checkpoint(options.checkpoint)
+    evaluation = evaluation_of(loaded.evaluation, options.data, options.pictures)
+    torch.set_num_threads(options.threads)
+    with ExitStack() as stack:
+        onnx = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
+        source = Source(options.checkpoint, onnx, loaded.spec, options.threads)
+        ours = our_engines(stack, source, options.engines)
+        onnx_from_checkpoint(options.checkpoint, onnx)
+        gflop = gflop_per_image(loaded.model, onnx)
+        reference = Contestant(REFERENCE, "fp32", by_torch(source, channels_last=False))
+        others, left_out = rivals(source, sorted({*options.batch, QUALITY_BATCH}), options.without, on_progress)
+        contestants = [reference, *others, *ours]
+        found = retrieve(contestants, evaluation, source.spec, on_progress)
+        multiplied = matmuls()
+        samples = time(contestants, multiplied, source.spec, options, on_progress)
+    peak = peaks(multiplied, samples)
+    around = environment(evaluation.images, options.threads, samples)
+    if version := package_version("nncf"):
+        around["packages"]["nncf"] = version
+    return {
+        "schema": 1,
+        "environment": around,
+        "model": {
+            "backbone": source.spec.backbone,
+            "descriptors": source.spec.descriptors,
+            "dim": source.spec.dim,
+            "input_size": list(source.spec.input_size),
+            "gflop": round(gflop, 4),
+            "checkpoint_sha256": sha256_file(options.checkpoint),
+            "engines_sha256": {path.name: sha256_file(path) for path in options.engines},
+        },
+        "peak": peak,
+        "left_out": left_out,
+        "contestants": [
+            {
+                "title": one.title,
+                "precision": one.precision,
+                "ours": one.ours,
+                "speed": speeds(one, samples, gflop, peak),
+                **retrieval_quality(found[one.title], found[REFERENCE], evaluation),
+            }
+            for one in contestants
+        ],
+    }
+
+
+def chart(result: Mapping[str, Any], path: Path) -> None:
+    """SVG: times torch eager's speed as bars, for the first two batch sizes, and beside them the neighbours kept."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "cgd"  # the same picture is the same file
+    contestants = result["contestants"]
+    sizes = list(contestants[0]["speed"])[:2]
+    places = np.arange(len(contestants))
+    colours = [COLOURS[one["precision"]] for one in contestants]
+    figure, (fast, same) = plt.subplots(
+        1, 2, sharey=True, figsize=(9, 1 + 0.4 * len(contestants)), width_ratios=(3, 1), layout="constrained"
+    )
+    height = 0.8 / len(sizes)
+    for number, size in enumerate(sizes):
+        speedups = [one["speed"][size]["speedup_vs_torch"] for one in contestants]
+        at = places + (number - (len(sizes) - 1) / 2) * height
+        bars = fast.barh(at, speedups, height * 0.9, color=colours, alpha=1 - 0.45 * number)
+        first, *others = [f"{speedup:.2f}" for speedup in speedups]
+        fast.bar_label(bars, [f"{first}  batch {size}", *others], padding=3, fontsize=7)
+    overlaps = [one["overlap_at_10"] for one in contestants]
+    same.scatter(overlaps, places, color=colours, s=36, zorder=3)
+    for place, kept in zip(places, overlaps, strict=True):
+        same.annotate(
+            f"{kept:.3f}", (kept, place), (-6, 0), textcoords="offset points", ha="right", va="center", size=7
+        )
+    fast.set_yticks(places, [one["title"] for one in contestants])
+    for label, one in zip(fast.get_yticklabels(), contestants, strict=True):
+        label.set_fontweight("bold" if one["ours"] else "normal")
+    fast.invert_yaxis()
+    fast.margins(x=0.08, y=0.01)
+    fast.set_xlabel(f"images a second, in times those of {REFERENCE}")
+    same.set_xlim(right=1.02, left=min(0.8, *overlaps) - 0.12)
+    same.set_xlabel("overlap@10")
+    same.tick_params(left=False)
+    for axes in (fast, same):
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="the trained model; torch eager FP32 is the reference")
+    parser.add_argument("engines", type=Path, nargs="*", help=".cgd files made from it")
+    parser.add_argument("--data", help="test pictures: a data set or LIST.tsv [default: the checkpoint's]")
+    parser.add_argument("--pictures", type=int, help="test on so many of them, spread evenly [default: all]")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of timing for each batch size [default: 60]")
+    parser.add_argument("--batch", type=int, action="append", help="batch size, may be repeated [default: 1, 8, 32]")
+    parser.add_argument("--threads", type=int, default=available_threads(), help="[default: every core it may use]")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=RIVALS, metavar="TITLE", help=" | ".join(RIVALS)
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("cpu.json"), help="JSON; the chart goes beside it")
+    options = parser.parse_args()
+    options.batch = list(dict.fromkeys(options.batch or BATCHES))
+    pictures = 1 if options.pictures is None else options.pictures
+    if min(*options.batch, options.threads, pictures) < 1 or options.seconds < 0:
+        parser.error("--batch, --threads and --pictures take 1 or more, --seconds 0 or more")
+    if len({path.stem for path in options.engines}) < len(options.engines):
+        parser.error("engines are called by their file names, and two of these have the same")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    drawing = options.output.with_suffix(".svg")
+    try:
+        with phases() as on_progress:
+            result = measure(options, on_progress)
+        write_text(options.output, json.dumps(result, indent=1) + "\n")
+        chart(result, drawing)
+    except CgdError as error:
+        errors.print(str(error))
+        sys.exit(error.exit_status)
+    print(f"wrote {options.output} and its chart {drawing}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""benchmarks/table.py: a row of each table, worked out by hand, and which tables are made at all."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "table.py"
+CPU = "<!-- cpu: made by benchmarks/table.py -->\n{}\n<!-- end of cpu -->"
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, with an empty folder of results."""
+    spec = spec_from_file_location("benchmarks_table", SCRIPT)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def contestant(title: str, ours: bool, milliseconds: float, speedups: list[float], shares: list[Any]) -> dict[str, Any]:
+    return {
+        "title": title,
+        "ours": ours,
+        "speed": {
+            size: {"latency_ms": {"p50": milliseconds}, "speedup_vs_torch": speedup, "share_of_peak": share}
+            for size, speedup, share in zip(("1", "8"), speedups, shares, strict=True)
+        },
+        "recall": {"1": 0.4},
+        "recall_drop_pp": {"1": 0.38},
+        "recall_drop_interval_pp": {"1": [-0.25, 1.0]},
+        "cross_recall_drop_pp": {"1": -0.5},
+        "overlap_at_10": 0.8764,
+    }
+
+
+CPU_RESULT = {
+    "environment": {"threads": 2},
+    "contestants": [
+        contestant("torch", False, 90.0, [1.0, 1.0], [0.3, 0.4]),
+        contestant("OpenVINO bf16", False, 45.0, [2.0, 2.5], [None, None]),
+        contestant("cgd-deploy int8", True, 15.0, [6.0, 5.5], [0.61, 0.58]),
+    ],
+}
+BENCH_RESULT = {
+    "reference": {"backend": "torch", "precision": "fp32", "recall": {"1": 0.5}},
+    "engines": [
+        {
+            "path": "a.cgd",
+            "backend": "openvino",
+            "precision": "int8",
+            "batch": batch,
+            "speedup_vs_torch": speedup,
+            "recall": {"1": 0.49},
+            "recall_drop_pp": {"1": 1.0},
+            "overlap_at_10": 0.85,
+        }
+        for batch, speedup in ((1, 4.0), (8, 3.0))
+    ],
+    "gate": {"passed": True},
+}
+
+
+def test_the_cpu_table_has_changes_with_the_sign_of_gains_and_marks_what_is_ours(table: ModuleType) -> None:
+    head, _, first, second, third = table.cpu_table(CPU_RESULT).splitlines()
+    assert head.startswith("| on 2 threads | ms, batch 1 | x torch, batch 1 | x torch, batch 8 | of peak | recall@1 |")
+    assert first == "| torch | 90.0 | 1.00 | 1.00 | 40% | 40.0% |  |  |  |"
+    assert second == "| OpenVINO bf16 | 45.0 | 2.00 | 2.50 |  | 40.0% | -0.38 (-1.0 to +0.2) | +0.50 | 0.876 |"
+    assert third == "| **cgd-deploy int8** | 15.0 | 6.00 | 5.50 | 61% | 40.0% | -0.38 (-1.0 to +0.2) | +0.50 | 0.876 |"
+
+
+def test_the_table_of_bench_has_a_line_an_engine(table: ModuleType) -> None:
+    *_, reference, engine = table.bench_table({"birds": BENCH_RESULT}).splitlines()
+    assert reference == "| birds | torch fp32 | 1 | 1 | 50.0% | | |"
+    assert engine == "| | openvino int8 | 4.0 | 3.0 | 49.0% | -1.00 | 0.850 |"
+
+
+def test_what_has_no_results_or_no_markers_stays_as_it_is(table: ModuleType, tmp_path: Path) -> None:
+    readme = f"before\n{CPU.format('old')}\nafter"
+    assert table.tables() == {} and table.with_tables(readme) == readme
+    (tmp_path / "cpu.json").write_text(json.dumps(CPU_RESULT))
+    assert table.with_tables(readme) == f"before\n{CPU.format(table.cpu_table(CPU_RESULT))}\nafter"
+    assert table.with_tables("no markers") == "no markers"
+
+
+def test_only_results_of_bench_stand_in_its_table(table: ModuleType, tmp_path: Path) -> None:
+    for name, result in (("cpu", CPU_RESULT), ("gpu", {"rows": []}), ("some_birds", BENCH_RESULT)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    assert set(table.tables()) == {"cpu", "results"}
+    assert table.tables()["results"] == table.bench_table({"some birds": BENCH_RESULT})
