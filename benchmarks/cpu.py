@@ -72,12 +72,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something that embeds uint8 [N, H, W, 3] as float32 [N, D]."""
+    """Something that embeds uint8 [N, H, W, 3] as float32 [N, D].
+
+    int8_share   of the convolution work, by an engine's own proof
+    """
 
     title: str
     precision: str
     run: Run
     ours: bool = False
+    int8_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,8 @@ def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list
                 f"{path} describes space {engine.spec.space_id}, {source.checkpoint} describes "
                 f"{source.spec.space_id}; pass engines made from that checkpoint."
             )
-        found.append(Contestant(f"cgd-deploy {path.stem}", engine.precision.value, engine.embed, ours=True))
+        share = (engine.manifest.proof or {}).get("flops_share", {}).get("int8", 0.0)
+        found.append(Contestant(f"cgd-deploy {path.stem}", engine.precision.value, engine.embed, True, share))
     return found
 
 
@@ -344,6 +349,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
                 "title": one.title,
                 "precision": one.precision,
                 "ours": one.ours,
+                "int8_share": one.int8_share,
                 "speed": speeds(one, samples, gflop, peak),
                 **retrieval_quality(found[one.title], found[REFERENCE], evaluation),
             }

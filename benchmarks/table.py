@@ -1,8 +1,8 @@
-"""Write the README's tables from the JSON files in benchmarks/results/: ablation.json, cpu.json, and those of bench.
+"""Write the tables of README.md and benchmarks/README.md from the JSON files in benchmarks/results/.
 
 A table whose JSON or whose markers are not there is left alone.
 
-python benchmarks/table.py            rewrite README.md between its markers
+python benchmarks/table.py            rewrite both between their markers
 python benchmarks/table.py --check    exit 1 if that would change anything
 """
 
@@ -16,30 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 MARKERS = "<!-- {}: made by benchmarks/table.py -->", "<!-- end of {} -->"
-
-
-def bench_table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown of one line an engine: speed at each batch, then what it retrieves."""
-    lines = [
-        "| model, pictures | engine | x torch, batch 1 | x torch, batch 8 | recall@1 | change, pp | overlap@10 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for title, result in results.items():
-        reference = result["reference"]
-        recall = reference["recall"]["1"]
-        lines.append(f"| {title} | {reference['backend']} {reference['precision']} | 1 | 1 | {recall:.1%} | | |")
-        engines: dict[str, list[dict[str, Any]]] = {}
-        for run in result["engines"]:
-            engines.setdefault(run["path"], []).append(run)
-        for runs in engines.values():
-            speed = {run["batch"]: f"{run['speedup_vs_torch']:.1f}" for run in runs}
-            run = runs[0]
-            lines.append(
-                f"| | {run['backend']} {run['precision']} | {speed.get(1, '')} | {speed.get(8, '')} "
-                f"| {run['recall']['1']:.1%} | {-run['recall_drop_pp']['1']:+.2f} | {run['overlap_at_10']:.3f} |"
-            )
-    return "\n".join(lines)
 
 
 def ablation_table(result: dict[str, Any]) -> str:
@@ -80,8 +58,9 @@ def cpu_table(result: dict[str, Any]) -> str:
         shares = [speed["share_of_peak"] for speed in speeds.values() if speed["share_of_peak"] is not None]
         low, high = (f"{0.0 - drop:+.1f}" for drop in reversed(one["recall_drop_interval_pp"]["1"]))
         change, across = (f"{0.0 - one[drop]['1']:+.2f}" for drop in ("recall_drop_pp", "cross_recall_drop_pp"))
+        mixed = f" ({one['int8_share']:.1%} INT8)" if 0 < (one["int8_share"] or 0) < 1 else ""
         cells = [
-            f"**{one['title']}**" if one["ours"] else one["title"],
+            f"**{one['title']}**{mixed}" if one["ours"] else one["title"],
             f"{speeds[sizes[0]]['latency_ms']['p50']:.1f}",
             *(f"{speeds[size]['speedup_vs_torch']:.2f}" for size in sizes),
             f"{max(shares):.0%}" if shares else "",
@@ -94,31 +73,27 @@ def cpu_table(result: dict[str, Any]) -> str:
 
 def tables() -> dict[str, str]:
     """Markdown by the name that its markers have, of what there are results of."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    of_name = {"ablation": ablation_table, "cpu": cpu_table}
-    made = {name: table(results[name]) for name, table in of_name.items() if name in results}
-    benches = {name.replace("_", " "): result for name, result in results.items() if "gate" in result}
-    return (
-        {**made, "results": bench_table(benches)} if benches else made
-    )  # a bench's file is called what its title says
+    made = {"ablation": ablation_table, "cpu": cpu_table}
+    found = {name: RESULTS / f"{name}.json" for name in made}
+    return {name: made[name](json.loads(path.read_text())) for name, path in found.items() if path.is_file()}
 
 
-def with_tables(readme: str) -> str:
-    """The README with what stands between its markers made anew."""
-    for name, text in tables().items():
+def with_tables(text: str) -> str:
+    """The text with what stands between its markers made anew."""
+    for name, table in tables().items():
         begin, end = (marker.format(name) for marker in MARKERS)
-        if begin in readme:
-            before, rest = readme.split(begin)
-            readme = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-    return readme
+        if begin in text:
+            before, rest = text.split(begin)
+            text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    made = with_tables(readme.read_text())
+    made = {path: with_tables(path.read_text()) for path in FILES}
     if "--check" in sys.argv:
-        sys.exit(made != readme.read_text())
-    readme.write_text(made)
+        sys.exit(any(text != path.read_text() for path, text in made.items()))
+    for path, text in made.items():
+        path.write_text(text)
 
 
 def _mean(model: dict[str, Any], value: Callable[[dict[str, Any]], float]) -> float:

@@ -1,0 +1,85 @@
+"""What of an engine's speed is left when it reads JPEG files: embedding a folder against the same pixels in memory.
+
+    python benchmarks/embed.py int8.cgd pictures/ -o benchmarks/results/embed.json
+
+Both take turns and run in the setting that autotuning chose for this machine, else on every core in batches of 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from cgd_deploy.bench import environment
+from cgd_deploy.engine import load
+from cgd_deploy.enginefile import read_engine
+from cgd_deploy.errors import CgdError
+from cgd_deploy.files import write_text
+from cgd_deploy.hardware import available_threads
+from cgd_deploy.images import read_images
+from cgd_deploy.index import index_images
+from cgd_deploy.preprocess import batches
+from cgd_deploy.terminal import phases
+from cgd_deploy.timing import interleaved
+from cgd_deploy.tuning import Setting, setting_here
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Images a second of both and their ratio; raises CgdError for what cannot be read."""
+    images = read_images(options.images).sample(options.pictures)
+    manifest = read_engine(options.engine).manifest
+    tuned = setting_here(manifest, "throughput") or Setting(available_threads(), 1, 8)
+    batch = options.batch or tuned.batch
+    threads, streams = options.threads or tuned.threads, options.streams or tuned.streams
+    decoded = [pixels for _, pixels in batches(images, manifest.spec, batch)]
+    with load(options.engine, threads=threads, streams=streams) as engine, phases() as on_progress:
+
+        def from_memory() -> None:
+            for pixels in decoded:
+                engine.embed(pixels)
+
+        def from_files() -> None:
+            index_images(engine, images, batch, fast_decode=options.fast_decode)
+
+        taken = interleaved(
+            {"memory": from_memory, "files": from_files}, options.seconds, lambda done: on_progress("timing", done)
+        )
+    memory, files = (len(images) / float(np.median(taken[name])) for name in ("memory", "files"))
+    sizes = [path.stat().st_size for path in images.paths]
+    return {
+        "schema": 1,
+        "environment": environment(images, threads, {batch: taken}),
+        "engine": {"backend": manifest.backend, "precision": manifest.precision.value},
+        "setting": {"threads": threads, "streams": streams, "batch": batch, "fast_decode": options.fast_decode},
+        "bytes_per_picture": round(float(np.mean(sizes))),
+        "images_per_second": {"memory": round(memory, 2), "files": round(files, 2)},
+        "files_over_memory": round(files / memory, 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("engine", type=Path, help="a .cgd file")
+    parser.add_argument("images", help="a folder, LIST.tsv or glob pattern")
+    parser.add_argument("--pictures", type=int, default=256, help="evenly taken of them [default: 256]")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of timing [default: 60]")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--streams", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--fast-decode", action="store_true")
+    parser.add_argument("-o", "--output", type=Path, default=Path("embed.json"))
+    try:
+        options = parser.parse_args()
+        result = measure(options)
+    except CgdError as error:
+        sys.exit(f"embed.py: {error}")
+    write_text(options.output, json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: result[name] for name in ("setting", "images_per_second", "files_over_memory")}))
+
+
+if __name__ == "__main__":
+    main()
