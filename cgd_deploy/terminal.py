@@ -17,6 +17,7 @@ from .report import form_name, headline
 
 NUMBER_WIDTH = 6
 KEPT_AS = "engine, gallery kept as"
+TRIED = "recipe, in float"
 
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 output = Console(highlight=False, markup=False, emoji=False)
@@ -71,13 +72,19 @@ def build_summary(path: Path, manifest: Manifest) -> str:
 
 
 def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
-    """What a search for convolutions to keep in float measured, a row each, in that order."""
-    table = _table("in float", "INT8", "pictures", "overlap@10", "change pp", "95 %", "cross pp")
+    """What a search for a recipe and for convolutions to keep in float measured, a row each, in that order.
+
+    A recipe is named where it changes and where nothing is in float.
+    """
+    table = _table(TRIED, "INT8", "pictures", "overlap@10", "change pp", "95 %", "cross pp")
+    recipe = None
     for trial in trials:
+        named = [] if trial["keep_float"] and trial["recipe"] == recipe else [trial["recipe"]]
+        recipe = trial["recipe"]
         drop = trial["recall_drop_pp"].get("1")
         crossed = [drops["1"]["drop"] for drops in trial["cross_recall_drop_pp"].values()]
         table.add_row(
-            _first_of(trial["keep_float"]),
+            ", ".join([*named, *_first_of(trial["keep_float"])]),
             f"{trial['int8_share']:.1%}",
             str(trial["pictures"]),
             f"{trial['overlap_at_10']:.3f}",
@@ -149,16 +156,17 @@ def _compact_table(runs: Iterable[Mapping[str, Any]]) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
     for name in columns:
-        if name in ("engine", "backend", "in float", KEPT_AS):
+        if name in ("engine", "backend", TRIED, KEPT_AS):
             table.add_column(name, overflow="fold")
         else:
             table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), NUMBER_WIDTH))
     return table
 
 
-def _first_of(names: Sequence[str]) -> str:
+def _first_of(names: Sequence[str]) -> list[str]:
+    """The first name, and how many more there are; nothing for nothing."""
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
-    return f"{names[0]}{more}" if names else "nothing"
+    return [f"{names[0]}{more}"] if names else []
 
 
 def _percent(value: float | None) -> str:

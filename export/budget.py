@@ -13,6 +13,8 @@ from cgd_deploy.files import sha256_file
 from cgd_deploy.images import ImageList
 from cgd_deploy.significance import Drop
 
+from .recipe import Recipe
+
 NEIGHBOURS = 10
 OPTIONS = {"calibration": "--calib", "distillation": "--distill"}
 SAFE_DROP_PP, SAFE_HIGH_PP, SAFE_OVERLAP = 0.3, 1.0, 0.95
@@ -22,6 +24,7 @@ SAFE_DROP_PP, SAFE_HIGH_PP, SAFE_OVERLAP = 0.3, 1.0, 0.95
 class Trial:
     """What an INT8 model retrieves, compared with FP32.
 
+    recipe             how it was made
     keep_float         the convolutions that it leaves float, by node name
     int8_share         of the convolution work
     pictures           how many it was measured on
@@ -29,8 +32,10 @@ class Trial:
     recall_drop        of recall@1, or None without classes, or where only a sample ranked candidates
     cross_recall_drop  the same when one of the two models' queries search the other's gallery
     cross_overlap      overlap@10 of those searches
+    recipes            overlap@10 on the sample of each recipe that was tried until then, with no more in float
     """
 
+    recipe: Recipe
     keep_float: tuple[str, ...]
     int8_share: float
     pictures: int
@@ -38,17 +43,20 @@ class Trial:
     recall_drop: Drop | None = None
     cross_recall_drop: dict[str, Drop] = field(default_factory=dict)
     cross_overlap: dict[str, float] = field(default_factory=dict)
+    recipes: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain tables, lists and numbers, drops by K as in the bench's JSON."""
         return {
             "pictures": self.pictures,
+            "recipe": str(self.recipe),
             "keep_float": list(self.keep_float),
             "int8_share": round(self.int8_share, 5),
             "overlap_at_10": round(self.overlap_at_10, 5),
             "cross_overlap_at_10": {name: round(value, 5) for name, value in self.cross_overlap.items()},
             "recall_drop_pp": {"1": self.recall_drop._asdict()} if self.recall_drop else {},
             "cross_recall_drop_pp": {name: {"1": drop._asdict()} for name, drop in self.cross_recall_drop.items()},
+            "recipes": {name: round(value, 5) for name, value in self.recipes.items()},
         }
 
 

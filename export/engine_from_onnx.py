@@ -31,17 +31,20 @@ from cgd_deploy.spec import ModelSpec, Precision
 
 from .budget import Budget, Trial, check_disjoint, retrieval_facts
 from .build_options import BuildOptions
-from .calibrate import Ranges, activation_ranges
+from .calibrate import Ranges
 from .fp16 import halved, rounded
 from .guard import guarded
 from .metadata import check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
 from .parity import parity_of, run_in_batches, run_onnx
 from .proof import graph_precisions, prove
-from .quantize import Layout, quantized, ranged_tensors
+from .quantize import Layout, quantized
+from .recipe import Int8Models, Recipe
 from .tensorrt import OnStep, Plan, plan_from_onnx
 
 Tune = Callable[[onnx.ModelProto, Ranges], tuple[onnx.ModelProto, Ranges]]
+Typing = Callable[[Recipe, Collection[str]], onnx.ModelProto]
+"""From a recipe for INT8 and convolutions to keep float to the graph whose types say the precision."""
 
 BATCH = 8
 CALIBRATION_PICTURES = 64
@@ -91,6 +94,7 @@ def engine_from_onnx(
     *,
     backend: str = "auto",
     calibration: ImageList | None = None,
+    recipe: Recipe | None = None,
     on_pictures: Callable[[int], None] | None = None,
     options: BuildOptions | None = None,
     keep_float: Collection[str] = (),
@@ -104,7 +108,8 @@ def engine_from_onnx(
 
     model_path    an FP32 model from ``onnx_from_checkpoint``
     calibration   pictures for INT8, see ``calibration_list``; FP16 measures its parity on them
-    on_pictures   called with the number of calibration pictures just measured
+    recipe        how INT8 is made of FP32; None for the plain one, unless ``budget`` needs a better one
+    on_pictures   called with the number of calibration pictures just measured, in each pass over them
     options       batch sizes, and what only TensorRT knows
     keep_float    convolutions that INT8 leaves out, by node name
     on_step       hears of TensorRT's progress, see ``plan_from_onnx``, and of the guard's
@@ -130,28 +135,40 @@ def engine_from_onnx(
         for purpose, listed in (("calibration", calibration), ("distillation", distill)):
             if listed:
                 check_disjoint(listed, budget.evaluation.images, purpose)
+    if recipe and precision is not Precision.INT8:
+        raise InputError(
+            f"{recipe} calibrates INT8, and {precision.value} was asked; pass --int8, or no --calibration."
+        )
     if distill and precision is not Precision.INT8:
         raise InputError(f"distillation tunes INT8, and {precision.value} was asked; pass --int8, or no --distill.")
     tune = None
     if distill:
+        recipe = recipe or Recipe()
+        if recipe != Recipe(recipe.calibration):
+            raise InputError(
+                f"distillation moves weights and biases itself and {recipe} was asked; pass --calibration "
+                f"{recipe.calibration.value}, or no --distill."
+            )
         state = Path(output).with_name(f"{Path(output).name}.unfinished")
         tune = _tuning(distill, distill_steps, LAYOUTS[backend], keep_float, state, on_step)
-    typing = _typing(model, backend, precision, calibration, on_pictures, tune)
+    typing = _typing(model, backend, precision, calibration, on_pictures, tune, recipe or Recipe())
     retrieval = None
     if budget:
         trial = guarded(
             model,
             lambda: OnnxRuntimeBackend(model.SerializeToString()),
-            lambda floats: _opened(backend, typing(floats)),
+            lambda tried, floats: _opened(backend, typing(tried, floats)),
             budget,
             keep_float,
+            recipe,
             on_step,
             on_trial,
         )
-        keep_float = trial.keep_float
+        recipe, keep_float = trial.recipe, trial.keep_float
         measured_on = "graph" if backend in MODULES else "engine"
         retrieval = {**retrieval_facts(trial, budget), "measured_on": measured_on}
-    typed = typing(keep_float)
+    recipe = recipe or Recipe()
+    typed = typing(recipe, keep_float)
     onnx.checker.check_model(typed, full_check=True)
     plan, proof = _built(typed, metadata.spec, backend, precision, options, keep_float, on_step)
     manifest = Manifest(
@@ -167,6 +184,7 @@ def engine_from_onnx(
             "checkpoint": metadata.source.checkpoint if metadata.source else None,
             "checkpoint_sha256": metadata.source.sha256 if metadata.source else None,
             "calibration_sha256": calibration.sha256 if calibration else None,
+            "calibration": str(recipe) if precision is Precision.INT8 else None,
             "distillation_sha256": distill.sha256 if distill else None,
             "evaluation_sha256": budget.evaluation.images.sha256 if budget else None,
         },
@@ -197,24 +215,24 @@ def _typing(
     calibration: ImageList | None,
     on_pictures: Callable[[int], None] | None,
     tune: Tune | None,
-) -> Callable[[Collection[str]], onnx.ModelProto]:
-    """From convolutions to keep float to the graph whose types say ``precision`` as ``backend`` wants to hear it."""
+    recipe: Recipe,
+) -> Typing:
+    """What types ``model``; ``tune`` starts from the ranges of ``recipe``, and what it made knows no other."""
     if precision is Precision.FP16 and backend not in MODULES:
         raise ExportError(
             f"{backend} computes FP16 slower than FP32 on a CPU; use --int8 or --fp32, or --backend tensorrt-rtx."
         )
-    ranges: Ranges = {}
-    if precision is Precision.INT8:
-        if not calibration:
-            raise InputError("INT8 needs pictures to calibrate on; pass --calib FOLDER or LIST.tsv.")
-        spec = get_metadata(model).spec
-        ranges = activation_ranges(model, ranged_tensors(model), calibration, spec, on_pictures)
-        if tune:
-            model, ranges = tune(model, ranges)
+    if precision is not Precision.INT8:
+        return lambda recipe, keep_float: model if precision is Precision.FP32 else halved(model)
+    if not calibration:
+        raise InputError("INT8 needs pictures to calibrate on; pass --calib FOLDER or LIST.tsv.")
+    layout = LAYOUTS[backend]
+    models = Int8Models(model, layout, calibration, on_pictures)
+    tuned = tune(model, models.ranges(recipe)) if tune else None
 
-    def typed(keep_float: Collection[str]) -> onnx.ModelProto:
-        result = quantized(model, ranges, LAYOUTS[backend], keep_float) if precision is Precision.INT8 else model
-        return halved(result) if precision is not Precision.FP32 and backend in MODULES else result
+    def typed(recipe: Recipe, keep_float: Collection[str]) -> onnx.ModelProto:
+        result = quantized(*tuned, layout, keep_float) if tuned else models.make(recipe, keep_float)
+        return halved(result) if backend in MODULES else result
 
     return typed
 

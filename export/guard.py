@@ -1,4 +1,4 @@
-"""Recall-guarded quantization: which convolutions stay float so that INT8 finds the neighbours that FP32 finds.
+"""Recall-guarded quantization: by which recipe, and with which convolutions float, INT8 finds the neighbours of FP32.
 
 Ranks by what retrieval loses, never by cosine or squared error. Knows no layout and no runtime: its caller opens
 models.
@@ -7,7 +7,7 @@ models.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -22,9 +22,11 @@ from cgd_deploy.significance import recall_drops
 from cgd_deploy.spec import ModelSpec
 
 from .budget import NEIGHBOURS, Budget, Trial
+from .calibrate import Calibration
 from .metadata import get_metadata
 from .proof import convolution_work
 from .quantize import backbone, convolutions
+from .recipe import Recipe
 from .tensorrt import OnStep
 
 BATCH = 8
@@ -43,22 +45,27 @@ Float = frozenset[str]
 def guarded(
     model: onnx.ModelProto,
     open_fp32: Callable[[], Backend],
-    open_int8: Callable[[Float], Backend],
+    open_int8: Callable[[Recipe, Float], Backend],
     budget: Budget,
     keep_float: Collection[str] = (),
+    recipe: Recipe | None = None,
     on_step: OnStep | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Trial:
     """The INT8 model that holds the budget with the least work in float that this search finds.
 
     model        FP32; read for its spec and its convolutions
-    open_int8    opens the INT8 model that leaves the named convolutions float, as the engine will run it
+    open_int8    opens the INT8 model of a recipe that leaves the named convolutions float, as the engine will run it
     keep_float   convolutions that are float in any case
+    recipe       the only one to use, or None to search for one if plain INT8 misses the budget
     on_step      hears of each phase, its step and its number of steps
     on_trial     hears of everything that was measured
 
-    Plain INT8 comes first. If it misses, each residual block is returned to float alone and what overlap@10 gains by
-    it is measured on a sample; of the blocks by gain per convolution work, the shortest beginning that holds on all
+    Plain INT8 comes first. If it misses, recipes are compared by overlap@10 on a sample: every calibration, the best of
+    them equalized, and the better of these two with corrected biases.
+
+    If the best recipe misses too, each residual block is returned to float alone and what overlap@10 gains by it is
+    measured on the sample; of the blocks by gain per convolution work, the shortest beginning that holds on all
     pictures is found by bisection. Blocks and not single convolutions, because a tensor is free of codes only when
     what writes it and what reads it are float: in the UINT8 layout one of the two gains nothing by itself. They are
     also three times fewer. Then the convolutions of those blocks are ranked by what overlap@10 loses when each is
@@ -69,7 +76,7 @@ def guarded(
     numbers, InputError for pictures that cannot be read.
     """
     search = _Search(
-        model, open_fp32, open_int8, budget, frozenset(keep_float), on_step or _unheard, on_trial or _unheard
+        model, open_fp32, open_int8, budget, frozenset(keep_float), recipe, on_step or _unheard, on_trial or _unheard
     )
     return search.run()
 
@@ -98,19 +105,21 @@ def blocks(model: onnx.ModelProto) -> list[tuple[str, ...]]:
 
 
 class _Search:
-    """The state of one search: pictures, FP32's descriptors, and every trial on all pictures."""
+    """The state of one search: pictures, FP32's descriptors, the recipe so far, and everything that was measured."""
 
     def __init__(
         self,
         model: onnx.ModelProto,
         open_fp32: Callable[[], Backend],
-        open_int8: Callable[[Float], Backend],
+        open_int8: Callable[[Recipe, Float], Backend],
         budget: Budget,
         keep_float: Float,
+        recipe: Recipe | None,
         on_step: OnStep,
         on_trial: Callable[[Trial], None],
     ) -> None:
         self._open_int8, self._budget, self._always = open_int8, budget, keep_float
+        self._recipe, self._searches = recipe or Recipe(), recipe is None
         self._on_step, self._on_trial = on_step, on_trial
         self._work = convolution_work(model)
         self._blocks = [tuple(name for name in block if name not in keep_float) for block in blocks(model)]
@@ -121,16 +130,34 @@ class _Search:
         chosen = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)
         self._sample = self._pictures.subset(chosen)
         self._sample_expected = _all_neighbours(self._reference[chosen])
-        self._measured: dict[Float, Trial] = {}
+        self._sampled: dict[tuple[Recipe, Float], float] = {}
+        self._measured: dict[tuple[Recipe, Float], Trial] = {}
 
     def run(self) -> Trial:
         plain = self._measure(())
         if self._budget.holds(plain):
             return plain
+        if self._searches:
+            self._recipe = self._best_recipe()
+            if self._budget.holds(better := self._measure(())):
+                return better
         best = self._shortest(self._ranked_blocks())
         if best is None:
             raise GateError(self._missed(plain))
         return self._shortest(self._ranked_convolutions(best)) or best
+
+    def _best_recipe(self) -> Recipe:
+        best = self._best([replace(self._recipe, calibration=method) for method in Calibration])
+        best = self._best([best, replace(best, equalized=True)])
+        return self._best([best, replace(best, bias_corrected=True)])
+
+    def _best(self, recipes: Sequence[Recipe]) -> Recipe:
+        """By overlap@10 on the sample; of equals the first."""
+        found = []
+        for recipe in recipes:
+            found.append(self._overlap(recipe, self._always))
+            self._on_step("Comparing recipes", len(self._sampled), len(Calibration) + 2)
+        return recipes[found.index(max(found))]
 
     def _ranked_blocks(self) -> list[tuple[str, ...]]:
         """By gain per work, and only as many as leave the least share of INT8."""
@@ -170,12 +197,13 @@ class _Search:
     def _measure(self, order: Sequence[tuple[str, ...]]) -> Trial:
         """On all pictures, once for each set of convolutions."""
         floats = self._floats(order)
-        if floats not in self._measured:
+        key = self._recipe, floats
+        if key not in self._measured:
             told = f"Measuring INT8 with {len(floats)} in float"
-            found = self._descriptors(self._open_int8(floats), self._pictures, told)
-            self._measured[floats] = self._compared(floats, found)
-            self._on_trial(self._measured[floats])
-        return self._measured[floats]
+            found = self._descriptors(self._open_int8(*key), self._pictures, told)
+            self._measured[key] = self._compared(floats, found)
+            self._on_trial(self._measured[key])
+        return self._measured[key]
 
     def _compared(self, floats: Float, descriptors: Descriptors) -> Trial:
         evaluation, reference = self._budget.evaluation, self._reference
@@ -186,6 +214,7 @@ class _Search:
         }
         drops = {name: recall_drops(evaluation, self._expected, found, ks=(1,)) for name, found in mixed.items()}
         return Trial(
+            recipe=self._recipe,
             keep_float=self._in_order(floats),
             int8_share=self._share(floats),
             pictures=len(descriptors),
@@ -193,26 +222,33 @@ class _Search:
             recall_drop=recall_drops(evaluation, self._expected, alone, ks=(1,)).get("1"),
             cross_recall_drop={name: drop["1"] for name, drop in drops.items() if drop},
             cross_overlap={name: overlap(found, self._expected) for name, found in mixed.items()},
+            recipes={str(recipe): found for (recipe, named), found in self._sampled.items() if named == self._always},
         )
 
     def _overlaps(self, candidates: Sequence[tuple[str, ...]], phase: str) -> list[float]:
-        """overlap@10 on the sample, in which every picture searches all others, with each candidate in float."""
+        """overlap@10 on the sample with each candidate in float."""
         found = []
         for step, names in enumerate(candidates):
-            floats = self._floats([names])
-            descriptors = self._descriptors(self._open_int8(floats), self._sample)
-            shared = overlap(_all_neighbours(descriptors), self._sample_expected)
-            found.append(shared)
+            found.append(self._overlap(self._recipe, self._floats([names])))
             self._on_step(phase, step + 1, len(candidates))
+        return found
+
+    def _overlap(self, recipe: Recipe, floats: Float) -> float:
+        """overlap@10 on the sample, in which every picture searches all others, measured once."""
+        key = recipe, floats
+        if key not in self._sampled:
+            descriptors = self._descriptors(self._open_int8(*key), self._sample)
+            self._sampled[key] = overlap(_all_neighbours(descriptors), self._sample_expected)
             self._on_trial(
                 Trial(
+                    recipe=recipe,
                     keep_float=self._in_order(floats),
                     int8_share=self._share(floats),
                     pictures=len(descriptors),
-                    overlap_at_10=shared,
+                    overlap_at_10=self._sampled[key],
                 )
             )
-        return found
+        return self._sampled[key]
 
     def _descriptors(self, backend: Backend, pictures: _Pictures, phase: str | None = None) -> Descriptors:
         parts, done = [], 0
@@ -244,9 +280,9 @@ class _Search:
         drop = "" if last.recall_drop is None else f"recall@1 drops {last.recall_drop.drop:.2f} pp and "
         return (
             f"no INT8 engine with {MIN_INT8_SHARE:.0%} of the convolution work in INT8 has {self._budget}: plain INT8 "
-            f"has an overlap@10 of {plain.overlap_at_10:.3f}, and with {len(last.keep_float)} of {len(self._work)} "
-            f"convolutions in float {drop}overlap@10 is {last.overlap_at_10:.3f}; allow more, calibrate on other "
-            "pictures with --calib, or build with --fp32."
+            f"has an overlap@10 of {plain.overlap_at_10:.3f}, and by {last.recipe} with {len(last.keep_float)} of "
+            f"{len(self._work)} convolutions in float {drop}overlap@10 is {last.overlap_at_10:.3f}; allow more, "
+            "calibrate on other pictures with --calib, or build with --fp32."
         )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.significance import Drop, paired_drop
 from cgd_deploy.spec import Precision
+from cgd_deploy.terminal import trial_table
 from cgd_export import engine_from_onnx as packing
 from cgd_export import guard as module
 from cgd_export.budget import Budget, Trial, check_disjoint, read_budget, statement
@@ -34,6 +36,7 @@ from cgd_export.onnx_from_checkpoint import calibration_beside
 from cgd_export.parity import run_onnx
 from cgd_export.proof import convolution_work
 from cgd_export.quantize import convolutions
+from cgd_export.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,9 @@ def names(model) -> list[str]:
     return [node.name for node in convolutions(model)]
 
 
+PLAIN = Recipe()
+
+
 class Hurt(FakeBackend):
     """Descriptors with noise for each convolution in INT8; remembers which pictures it saw."""
 
@@ -80,22 +86,32 @@ class Hurt(FakeBackend):
 
 
 class Search:
-    """Runs ``guarded`` on a model whose loss in INT8 is given, and keeps what it opened, measured and told."""
+    """Runs ``guarded`` on a model whose loss in INT8 is given, and keeps what it opened, measured and told.
 
-    def __init__(self, model: onnx.ModelProto, noises: Callable[[Collection[str]], dict[str, float]]) -> None:
-        self.model, self.noises = model, noises
+    noises   of each convolution, from those that are float
+    parts    of it, that a recipe leaves
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        noises: Callable[[Collection[str]], dict[str, float]],
+        parts: Callable[[Recipe], float] = lambda recipe: 1.0,
+    ) -> None:
+        self.model, self.noises, self.parts = model, noises, parts
         self.trials: list[Trial] = []
         self.steps: list[tuple[str, int, int]] = []
         self.seen: list[list[str]] = []
 
-    def open(self, floats: Collection[str]) -> Hurt:
+    def open(self, recipe: Recipe, floats: Collection[str]) -> Hurt:
         self.seen.append([])
-        return Hurt(self.noises(floats), self.seen[-1])
+        noises = {name: size * self.parts(recipe) for name, size in self.noises(floats).items()}
+        return Hurt(noises, self.seen[-1])
 
-    def run(self, budget: Budget, keep_float: Collection[str] = ()) -> Trial:
+    def run(self, budget: Budget, keep_float: Collection[str] = (), recipe: Recipe | None = PLAIN) -> Trial:
         reference = lambda: FakeBackend(b'{"dim": 24}')  # noqa: E731
         hear = lambda *step: self.steps.append(step)  # noqa: E731
-        return guarded(self.model, reference, self.open, budget, keep_float, hear, self.trials.append)
+        return guarded(self.model, reference, self.open, budget, keep_float, recipe, hear, self.trials.append)
 
     @property
     def full(self) -> list[Trial]:
@@ -194,6 +210,95 @@ def test_of_two_equal_losses_the_cheaper_layer_is_returned(model, names, evaluat
     assert trial.int8_share == pytest.approx(1 - work[cheap] / sum(work.values()))
 
 
+def parts_left(**parts: float) -> Callable[[Recipe], float]:
+    """The product of the parts that a recipe's words leave of the loss."""
+
+    def left(recipe: Recipe) -> float:
+        words = [word.replace(" ", "_").replace("-", "_") for word in str(recipe).split(" + ")]
+        return float(np.prod([parts.get(word, 1.0) for word in words]))
+
+    return left
+
+
+def recipes(trials: Collection[Trial]) -> list[str]:
+    return [str(trial.recipe) for trial in trials]
+
+
+METHODS = ["mean", "min-max", "percentile", "entropy", "mse"]
+
+
+def test_if_plain_int8_misses_recipes_are_compared_and_the_best_one_is_the_answer(model, names, budget):
+    left = parts_left(mse=0.5, entropy=0.8, equalized=2.0, bias_corrected=0.01)
+    search = Search(model, losing(**{names[2]: 0.5}), left)
+    trial = search.run(budget, recipe=None)
+    assert str(trial.recipe) == "mse + bias corrected" and trial.keep_float == () and trial.int8_share == 1
+    assert budget.holds(trial) and search.trials[-1] == trial
+    plain, *compared, last = search.trials
+    assert (recipes([plain, last]), plain.recipes) == (["mean", "mse + bias corrected"], {})
+    assert recipes(compared) == [*METHODS, "mse + equalized", "mse + bias corrected"]
+    assert trial.recipes == {str(each.recipe): each.overlap_at_10 for each in compared}
+    assert all(not each.cross_overlap and each.keep_float == () for each in compared)
+    steps = [(step, total) for phase, step, total in search.steps if phase == "Comparing recipes"]
+    assert steps[-1] == (7, 7) and steps == sorted(steps)
+
+
+def test_each_part_of_a_recipe_is_taken_only_if_it_gains(model, names, budget):
+    losses = losing(**{names[2]: 0.5})
+    found = {}
+    for name, parts in {
+        "mean + equalized + bias corrected": {"equalized": 0.5, "bias_corrected": 0.01},
+        "min-max + equalized": {"min_max": 0.5, "equalized": 0.01},
+        "percentile": {"percentile": 0.01},
+    }.items():
+        search = Search(model, losses, parts_left(**parts))
+        found[name] = str(search.run(budget, recipe=None).recipe)
+    assert list(found) == list(found.values())
+
+
+def test_layers_return_to_float_from_the_best_recipe(model, names, budget):
+    search = Search(model, losing(**{names[2]: 2.0, names[9]: 0.5}), parts_left(mse=0.8))
+    trial = search.run(budget, recipe=None)
+    assert (str(trial.recipe), trial.keep_float) == ("mse", (names[2], names[9]))
+    plain, better, *_ = search.full
+    assert recipes([plain, better]) == ["mean", "mse"]
+    assert not budget.holds(plain) and not budget.holds(better)
+    assert all(str(each.recipe) == "mse" for each in search.trials if each.keep_float)
+    assert trial.to_dict()["recipes"] == {name: round(value, 5) for name, value in trial.recipes.items()}
+    assert len(trial.recipes) == 7
+    alone = [each for each in search.trials if not each.cross_overlap and not each.keep_float]
+    assert len(alone) == 7  # the best one is not measured again to rank blocks
+
+
+def test_if_no_recipe_gains_plain_int8_is_measured_once(model, names, budget):
+    search = Search(model, losing(**{names[2]: 0.5}))
+    trial = search.run(budget, recipe=None)
+    assert (str(trial.recipe), trial.keep_float) == ("mean", (names[2],))
+    assert [each.keep_float for each in search.full].count(()) == 1
+
+
+def test_a_given_recipe_is_the_only_one(model, names, budget):
+    recipe = Recipe.parse("entropy + equalized")
+    search = Search(model, losing(**{names[2]: 0.5}), parts_left(mse=0.01))
+    trial = search.run(budget, recipe=recipe)
+    assert trial.keep_float == (names[2],) and {each.recipe for each in search.trials} == {recipe}
+
+
+def test_recipes_are_compared_with_what_is_float_in_any_case(model, names, budget):
+    search = Search(model, losing(**{names[2]: 0.5}), parts_left(mse=0.0))
+    trial = search.run(budget, keep_float=names[:1], recipe=None)
+    assert (str(trial.recipe), trial.keep_float) == ("mse", (names[0],)) and len(trial.recipes) == 7
+    assert all(each.keep_float == (names[0],) for each in search.trials)
+
+
+def test_the_table_names_a_recipe_where_it_changes_and_where_nothing_is_in_float():
+    def row(recipe: str, *floats: str) -> dict[str, Any]:
+        return replace(mixed(), recipe=Recipe.parse(recipe), keep_float=floats).to_dict()
+
+    rows = [row("mean"), row("mse"), row("mse"), row("mse", "a"), row("mse", "b", "c"), row("entropy", "a")]
+    table = trial_table(rows)
+    assert [str(cell) for cell in table.columns[0].cells] == ["mean", "mse", "mse", "a", "b +1", "entropy, a"]
+
+
 def test_a_recall_limit_alone_is_enough(model, names, evaluation):
     search = Search(model, losing(**{names[3]: 1.0}))
     trial = search.run(Budget(evaluation=evaluation, max_recall_drop_pp=0.5))
@@ -207,7 +312,7 @@ def test_what_is_float_in_any_case_stays_and_is_not_tried(model, names, budget):
     trial = search.run(budget, keep_float=always)
     assert set(trial.keep_float) == {*always, names[9]}
     assert all(set(always) <= set(t.keep_float) for t in search.trials)
-    assert len([t for t in search.trials if not t.cross_overlap]) == 1 + 8 + 1 + len(blocks(model)[4])
+    assert len([t for t in search.trials if not t.cross_overlap]) == 1 + 8 + len(blocks(model)[4])
 
 
 def test_a_budget_that_half_the_work_in_float_misses_is_refused(model, names, budget):
@@ -225,7 +330,7 @@ def test_candidates_are_ranked_on_a_sample_that_is_always_the_same(model, names,
     search = Search(model, losing(**{names[9]: 0.5}))
     assert search.run(budget).keep_float == (names[9],)
     sampled = [pictures for pictures in search.seen if len(pictures) == 16]
-    assert len(sampled) == 1 + 9 + 1 + 2 and all(pictures == sampled[0] for pictures in sampled)
+    assert len(sampled) == 1 + 9 + 2 and all(pictures == sampled[0] for pictures in sampled)
     assert sampled[0][0] == search.seen[0][0] and sampled[0][-1] == search.seen[0][-1]
     assert {len(pictures) for pictures in search.seen} == {16, 42}
     assert {trial.pictures for trial in search.trials if not trial.cross_overlap} == {16}
@@ -284,6 +389,7 @@ def test_descriptors_that_are_not_numbers_are_refused(model, budget):
 
 def mixed(drop: Drop | None = None, other: Drop | None = None, overlap: float = 0.9) -> Trial:
     return Trial(
+        recipe=PLAIN,
         keep_float=(),
         int8_share=1.0,
         pictures=100,
@@ -395,7 +501,7 @@ def test_a_model_made_hard_to_quantize_passes_with_the_guard(cli, hard, unseen, 
     least = 0.75  # plain INT8 keeps 0.64, and 0.88 of the model as it was
     engine = tmp_path / "e.cgd"
     options = ["--int8", "--backend", "onnxruntime", "--data", unseen, "--min-overlap", least, "-o", engine]
-    status, out, err = cli("build-engine", hard, *options, "--json")
+    status, out, err = cli("build-engine", hard, *options, "--calibration", "mean", "--json")
     assert (status, err) == (0, "")
     told = json.loads(out)
     assert told["trials"][0]["keep_float"] == [] and told["trials"][0]["overlap_at_10"] < least
@@ -420,13 +526,34 @@ def test_a_model_made_hard_to_quantize_passes_with_the_guard(cli, hard, unseen, 
     assert found["statement"] in cli("inspect", engine)[1]
 
 
+def test_a_recipe_puts_right_what_was_made_hard_and_everything_stays_int8(cli, hard, unseen, tmp_path):
+    least = 0.75
+    engine = tmp_path / "e.cgd"
+    options = ["--int8", "--backend", "onnxruntime", "--data", unseen, "--min-overlap", least, "-o", engine]
+    status, out, err = cli("build-engine", hard, *options, "--json")
+    assert (status, err) == (0, "")
+    manifest, told = read_engine(engine).manifest, json.loads(out)
+    found = manifest.retrieval
+    assert found == told["retrieval"] and found["overlap_at_10"] >= least
+    assert (found["keep_float"], found["int8_share"], manifest.proof["kept_float"]) == ([], 1.0, [])
+    assert "equalized" in found["recipe"] and manifest.source["calibration"] == found["recipe"]
+    assert set(METHODS) < set(found["recipes"]) and len(found["recipes"]) == 7
+    assert found["recipes"][found["recipe"]] == max(found["recipes"].values()) > found["recipes"]["mean"] + 0.1
+    assert [trial["recipe"] for trial in told["trials"]] == ["mean", *found["recipes"], found["recipe"]]
+
+    again = tmp_path / "again.cgd"  # what was told can be asked for
+    options = ["--int8", "--backend", "onnxruntime", "--calibration", found["recipe"], "-o", again]
+    assert cli("build-engine", hard, *options)[0] == 0
+    assert read_engine(again).manifest.sha256 == manifest.sha256
+
+
 def test_a_budget_that_cannot_be_held_exits_with_3_and_the_table(cli, hard, unseen, tmp_path):
     where = ["--backend", "onnxruntime", "-o", tmp_path / "e.cgd"]
-    limits = ["--data", unseen, "--max-recall-drop", 5, "--min-overlap", 1]
+    limits = ["--data", unseen, "--max-recall-drop", 5, "--min-overlap", 1, "--calibration", "mean"]
     status, out, err = cli("build-engine", hard, "--int8", *where, *limits)
     assert (status, out, listing(tmp_path)) == (3, "", {})
     *table, sentence = err.splitlines()
-    assert table[0].split()[:2] == ["in", "float"] and table[1].startswith("nothing")
+    assert table[0].startswith("recipe, in float") and table[1].startswith("mean")
     assert len(table) == 1 + 1 + 10 + 1  # header, plain, plain and each block on the sample, the most in float
     assert sentence.startswith(
         "cgd-deploy: no INT8 engine with 50% of the convolution work in INT8 has a recall@1 drop"

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from graphs import NOISE, WEIGHT, arrays, conv, makers, nodes, outputs_of, relu, session, tiny
+from onnx import helper, numpy_helper
 
 from cgd_deploy.backends.openvino import OpenVinoBackend
 from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.retrieval import cosines
-from cgd_deploy.spec import ModelSpec, Precision
+from cgd_deploy.spec import Precision
 from cgd_export import calibrate
 from cgd_export import quantize as module
 from cgd_export.calibrate import activation_ranges
-from cgd_export.metadata import FEATURES, Metadata, get_metadata, load_onnx, set_metadata
+from cgd_export.metadata import FEATURES, get_metadata, load_onnx
 from cgd_export.parity import run_onnx
 from cgd_export.quantize import Layout, convolutions, never_negative, quantized, ranged_tensors
 
@@ -49,19 +49,6 @@ def int8(model, ranges) -> dict[Layout, onnx.ModelProto]:
     return {layout: quantized(model, ranges, layout) for layout in LAYOUTS}
 
 
-def makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """tensor -> the node that computes it"""
-    return {output: node for node in model.graph.node for output in node.output}
-
-
-def arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def nodes(model: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type == operator]
-
-
 def reading(model: onnx.ModelProto, conv: onnx.NodeProto) -> onnx.NodeProto:
     """The QuantizeLinear whose codes a convolution reads."""
     made = makers(model)
@@ -70,25 +57,6 @@ def reading(model: onnx.ModelProto, conv: onnx.NodeProto) -> onnx.NodeProto:
     assert (decode.op_type, encode.op_type) == ("DequantizeLinear", "QuantizeLinear")
     assert list(decode.input[1:]) == list(encode.input[1:])
     return encode
-
-
-def session(model: onnx.ModelProto, optimized: Path | None = None) -> onnxruntime.InferenceSession:
-    """ONNX Runtime without its optimizer, or with it and its result in a file."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if optimized:
-        options.optimized_model_filepath = str(optimized)
-    else:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def outputs_of(model: onnx.ModelProto, names: list[str], pixels: np.ndarray) -> list[np.ndarray]:
-    """What ONNX Runtime computes for inner tensors."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return session(probe).run(names, {"images": pixels})
 
 
 def test_the_backbone_has_twenty_convolutions(model):
@@ -287,9 +255,9 @@ def test_the_feature_map_is_not_rounded(int8, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_biases_stay_float(model, int8, layout):
     before, after = arrays(model), arrays(int8[layout])
-    for conv in nodes(int8[layout], "Conv"):
-        assert after[conv.input[2]].dtype == np.float32
-        assert np.array_equal(after[conv.input[2]], before[conv.input[2]])
+    for node in nodes(int8[layout], "Conv"):
+        assert after[node.input[2]].dtype == np.float32
+        assert np.array_equal(after[node.input[2]], before[node.input[2]])
 
 
 def quantized_inputs(model: onnx.ModelProto, node: onnx.NodeProto) -> list[bool]:
@@ -412,40 +380,6 @@ def test_calibration_stops_at_a_bad_picture(model, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"bad\.jpg"):
         activation_ranges(model, [FEATURES], ImageList(tmp_path, ("bad.jpg",)), get_metadata(model).spec)
-
-
-SPEC = ModelSpec(backbone="resnet18", descriptors="S", dim=2, input_size=(32, 32))
-
-
-def tiny(*graph_nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
-    """images -> x, float [N, 3, 32, 32] -> the given nodes, of which one makes FEATURES."""
-    start = [
-        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT, name="cast"),
-        helper.make_node("Transpose", ["float"], ["x"], perm=[0, 3, 1, 2], name="move"),
-    ]
-    end = [helper.make_node("GlobalAveragePool", [FEATURES], ["descriptors"], name="pool")]
-    graph = helper.make_graph(
-        [*start, *graph_nodes, *end],
-        "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 32, 32, 3])],
-        [helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    set_metadata(model, Metadata(spec=SPEC, precision=Precision.FP32))
-    return model
-
-
-def conv(name: str, x: str, y: str, weight: str = "w") -> onnx.NodeProto:
-    return helper.make_node("Conv", [x, weight], [y], name=name)
-
-
-def relu(x: str, y: str) -> onnx.NodeProto:
-    return helper.make_node("Relu", [x], [y], name=f"{y}_relu")
-
-
-WEIGHT = np.random.default_rng(0).normal(size=(3, 3, 1, 1))
-NOISE = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

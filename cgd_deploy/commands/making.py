@@ -188,6 +188,14 @@ def build_engine(
     min_overlap: Annotated[
         float | None, typer.Option(help="Overlap@10 with FP32 that INT8 must keep, likewise; needs no classes.")
     ] = None,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="What INT8 covers of each tensor: mean (of each picture's largest), min-max, percentile, entropy or "
+            "mse, and after it '+ equalized', '+ bias corrected' or both; auto is mean, and if that misses a limit, "
+            "what keeps most neighbours."
+        ),
+    ] = "auto",
     distill: Annotated[
         Path | None, typer.Option(help="Pictures, without labels, to tune INT8 on until it describes like FP32.")
     ] = None,
@@ -226,10 +234,12 @@ def build_engine(
     from cgd_export.budget import Trial, read_budget
     from cgd_export.build_options import BuildOptions
     from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
+    from cgd_export.recipe import Recipe
 
     from ..datasets import read_training
     from ..terminal import build_summary, errors, phases, trial_table
 
+    recipe = None if calibration == "auto" else Recipe.parse(calibration)
     budget = read_budget(data, max_recall_drop, min_overlap)
 
     options = BuildOptions(
@@ -244,7 +254,7 @@ def build_engine(
         compute_capabilities=tuple(compute_capability or ()),
     )
     out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
-    calibration = calibration_list(model, calib) if precision is Precision.INT8 or calib else None
+    pictures = calibration_list(model, calib) if precision is Precision.INT8 or calib else None
     measured = 0
     trials: list[Trial] = []
     try:
@@ -252,15 +262,16 @@ def build_engine(
 
             def on_pictures(count: int) -> None:
                 nonlocal measured
-                measured += count
-                on_progress("Calibrating", measured / len(calibration or [0]))
+                measured = measured % len(pictures or [0]) + count  # each pass over the pictures begins anew
+                on_progress("Calibrating", measured / len(pictures or [0]))
 
             manifest = engine_from_onnx(
                 model,
                 out,
                 precision,
                 backend=backend,
-                calibration=calibration,
+                calibration=pictures,
+                recipe=recipe,
                 on_pictures=on_pictures,
                 options=options,
                 on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
