@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .backends import DEVICES
 from .engine import load
-from .enginefile import read_engine, write_engine
+from .enginefile import Manifest, read_engine, write_engine
 from .errors import InputError
 from .golden import golden_images
 from .hardware import available_threads
@@ -23,27 +22,31 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 SECONDS = 20.0
 
 
+def check_tunable(backend: str) -> None:
+    """Raise InputError for a backend that runs on a GPU only."""
+    if "cpu" not in DEVICES[backend]:
+        raise InputError(f"autotuning chooses settings for CPUs, and {backend} runs on a GPU; leave --autotune out.")
+
+
 def autotune(
     path: str | Path,
     *,
-    batches: Sequence[int] = BATCHES,
-    seconds: float = SECONDS,
+    batches: Sequence[int] | None = None,
+    seconds: float | None = None,
     on_progress: Callable[[str, float], None] = lambda what, done: None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Time the CPU engine at ``path`` in every setting worth it, in turns, and rewrite it with the result.
 
-    seconds   of timing in all; at least 12 timed calls of each setting are made
+    batches   sizes to try, None for 1, 2, 4, ... 32
+    seconds   of timing in all, None for 20; at least 12 timed calls of each setting are made
 
-    Returns the manifest's new ``tuning``; ``load`` follows it on machines like this one. Raises EngineError for an
-    engine that cannot be loaded here, InputError for one that runs on a GPU.
+    Returns the manifest with its new ``tuning``, which ``load`` follows on machines like this one. Raises EngineError
+    for an engine that cannot be loaded here, InputError for one that runs on a GPU.
     """
     file = read_engine(path)
     manifest = file.manifest
-    if "cpu" not in DEVICES.get(manifest.backend, ()):
-        raise InputError(
-            f"{path} is for {manifest.backend}, which runs on a GPU, and autotuning is for CPUs; leave --autotune out."
-        )
-    fitting = [batch for batch in batches if batch <= manifest.profile["max"]]
+    check_tunable(manifest.backend)
+    fitting = [batch for batch in batches or BATCHES if batch <= manifest.profile["max"]]
     settings = candidates(available_threads(), fitting)
     pixels = golden_images(manifest.spec, max(fitting))
     with ExitStack() as stack:
@@ -58,9 +61,10 @@ def autotune(
 
         taken = interleaved(
             {str(setting): call(setting) for setting in settings},
-            seconds,
+            SECONDS if seconds is None else seconds,
             lambda done: on_progress("Tuning", done),
         )
     tuning = choice({setting: setting.batch / float(np.median(taken[str(setting)])) for setting in settings})
-    write_engine(path, replace(manifest, tuning=tuning), file.payload, *file.golden)
-    return tuning
+    tuned = replace(manifest, tuning=tuning)
+    write_engine(path, tuned, file.payload, *file.golden)
+    return tuned

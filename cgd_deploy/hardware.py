@@ -13,6 +13,12 @@ CGROUP1 = Path("/sys/fs/cgroup/cpu")
 FAST_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"}
 
 
+SLOW_INT8 = (
+    "this CPU has no instruction for sums of 8-bit products (VNNI, AMX or i8mm): INT8 may be no faster than FP32 here, "
+    "and its sums may overflow; believe only what bench measures."
+)
+
+
 def available_threads() -> int:
     """Cores this process may use: its CPU affinity capped by the cgroup quota, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .enginefile import Manifest
 from .report import form_name, headline
+from .tuning import Setting
 
 NUMBER_WIDTH = 6
 KEPT_AS = "engine, gallery kept as"
@@ -68,6 +69,11 @@ def build_summary(path: Path, manifest: Manifest) -> str:
         told.append(f"{len(found['keep_float'])} of {proof['convolutions']} convolutions in float")
         lines.append(f"  on {found['pictures']} test pictures: {', '.join(told)} (run on the {found['measured_on']})")
         lines.append(f"  {found['statement']}")
+    if tuning := manifest.tuning:
+        speeds = {Setting(one["threads"], one["streams"], one["batch"]): one for one in tuning["measured"]}
+        for purpose in ("latency", "throughput"):
+            setting = Setting(**tuning[purpose])
+            lines.append(f"  best {purpose} here: {setting}, {speeds[setting]['images_per_second']:.1f} images/s")
     return "\n".join(lines)
 
 

@@ -22,7 +22,8 @@ class Setting:
     batch: int
 
     def __str__(self) -> str:
-        return f"{self.threads} threads, {self.streams} streams, batch {self.batch}"
+        counts = ((self.threads, "thread"), (self.streams, "stream"))
+        return ", ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in counts) + f", batch {self.batch}"
 
 
 def candidates(threads: int, batches: Sequence[int]) -> list[Setting]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_the_smallest_batch_within_noise_of_the_fastest_is_taken():
 @pytest.fixture
 def tuned(fake_engine, monkeypatch):
     monkeypatch.setattr("cgd_deploy.autotune.available_threads", lambda: 2)
-    return fake_engine, autotune(fake_engine, seconds=0)
+    return fake_engine, autotune(fake_engine, seconds=0).tuning
 
 
 def test_the_engine_remembers_what_was_measured_and_stays_whole(tuned):
@@ -124,7 +125,7 @@ def test_embed_can_decode_large_files_smaller(fake_engine, cli, tmp_path):
 
 def test_gpu_engines_are_refused(tmp_path):
     path = write_fake_engine(tmp_path / "gpu.cgd", backend="tensorrt")
-    with pytest.raises(InputError, match="autotuning is for CPUs"):
+    with pytest.raises(InputError, match="tensorrt runs on a GPU"):
         autotune(path)
 
 
@@ -157,3 +158,26 @@ def test_streams_change_no_descriptor(engines, backend, pixels):
 def test_more_streams_than_threads_are_refused(fake_engine):
     with pytest.raises(InputError, match="4 streams cannot share 2 threads"):
         load(fake_engine, threads=2, streams=4)
+
+
+def test_build_engine_tunes_what_it_built(cli, model_onnx, tmp_path, monkeypatch):
+    monkeypatch.setattr("cgd_deploy.autotune.SECONDS", 0.0)
+    monkeypatch.setattr("cgd_deploy.autotune.BATCHES", (1, 2))
+    monkeypatch.setattr("cgd_deploy.autotune.available_threads", lambda: 2)
+    code, out, _ = cli("build-engine", model_onnx, "--fp32", "-o", tmp_path / "e.cgd", "--autotune")
+    assert code == 0
+    assert re.search(r"best throughput here: \d threads?, \d streams?, batch \d, [\d.]+ images/s", out)
+    assert setting_here(read_engine(tmp_path / "e.cgd").manifest, "latency").batch == 1
+
+
+def test_autotuning_a_gpu_engine_is_refused_before_it_is_built(cli, model_onnx, tmp_path):
+    out = tmp_path / "e.cgd"
+    code, _, err = cli("build-engine", model_onnx, "--fp16", "-o", out, "--backend", "tensorrt-rtx", "--autotune")
+    assert code == 2 and "leave --autotune out" in err and not out.exists()
+
+
+@pytest.mark.parametrize(("found", "warned"), [(["avx2"], True), (["avx2", "avx_vnni"], False)])
+def test_a_cpu_that_is_slow_in_int8_is_told_of(cli, model_onnx, tmp_path, monkeypatch, found, warned):
+    monkeypatch.setattr("cgd_deploy.hardware.instruction_sets", lambda: found)
+    code, _, err = cli("build-engine", model_onnx, "--int8", "-o", tmp_path / "e.cgd", "--backend", "onnxruntime")
+    assert code == 0 and ("no instruction for sums of 8-bit products" in err) is warned

@@ -205,6 +205,10 @@ def build_engine(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Engine to write [default: MODEL-PRECISION.cgd].")
     ] = None,
+    autotune: Annotated[
+        bool,
+        typer.Option("--autotune", help="Measure which threads, streams and batch are fastest here, and keep them."),
+    ] = False,
     min_batch: Annotated[int, typer.Option(help="Smallest batch.")] = 1,
     opt_batch: Annotated[int, typer.Option(help="Batch to be fastest at.")] = 8,
     max_batch: Annotated[int, typer.Option(help="Largest batch.")] = 64,
@@ -233,12 +237,21 @@ def build_engine(
     check_runtime()
     from cgd_export.budget import Trial, read_budget
     from cgd_export.build_options import BuildOptions
-    from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
+    from cgd_export.engine_from_onnx import calibration_list, choose_backend, engine_from_onnx
     from cgd_export.recipe import Recipe
 
+    from ..autotune import autotune as tune
+    from ..autotune import check_tunable
+    from ..backends import DEVICES
     from ..datasets import read_training
+    from ..hardware import SLOW_INT8, has_fast_int8
     from ..terminal import build_summary, errors, phases, trial_table
 
+    backend = choose_backend(backend)
+    if autotune:
+        check_tunable(backend)
+    if precision is Precision.INT8 and "cpu" in DEVICES[backend] and not has_fast_int8():
+        errors.print(f"warning: {SLOW_INT8}", style="yellow", soft_wrap=True)
     recipe = None if calibration == "auto" else Recipe.parse(calibration)
     budget = read_budget(data, max_recall_drop, min_overlap)
 
@@ -284,8 +297,11 @@ def build_engine(
         if trials:
             errors.print(trial_table([trial.to_dict() for trial in trials]), soft_wrap=False)
         raise
+    if autotune:
+        with phases() as on_progress:
+            manifest = tune(out, on_progress=on_progress)
     facts = manifest.to_dict()
-    told = {name: facts[name] for name in ("backend", "precision", "parity", "proof", "retrieval")}
+    told = {name: facts[name] for name in ("backend", "precision", "parity", "proof", "retrieval", "tuning")}
     told["trials"] = [trial.to_dict() for trial in trials]
     tell({"path": str(out), **told}, build_summary(out, manifest), as_json)
 
