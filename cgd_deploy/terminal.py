@@ -66,6 +66,7 @@ def build_summary(path: Path, manifest: Manifest) -> str:
         if drop := found["recall_drop_pp"].get("1"):
             change, low, high = (_change(drop[name]) for name in ("drop", "high", "low"))
             told.append(f"recall@1 {change} pp (95 %: {low} to {high})")
+        told.append(f"calibrated by {found['recipe']}")
         told.append(f"{len(found['keep_float'])} of {proof['convolutions']} convolutions in float")
         lines.append(f"  on {found['pictures']} test pictures: {', '.join(told)} (run on the {found['measured_on']})")
         lines.append(f"  {found['statement']}")

@@ -92,53 +92,50 @@ class Activations:
 
     def ranges(self, method: Calibration) -> Ranges:
         """The range of each ranged tensor; one that is zero throughout or not finite has its largest magnitude."""
-        means, largest = self._extremes
+        largest = self._extremes.largest
         if method is Calibration.MEAN:
-            return means
+            return self._extremes.means
         if method is Calibration.MIN_MAX:
             return largest
-        counted = self._details.counts
-        bins = {name: COVERED[method](counts, self._ranged[name]) for name, counts in counted.items()}
+        bins = {name: COVERED[method](counts, self._ranged[name]) for name, counts in self._histograms.items()}
         return {name: top * bins.get(name, BINS) / BINS for name, top in largest.items()}
 
     @property
     def means(self) -> Channels:
         """Of each convolved tensor, the mean of each channel over pictures and positions."""
-        return {name: channels.mean for name, channels in self._details.channels.items()}
+        return {name: channels.mean for name, channels in self._extremes.channels.items()}
 
     @property
     def largest(self) -> Channels:
         """Of each convolved tensor, the largest magnitude of each channel."""
-        return {name: channels.largest for name, channels in self._details.channels.items()}
+        return {name: channels.largest for name, channels in self._extremes.channels.items()}
 
     @cached_property
-    def _extremes(self) -> tuple[Ranges, Ranges]:
-        """First pass: the mean over pictures of each ranged tensor's largest magnitude, and the largest of all."""
-        totals, largest = np.zeros(len(self._ranged)), np.zeros(len(self._ranged))
-        for values in self._passed(list(self._ranged)):
-            tops = [np.abs(value).max(axis=tuple(range(1, value.ndim))) for value in values]
-            totals += [float(top.sum()) for top in tops]
-            largest = np.maximum(largest, [float(top.max()) for top in tops])
-        means = totals / len(self._images)
-        return _named(self._ranged, means), _named(self._ranged, largest)
+    def _extremes(self) -> _Extremes:
+        """First pass."""
+        totals, largest = dict.fromkeys(self._ranged, 0.0), dict.fromkeys(self._ranged, 0.0)
+        channels = {name: _Channels(axis) for name, axis in self._convolved.items()}
+        for values in self._passed({**self._ranged, **channels}):
+            for name in self._ranged:
+                tops = np.abs(values[name]).max(axis=tuple(range(1, values[name].ndim)))
+                totals[name] += float(tops.sum())
+                largest[name] = float(np.maximum(largest[name], tops.max()))
+            for name, found in channels.items():
+                found.add(values[name])
+        return _Extremes({name: total / len(self._images) for name, total in totals.items()}, largest, channels)
 
     @cached_property
-    def _details(self) -> _Details:
-        """Second pass: histograms up to the largest magnitude, where there is one, and the channels."""
-        tops = {name: top for name, top in self._extremes[1].items() if LEAST_TOP < top < np.inf}
+    def _histograms(self) -> dict[str, Counts]:
+        """Second pass: up to the largest magnitude, where there is one."""
+        tops = {name: top for name, top in self._extremes.largest.items() if LEAST_TOP < top < np.inf}
         counts = {name: np.zeros(BINS, np.int64) for name in tops}
-        channels: dict[str, _Channels] = {name: _Channels(axis) for name, axis in self._convolved.items()}
-        names = list(dict.fromkeys([*tops, *channels]))
-        for values in self._passed(names):
-            for name, value in zip(names, values, strict=True):
-                if name in tops:
-                    counts[name] += _histogram(value, tops[name])
-                if name in channels:
-                    channels[name].add(value)
-        return _Details(counts, channels)
+        for values in self._passed(tops) if tops else ():
+            for name, top in tops.items():
+                counts[name] += _histogram(values[name], top)
+        return counts
 
-    def _passed(self, tensors: Sequence[str]) -> Iterator[list[NDArray[np.float32]]]:
-        """The values of ``tensors`` for each batch of pictures."""
+    def _passed(self, tensors: Iterable[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """The values of ``tensors``, by name, for each batch of pictures."""
         ort = import_onnxruntime()
         probe = onnx.ModelProto()
         probe.CopyFrom(self.model)
@@ -150,19 +147,18 @@ class Activations:
         options.intra_op_num_threads = available_threads()
         session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for indices, pixels in batches(self._images, self._spec, BATCH):
-            yield session.run(list(tensors), {INPUT: pixels})
+            yield dict(zip(tensors, session.run(list(tensors), {INPUT: pixels}), strict=True))
             if self._on_pictures:
                 self._on_pictures(len(indices))
 
 
 @dataclass(frozen=True)
-class _Details:
-    counts: dict[str, Counts]
+class _Extremes:
+    """Of each ranged tensor the mean over pictures of the largest magnitude and the largest of all; the channels."""
+
+    means: Ranges
+    largest: Ranges
     channels: dict[str, _Channels]
-
-
-def _named(tensors: Iterable[str], values: NDArray[np.float64]) -> Ranges:
-    return dict(zip(tensors, values.tolist(), strict=True))
 
 
 class _Channels:

@@ -39,7 +39,7 @@ from .onnx_from_checkpoint import calibration_beside
 from .parity import parity_of, run_in_batches, run_onnx
 from .proof import graph_precisions, prove
 from .quantize import Layout, quantized
-from .recipe import Int8Models, Recipe
+from .recipe import DEFAULT, Int8Models, Recipe
 from .tensorrt import OnStep, Plan, plan_from_onnx
 
 Tune = Callable[[onnx.ModelProto, Ranges], tuple[onnx.ModelProto, Ranges]]
@@ -151,7 +151,7 @@ def engine_from_onnx(
             )
         state = Path(output).with_name(f"{Path(output).name}.unfinished")
         tune = _tuning(distill, distill_steps, LAYOUTS[backend], keep_float, state, on_step)
-    typing = _typing(model, backend, precision, calibration, on_pictures, tune, recipe or Recipe())
+    typing = _typing(model, backend, precision, calibration, on_pictures, tune, recipe or DEFAULT)
     retrieval = None
     if budget:
         trial = guarded(
@@ -167,7 +167,7 @@ def engine_from_onnx(
         recipe, keep_float = trial.recipe, trial.keep_float
         measured_on = "graph" if backend in MODULES else "engine"
         retrieval = {**retrieval_facts(trial, budget), "measured_on": measured_on}
-    recipe = recipe or Recipe()
+    recipe = recipe or DEFAULT
     typed = typing(recipe, keep_float)
     onnx.checker.check_model(typed, full_check=True)
     plan, proof = _built(typed, metadata.spec, backend, precision, options, keep_float, on_step)

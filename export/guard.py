@@ -26,7 +26,7 @@ from .calibrate import Calibration
 from .metadata import get_metadata
 from .proof import convolution_work
 from .quantize import backbone, convolutions
-from .recipe import Recipe
+from .recipe import DEFAULT, Recipe
 from .tensorrt import OnStep
 
 BATCH = 8
@@ -61,9 +61,9 @@ def guarded(
     on_step      hears of each phase, its step and its number of steps
     on_trial     hears of everything that was measured
 
-    Plain INT8 comes first. If it misses, recipes are compared by overlap@10 on a sample: plain with corrected biases,
-    the better of these two with every calibration, and the best of them equalized. Biases come first because what
-    rounding the weights moves on average, left in, hides which calibration is best.
+    Plain INT8 comes first. If it misses, recipes are compared by overlap@10 on a sample: plain without corrected
+    biases, the better of these two with every calibration, and the best of them equalized. Biases come first because
+    what rounding the weights moves on average, left in, hides which calibration is best.
 
     If the best recipe misses too, each residual block is returned to float alone and what overlap@10 gains by it is
     measured on the sample; of the blocks by gain per convolution work, the shortest beginning that holds on all
@@ -120,7 +120,7 @@ class _Search:
         on_trial: Callable[[Trial], None],
     ) -> None:
         self._open_int8, self._budget, self._always = open_int8, budget, keep_float
-        self._recipe, self._searches = recipe or Recipe(), recipe is None
+        self._recipe, self._searches = recipe or DEFAULT, recipe is None
         self._on_step, self._on_trial = on_step, on_trial
         self._work = convolution_work(model)
         self._blocks = [tuple(name for name in block if name not in keep_float) for block in blocks(model)]
@@ -148,7 +148,7 @@ class _Search:
         return self._shortest(self._ranked_convolutions(best)) or best
 
     def _best_recipe(self) -> Recipe:
-        best = self._best([self._recipe, replace(self._recipe, bias_corrected=True)])
+        best = self._best([self._recipe, replace(self._recipe, bias_corrected=False)])
         best = self._best([replace(best, calibration=method) for method in Calibration])
         return self._best([best, replace(best, equalized=True)])
 

@@ -53,6 +53,11 @@ class Recipe:
         return " + ".join([self.calibration.value, *(name for done, name in extras if done)])
 
 
+DEFAULT = Recipe(bias_corrected=True)
+"""What plain INT8 is made by: correcting biases costs nothing at run time, and on ResNet-18 and ResNet-50 kept one to
+two hundredths more of the ten nearest neighbours, with either CPU runtime."""
+
+
 class Int8Models:
     """INT8 models of one FP32 model in one layout; what a recipe needs of the pictures is measured when it needs it.
 

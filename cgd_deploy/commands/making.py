@@ -192,8 +192,8 @@ def build_engine(
         str,
         typer.Option(
             help="What INT8 covers of each tensor: mean (of each picture's largest), min-max, percentile, entropy or "
-            "mse, and after it '+ equalized', '+ bias corrected' or both; auto is mean, and if that misses a limit, "
-            "what keeps most neighbours."
+            "mse, and after it '+ equalized', '+ bias corrected' or both; auto is mean + bias corrected, and if that "
+            "misses a limit, what keeps most neighbours."
         ),
     ] = "auto",
     distill: Annotated[
