@@ -148,6 +148,6 @@ def load(path: str | Path, device: str | None = None, threads: int | None = None
     threads = threads or (tuned.threads if tuned else available_threads())
     streams = streams or 1
     if streams > threads:
-        raise InputError(f"{streams} streams cannot share {threads} threads; ask for at most {threads}.")
+        raise InputError(f"streams={streams} cannot share threads={threads}; ask for no more streams than threads.")
     runner = BACKENDS[backend](file.payload, device=device, threads=threads, streams=streams)
     return Engine(file, runner if streams == 1 else Parallel(runner, streams))

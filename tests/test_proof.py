@@ -16,7 +16,7 @@ from cgd_deploy.backends.tensorrt import import_tensorrt
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import GateError, MissingDependency
 from cgd_deploy.spec import Precision
-from cgd_export import engine_from_onnx as module
+from cgd_export import recipe
 from cgd_export.fp16 import halved
 from cgd_export.metadata import FEATURES, Metadata, load_onnx, set_metadata
 from cgd_export.proof import convolution_work, engine_precisions, graph_precisions, network_precisions, prove
@@ -199,7 +199,7 @@ def test_lost_codes_exit_with_3(
 ) -> None:
     if backend == "tensorrt-rtx":
         network_of(load_onnx(model_onnx))  # skips without the library
-    monkeypatch.setattr(module, "quantized", lambda *arguments: stripped(quantized(*arguments)))
+    monkeypatch.setattr(recipe, "quantized", lambda *arguments: stripped(quantized(*arguments)))
     output = tmp_path / "engine.cgd"
     status, _, told = cli("build-engine", model_onnx, "--int8", "--backend", backend, "-o", output)
     assert status == 3

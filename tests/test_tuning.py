@@ -156,7 +156,7 @@ def test_streams_change_no_descriptor(engines, backend, pixels):
 
 
 def test_more_streams_than_threads_are_refused(fake_engine):
-    with pytest.raises(InputError, match="4 streams cannot share 2 threads"):
+    with pytest.raises(InputError, match="streams=4 cannot share threads=2"):
         load(fake_engine, threads=2, streams=4)
 
 
