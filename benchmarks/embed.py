@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cgd_deploy.bench import environment
-from cgd_deploy.engine import load
+from cgd_deploy.engine import open_engine
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import CgdError
 from cgd_deploy.files import write_text
@@ -31,12 +31,13 @@ from cgd_deploy.tuning import Setting, setting_here
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """Images a second of both and their ratio; raises CgdError for what cannot be read."""
     images = read_images(options.images).sample(options.pictures)
-    manifest = read_engine(options.engine).manifest
+    file = read_engine(options.engine)
+    manifest = file.manifest
     tuned = setting_here(manifest, "throughput") or Setting(available_threads(), 1, 8)
     batch = options.batch or tuned.batch
     threads, streams = options.threads or tuned.threads, options.streams or tuned.streams
     decoded = [pixels for _, pixels in batches(images, manifest.spec, batch)]
-    with load(options.engine, threads=threads, streams=streams) as engine, phases() as on_progress:
+    with open_engine(file, threads=threads, streams=streams) as engine, phases() as on_progress:
 
         def from_memory() -> None:
             for pixels in decoded:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .backends import DEVICES
-from .engine import load
+from .engine import open_engine
 from .enginefile import Manifest, read_engine, write_engine
 from .errors import InputError
 from .golden import golden_images
@@ -51,7 +51,7 @@ def autotune(
     pixels = golden_images(manifest.spec, max(fitting))
     with ExitStack() as stack:
         loaded = {
-            (threads, streams): stack.enter_context(load(path, threads=threads, streams=streams))
+            (threads, streams): stack.enter_context(open_engine(file, threads=threads, streams=streams))
             for threads, streams in {(setting.threads, setting.streams): None for setting in settings}
         }
 

@@ -124,10 +124,17 @@ def load(path: str | Path, device: str | None = None, threads: int | None = None
 
     Raises EngineError if the file is damaged or not for this machine, MissingDependency without its backend.
     """
+    return open_engine(read_engine(path), device, threads, streams)
+
+
+def open_engine(
+    file: EngineFile, device: str | None = None, threads: int | None = None, streams: int | None = None
+) -> Engine:
+    """``load`` for a file that has been read, so that what its manifest says can be looked at before."""
+    path = file.path
     for name, value in (("threads", threads), ("streams", streams)):
         if value is not None and value < 1:
             raise InputError(f"{name}={value} cannot be used; expected at least 1.")
-    file = read_engine(path)
     backend = file.manifest.backend
     if backend not in BACKENDS:
         raise EngineError(f"{path} is for backend {backend!r}; this release has {', '.join(BACKENDS)}.")

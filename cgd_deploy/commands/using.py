@@ -101,7 +101,7 @@ def embed(
     from ..doctor import check_runtime
 
     check_runtime()
-    from ..engine import load
+    from ..engine import open_engine
     from ..enginefile import read_engine
     from ..images import read_images
     from ..index import check_index_path, index_images, write_index
@@ -117,11 +117,12 @@ def embed(
         errors.print(f"left out: {error}", style="yellow")
 
     on_error = None if strict or len(listed) == 1 else leave_out
-    tuned = setting_here(read_engine(engine).manifest, "throughput")
+    file = read_engine(engine)
+    tuned = setting_here(file.manifest, "throughput")
     if tuned and not (threads or streams):
         threads, streams = tuned.threads, tuned.streams
     batch = batch or (tuned.batch if tuned else 8)
-    with load(engine, threads=threads, streams=streams) as loaded, counting("Embedding", len(listed)) as advance:
+    with open_engine(file, threads=threads, streams=streams) as loaded, counting("Embedding", len(listed)) as advance:
         index = index_images(
             loaded,
             listed,
