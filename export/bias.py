@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from .calibrate import Channels
-from .quantize import convolutions
+from .quantize import by_group, convolutions
 
 BIAS = 2
 """Which input of a Conv is its bias."""
@@ -82,6 +82,5 @@ def _mean_output(
     """What ``weight`` makes of an input that is ``means`` [C] everywhere: [output channels]."""
     if convolution.op_type == "MatMul":
         return means @ weight
-    groups = next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
-    kernels = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).sum(axis=3, dtype=np.float64)
-    return np.einsum("goi,gi->go", kernels, means.reshape(groups, -1)).ravel()
+    kernels = by_group(convolution, weight).sum(axis=3, dtype=np.float64)
+    return np.einsum("goi,gi->go", kernels, means.reshape(len(kernels), -1)).ravel()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from .calibrate import Channels
-from .quantize import convolutions
+from .quantize import by_group, convolutions
 
 HOMOGENEOUS = {"Relu", "MaxPool"}
 """Operators with f(s x) = s f(x) for s > 0, channel by channel."""
@@ -52,13 +52,13 @@ def equalized(model: onnx.ModelProto, largest: Channels) -> onnx.ModelProto:
     changed: set[str] = set()
     for link in links(model):
         activation = np.max([largest[reader.input[0]] for reader in link.readers], axis=0)
-        weight = np.max([np.abs(_columns(reader, weights)).max(axis=(1, 3)).ravel() for reader in link.readers], axis=0)
+        views = [by_group(reader, weights[reader.input[1]]) for reader in link.readers]
+        weight = np.max([np.abs(view).max(axis=(1, 3)).ravel() for view in views], axis=0)
         factors = _factors(activation, weight)
         for name in link.writer.input[1:]:
             weights[name] /= factors.reshape(-1, *(1,) * (weights[name].ndim - 1))
-        for reader in link.readers:
-            columns = _columns(reader, weights)
-            columns *= factors.reshape(len(columns), 1, -1, 1)
+        for view in views:
+            view *= factors.reshape(len(view), 1, -1, 1)
         changed.update(link.writer.input[1:], *(reader.input[1:2] for reader in link.readers))
     for tensor in result.graph.initializer:
         if tensor.name in changed:
@@ -104,10 +104,3 @@ def _factors(activation: NDArray[np.floating], weight: NDArray[np.floating]) -> 
     read = np.where(weight > 0, weight, 1)
     squared = np.where(weight > 0, np.maximum(activation, floor / read) / read, 1)
     return np.exp2(np.round(np.log2(squared) / 2)).astype(np.float32)
-
-
-def _columns(reader: onnx.NodeProto, weights: Weights) -> NDArray[np.float32]:
-    """A view of its weight as [groups, output channels of a group, input channels of a group, kernel]."""
-    weight = weights[reader.input[1]]
-    groups = next((attribute.i for attribute in reader.attribute if attribute.name == "group"), 1)
-    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)

@@ -132,6 +132,12 @@ def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in backbone(model) if node.op_type in CONVOLUTIONS]
 
 
+def by_group(convolution: onnx.NodeProto, weight: NDArray[np.floating]) -> NDArray[np.floating]:
+    """A view of a Conv's weight as [groups, output channels of a group, input channels of a group, kernel]."""
+    groups = next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
+    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+
+
 def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes that FEATURES is computed from, in graph order; raises ExportError if no convolution is among them."""
     needed = {FEATURES}
