@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's spinning threads 
 
 SPEC = ModelSpec(backbone="resnet18", descriptors="SMG", dim=96, input_size=(64, 64))
 FAKE_SPEC = replace(SPEC, dim=24, descriptors="SG", input_size=(32, 32), space_id="0123456789abcdef")
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CLASSES = 6
 A_CLASS = 5
 
@@ -180,6 +183,16 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return (code if isinstance(code, int) else 0 if code is None else 1), *capsys.readouterr()
 
     return run
+
+
+def script(name: str) -> ModuleType:
+    """benchmarks/NAME.py as a module of its own, made anew by each call."""
+    spec = spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def listing(folder: Path) -> dict[str, int]:

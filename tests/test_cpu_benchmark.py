@@ -6,7 +6,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from conftest import SPEC, write_fake_engine
+from conftest import SPEC, script, write_fake_engine
 
 from cgd_deploy.errors import CgdError, InputError
 from cgd_deploy.evaluation import Evaluation
@@ -30,12 +29,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "cpu.py"
 
 @pytest.fixture(scope="module")
 def cpu() -> ModuleType:
-    spec = spec_from_file_location("benchmarks_cpu", SCRIPT)
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("cpu")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
+from conftest import script
 
 from cgd_deploy.cuda import find_device
 from cgd_deploy.errors import CgdError
@@ -18,14 +19,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
 
 @pytest.fixture(scope="module")
 def gpu() -> ModuleType:
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("benchmarks_gpu", SCRIPT)
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("gpu")
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import shutil
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import script
 
 from cgd_deploy.images import read_images
 
@@ -57,10 +57,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_tables_are_made_from_the_committed_json() -> None:
-    spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
-    assert spec and spec.loader
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    table = script("table")
     texts = [path.read_text(encoding="utf-8") for path in table.FILES]
     assert [table.with_tables(text) for text in texts] == texts
     for name, made in table.tables().items():

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import script
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "table.py"
 CPU = "<!-- cpu: made by benchmarks/table.py -->\n{}\n<!-- end of cpu -->"
 
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with an empty folder of results."""
-    spec = spec_from_file_location("benchmarks_table", SCRIPT)
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("table")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     return module
 
