@@ -12,6 +12,7 @@ from .errors import (
     GateError,
     InputError,
     MissingDependency,
+    Overloaded,
     SpecError,
 )
 from .images import ImageList, read_images
@@ -19,8 +20,10 @@ from .spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from .engine import Engine, load
+    from .scheduler import Batching
 
 __all__ = [
+    "Batching",
     "CgdError",
     "CheckpointError",
     "Engine",
@@ -31,6 +34,7 @@ __all__ = [
     "InputError",
     "MissingDependency",
     "ModelSpec",
+    "Overloaded",
     "Precision",
     "SpecError",
     "load",
@@ -39,8 +43,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``Engine`` and ``load`` on first use: they bring NumPy and Pillow, which ``cgd-deploy --help`` does without."""
-    if name in ("Engine", "load"):
+    """The runtime on first use: it brings NumPy and Pillow, which ``cgd-deploy --help`` does without."""
+    if name in ("Batching", "Engine", "load"):
         from . import engine
 
         return getattr(engine, name)

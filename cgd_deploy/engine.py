@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +22,34 @@ from .enginefile import EngineFile, Manifest, read_engine
 from .errors import EngineError, InputError
 from .hardware import available_threads
 from .images import ImageList
+from .interop import array_length, host_array, on_device
 from .preprocess import Picture, batches, preprocess
 from .retrieval import Descriptors, cosines
+from .scheduler import Batching, Descriptor, Scheduler
 from .spec import ModelSpec, Precision
 from .streams import LANES
 from .tuning import setting_here
 
 SELF_TEST_COSINE = 0.999
+CPU_BATCH = 8
+"""Pictures of a full batch where nothing was measured: a CPU gains nothing from more, and each waits longer."""
 
 
 class Engine:
-    """A loaded .cgd file; make one with ``load``. A context manager, else call ``close``; threads may share it."""
+    """A loaded .cgd file; make one with ``load``. A context manager, else call ``close``; threads may share it.
 
-    def __init__(self, file: EngineFile, backend: Backend) -> None:
+    A process forked from the one that loaded it must load its own: the backends' threads do not come along.
+    """
+
+    def __init__(self, file: EngineFile, backend: Backend, streams: int = 1, batching: Batching | None = None) -> None:
         self._file = file
         self._backend = backend
+        self._batches = backend if streams == 1 else Parallel(backend, streams)
+        self._batching = batching or Batching()
+        self._process = os.getpid()
+        self._lock = Lock()
+        self._scheduler: Scheduler | None = None
+        self._closed = False
 
     @property
     def manifest(self) -> Manifest:
@@ -61,8 +80,49 @@ class Engine:
         if isinstance(images, (str, bytes, Path, np.ndarray)):
             raise InputError("embed takes several pictures; pass a list, or uint8 [N, height, width, 3].")
         pixels = [preprocess(image, self.spec) for image in images]
-        height, width = self.spec.input_size
-        return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, height, width, 3), np.uint8))
+        return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, *self._image_shape), np.uint8))
+
+    def submit(self, image: Picture) -> Future[Descriptor]:
+        """Describe one picture together with those that other threads submit, as ``load``'s ``batching`` says.
+
+        image   uint8 RGB [H, W, 3] at the spec's input size, which is read later and must not change until then, or
+                anything that ``preprocess`` takes; that is decoded here, in the caller's thread
+        The future's result is float32 [dim]; cancelling it takes the picture out of the queue. Its callbacks run in the
+        thread that computes, and hold it up.
+
+        Raises Overloaded if too many pictures wait, InputError for a picture that cannot be used.
+        """
+        pixels = self._pixels(image)
+        return self._queue().submit(pixels)
+
+    async def aembed(self, image: Picture) -> Descriptor:
+        """``submit`` for asyncio: decodes in another thread, and cancelling the task takes the picture out again."""
+        pixels = await asyncio.to_thread(self._pixels, image)
+        return await asyncio.wrap_future(self._queue().submit(pixels))
+
+    def embed_into(self, images: Any, descriptors: Any, *, rows: int | None = None, stream: Any = None) -> None:
+        """Describe pixels where they lie, into memory of the caller's; nothing is copied on the CPU.
+
+        images        uint8 RGB [N, H, W, 3] at the spec's input size, C-contiguous
+        descriptors   float32 [N, dim], C-contiguous
+        rows          N, needed where ``images`` is a bare address
+        stream        device memory only: of pycuda, torch, CuPy or cuda.core, or a handle; None: the default stream
+
+        Each is a NumPy array, anything with DLPack or a buffer, or an address as an integer; or, for an engine on CUDA,
+        both have ``__cuda_array_interface__`` or are device addresses with a ``stream``. Device memory is used in order
+        with the stream and the call returns at once: keep both until the stream is past it.
+
+        Raises InputError for another shape, dtype, layout or place.
+        """
+        self._check_open()
+        rows = array_length(images) if rows is None else rows
+        if stream is not None or on_device(images):
+            if self._backend.streams is None:
+                raise InputError("this engine runs on the CPU; pass arrays in host memory and no stream.")
+            self._backend.streams.run_on(0 if stream is None else stream, rows, images, descriptors)
+            return
+        pixels = host_array(images, (rows, *self._image_shape), np.uint8)
+        self._run_into(pixels, host_array(descriptors, (rows, self.spec.dim), np.float32, writable=True))
 
     def embed_list(
         self,
@@ -74,7 +134,7 @@ class Engine:
         """Yield (indices, descriptors) batch by batch, decoding ahead; the rest as in ``preprocess.batches``."""
         size = min(batch_size, self.max_batch)
         for indices, pixels in batches(images, self.spec, size, on_error=on_error, fast_decode=fast_decode):
-            yield indices, self._backend.run(pixels)
+            yield indices, self._embed_pixels(pixels)
 
     def self_test(self) -> float:
         """Replay the golden pictures and return the smallest cosine with the descriptors stored at build time.
@@ -90,19 +150,71 @@ class Engine:
             )
         return smallest
 
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        return (*self.spec.input_size, 3)
+
+    def _pixels(self, image: Picture) -> NDArray[np.uint8]:
+        ready = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == self._image_shape
+        return image if ready else preprocess(image, self.spec)  # type: ignore[return-value]
+
     def _embed_pixels(self, images: NDArray[np.uint8]) -> Descriptors:
         height, width = self.spec.input_size
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3):
             raise InputError(
                 f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, {height}, {width}, 3]."
             )
-        images = np.ascontiguousarray(images)
-        starts = range(0, len(images), self.max_batch)
-        parts = [self._backend.run(images[start : start + self.max_batch]) for start in starts]
-        return np.concatenate(parts) if parts else np.empty((0, self.spec.dim), np.float32)
+        descriptors = np.empty((len(images), self.spec.dim), np.float32)
+        self._run_into(np.ascontiguousarray(images), descriptors)
+        return descriptors
 
-    def close(self) -> None:
-        self._backend.close()
+    def _run_into(self, images: NDArray[np.uint8], descriptors: Descriptors) -> None:
+        self._check_open()
+        for start in range(0, len(images), self.max_batch):
+            part = slice(start, start + self.max_batch)
+            self._batches.run_into(images[part], descriptors[part])
+
+    def _queue(self) -> Scheduler:
+        """The scheduler, whose threads start with the first picture submitted."""
+        self._check_open()  # before the lock, which a fork may have copied locked
+        with self._lock:
+            self._check_open()
+            if self._scheduler is None:
+                batching = self._batching
+                self._scheduler = Scheduler(
+                    self._backend.run,
+                    workers=self._backend.concurrency,
+                    max_batch=min(batching.max_batch or self._good_batch(), self.max_batch),
+                    max_delay=batching.max_delay_ms / 1000,
+                    max_queue=batching.max_queue,
+                )
+                weakref.finalize(self, self._scheduler.close)
+            return self._scheduler
+
+    def _good_batch(self) -> int:
+        if self._backend.streams:
+            return self.max_batch
+        tuned = setting_here(self.manifest, "throughput")
+        return tuned.batch if tuned else CPU_BATCH
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"{self._file.path} is closed; load it again.")
+        if os.getpid() != self._process:
+            raise EngineError(
+                f"{self._file.path} was loaded before this process was forked, and its threads stayed behind; "
+                "load it in the new process."
+            )
+
+    def close(self, drain: bool = True) -> None:
+        """Free the engine, once what was submitted is computed or, without ``drain``, cancelled. In a fork: nothing."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            self._closed = True
+        if self._scheduler:
+            self._scheduler.close(drain)
+        self._batches.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -113,22 +225,33 @@ class Engine:
         self.close()
 
 
-def load(path: str | Path, device: str | None = None, threads: int | None = None, streams: int | None = None) -> Engine:
+def load(
+    path: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    streams: int | None = None,
+    batching: Batching | None = None,
+) -> Engine:
     """Open a .cgd engine.
 
     device    "cpu" or "cuda"; None: what the engine was built for. Never another one in silence.
     threads   CPU threads; None: what ``autotune`` found to be fastest for one picture on this machine, else every core
               this process may use (affinity and cgroup quota)
     streams   on CUDA, execution contexts whose batches overlap, None: 2; on the CPU, parts of a batch that run at the
-              same time and share the threads, None: 1
+              same time, or batches of ``submit``, that share the threads, None: 1
+    batching  how ``submit`` gathers pictures
 
     Raises EngineError if the file is damaged or not for this machine, MissingDependency without its backend.
     """
-    return open_engine(read_engine(path), device, threads, streams)
+    return open_engine(read_engine(path), device, threads, streams, batching)
 
 
 def open_engine(
-    file: EngineFile, device: str | None = None, threads: int | None = None, streams: int | None = None
+    file: EngineFile,
+    device: str | None = None,
+    threads: int | None = None,
+    streams: int | None = None,
+    batching: Batching | None = None,
 ) -> Engine:
     """``load`` for a file that has been read, so that what its manifest says can be looked at before."""
     path = file.path
@@ -150,11 +273,11 @@ def open_engine(
         runner = BACKENDS[backend](
             file.payload, device=device, threads=threads, streams=streams or LANES, max_batch=largest
         )
-        return Engine(file, runner)
+        return Engine(file, runner, batching=batching)
     tuned = setting_here(file.manifest, "latency")
     threads = threads or (tuned.threads if tuned else available_threads())
     streams = streams or 1
     if streams > threads:
         raise InputError(f"streams={streams} cannot share threads={threads}; ask for no more streams than threads.")
     runner = BACKENDS[backend](file.payload, device=device, threads=threads, streams=streams)
-    return Engine(file, runner if streams == 1 else Parallel(runner, streams))
+    return Engine(file, runner, streams, batching)

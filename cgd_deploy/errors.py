@@ -7,6 +7,7 @@ CgdError                 one sentence: what was wrong, what was expected, what t
 ├── ExportError          a model cannot be lowered to ONNX or to an engine
 ├── EngineError          a .cgd file or ONNX model is damaged, too new, or made for another machine
 ├── MissingDependency    an optional package is not installed
+├── Overloaded           too many pictures wait already
 └── GateError            a measured limit was missed (exit status 3; every other error exits with 2)
 """
 
@@ -46,6 +47,10 @@ class MissingDependency(CgdError):
 def not_installed(error: ModuleNotFoundError, extra: str) -> MissingDependency:
     """What to raise where an import failed that the extra of that name brings."""
     return MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[{extra}]'`.")
+
+
+class Overloaded(CgdError):
+    """Too many pictures wait for an engine already; the caller may try again, or shed the request."""
 
 
 class GateError(CgdError):

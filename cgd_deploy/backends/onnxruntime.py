@@ -46,8 +46,6 @@ class OnnxRuntimeBackend(Backend):
     Raises EngineError if the model cannot be loaded or the device is not there.
     """
 
-    streams: Streams | None = None
-
     def __init__(
         self,
         payload: bytes,
@@ -67,6 +65,8 @@ class OnnxRuntimeBackend(Backend):
         if device == "cpu":
             each = max(1, (threads or available_threads()) // (streams or 1))
             self._session = _session(ort, payload, device, each)
+            self._dim = self._session.get_outputs()[0].shape[1]
+            self.concurrency = streams or 1
             return
 
         def lane(stream: int) -> OnnxRuntimeLane:
@@ -74,12 +74,26 @@ class OnnxRuntimeBackend(Backend):
             return OnnxRuntimeLane(ort, _session(ort, payload, device, threads, options), device)
 
         self.streams = Streams(CudaDriver(), lane, _layout(payload, max_batch), lanes=streams or LANES)
+        self.concurrency = self.streams.capacity
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self.streams:
             return self.streams.run(images)
-        outputs: list[NDArray[np.float32]] = self._session.run(None, {"images": images})
-        return outputs[0]
+        descriptors = np.empty((len(images), self._dim), np.float32)
+        self.run_into(images, descriptors)
+        return descriptors
+
+    def run_into(self, images: NDArray[np.uint8], descriptors: NDArray[np.float32]) -> None:
+        if self.streams:
+            descriptors[...] = self.streams.run(images)
+            return
+        binding = self._session.io_binding()
+        for bind, name, array in (
+            (binding.bind_input, "images", images),
+            (binding.bind_output, "descriptors", descriptors),
+        ):
+            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(binding)
 
     def close(self) -> None:
         if self.streams:

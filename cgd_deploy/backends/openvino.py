@@ -44,16 +44,24 @@ class OpenVinoBackend(Backend):
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:200]
             raise EngineError(f"OpenVINO cannot load the model ({reason}); build the engine again.") from error
+        self.concurrency = streams
+        self._tensor = openvino.Tensor
+        self._dim = self._compiled.output(0).partial_shape[1].get_length()
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        descriptors = np.empty((len(images), self._dim), np.float32)
+        self.run_into(images, descriptors)
+        return descriptors
+
+    def run_into(self, images: NDArray[np.uint8], descriptors: NDArray[np.float32]) -> None:
         try:
             request = self._idle.get_nowait()
         except Empty:
             request = self._compiled.create_infer_request()
         try:
-            descriptors: NDArray[np.float32] = request.infer({0: images}, share_inputs=True)[0]
-            return descriptors
+            request.set_output_tensor(self._tensor(descriptors, shared_memory=True))
+            request.infer({0: images}, share_inputs=True, share_outputs=True)
         finally:
             self._idle.put(request)
 

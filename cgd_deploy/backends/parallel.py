@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +16,17 @@ class Parallel(Backend):
 
     def __init__(self, backend: Backend, streams: int) -> None:
         self._backend = backend
-        self._streams = streams
+        self.concurrency = streams
         self._pool = ThreadPoolExecutor(streams)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if len(images) < 2:
-            return self._backend.run(images)
-        parts = np.array_split(images, min(self._streams, len(images)))
-        return np.concatenate(list(self._pool.map(self._backend.run, parts)))
+        return np.concatenate(list(self._pool.map(self._backend.run, self._parts(images))))
+
+    def run_into(self, images: NDArray[np.uint8], descriptors: NDArray[np.float32]) -> None:
+        list(self._pool.map(self._backend.run_into, self._parts(images), self._parts(descriptors)))
+
+    def _parts(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
+        return np.array_split(rows, max(1, min(self.concurrency, len(rows))))
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -51,6 +51,7 @@ class TensorRtBackend(Backend):
     """
 
     kind = "tensorrt"
+    streams: Streams
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class TensorRtBackend(Backend):
             lanes=streams,
             graphs=graphs,
         )
+        self.concurrency = self.streams.capacity
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.streams.run(images)
