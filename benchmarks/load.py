@@ -1,0 +1,360 @@
+"""What clients feel of one engine under load, by ways to serve it: open loop, closed loop, and from C, in one run.
+
+    python benchmarks/load.py int8.cgd --triton --service build/service -o benchmarks/results/load.json
+
+Open loop: requests of one picture arrive at random (Poisson), whether or not earlier ones were answered, and latency
+counts from when one was due. The load is a share of the peak: full batches embedded in a loop, measured again before
+every step. Closed loop: clients that send their next picture once they have their last. Requests carry pixels; server
+and clients share the machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgd_deploy import Batching, CgdError, Engine, InputError, Overloaded, load
+from cgd_deploy.bench import OnProgress
+from cgd_deploy.files import replacing, write_text
+from cgd_deploy.golden import golden_images
+from cgd_deploy.hardware import available_threads, cpu_name, instruction_sets, package_version
+from cgd_deploy.retrieval import Descriptors
+from cgd_deploy.terminal import errors, phases
+from cgd_deploy.timing import percentiles_ms
+
+Send: TypeAlias = Callable[[NDArray[np.uint8]], "Future[Any]"]
+
+LOADS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.5)
+PEAK_SECONDS = 2.0
+PATIENCE = 120.0
+"""Seconds after the last arrival until a request counts as lost."""
+OURS = "cgd-deploy"
+TRITON = "Triton, Python backend, gRPC"
+COLOURS = {OURS: "#d95f0e", "one at a time": "#8a8a8a", "full batches only": "#2c7fb8", TRITON: "#4d9221"}
+
+
+@dataclass
+class Answers:
+    """What became of the requests of one open loop."""
+
+    sent: int = 0
+    shed: int = 0
+    failed: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+    in_time: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+    def add(self, other: Answers) -> None:
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def facts(self) -> dict[str, Any]:
+        """``served_per_second`` counts the answers that came while requests did."""
+        return {
+            "sent": self.sent,
+            "served": len(self.latencies),
+            "shed": self.shed,
+            "failed": self.failed,
+            "lost": self.lost,
+            "offered_per_second": round(self.sent / self.seconds, 2),
+            "served_per_second": round(self.in_time / self.seconds, 2),
+            "latency_ms": percentiles_ms(self.latencies) if self.latencies else None,
+        }
+
+
+def open_loop(
+    send: Send,
+    pictures: NDArray[np.uint8],
+    rate: float,
+    seconds: float,
+    random: np.random.Generator,
+    patience: float = PATIENCE,
+) -> Answers:
+    """Send at ``rate`` a second for ``seconds``, at random, and wait until every answer is there."""
+    due = np.cumsum(random.exponential(1 / rate, size=max(1, int(3 * rate * seconds) + 20)))
+    due = due[due < seconds]
+    answered: dict[int, float] = {}
+    futures: dict[int, Future[Any]] = {}
+    found = Answers(sent=len(due), seconds=seconds)
+    begin = time.perf_counter()
+
+    def note(number: int) -> Callable[[Future[Any]], None]:
+        return lambda _: answered.__setitem__(number, time.perf_counter() - begin)
+
+    for number, moment in enumerate(due):
+        time.sleep(max(0.0, begin + moment - time.perf_counter()))
+        try:
+            futures[number] = send(pictures[number % len(pictures)])
+        except Overloaded:
+            found.shed += 1
+        else:
+            futures[number].add_done_callback(note(number))
+    time.sleep(max(0.0, begin + seconds - time.perf_counter()))
+    found.lost = len(wait(futures.values(), timeout=patience).not_done)
+    for number, future in futures.items():
+        if not future.done():
+            continue
+        if future.exception():
+            found.failed += 1
+        else:
+            found.latencies.append(answered[number] - float(due[number]))
+            found.in_time += answered[number] <= seconds
+    return found
+
+
+def closed_loop(send: Send, pictures: NDArray[np.uint8], clients: int, seconds: float) -> float:
+    """Answers a second that ``clients`` threads get, each waiting for its last answer before it sends again."""
+    begin = time.perf_counter()
+    end = begin + seconds
+
+    def client(number: int) -> int:
+        count = 0
+        while time.perf_counter() < end:
+            send(pictures[(number + count) % len(pictures)]).result(PATIENCE)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(clients) as pool:
+        answers = sum(pool.map(client, range(clients)))
+    return answers / (time.perf_counter() - begin)
+
+
+def peak(engine: Engine, batch: NDArray[np.uint8], seconds: float) -> float:
+    """Pictures a second of full batches in a loop, nothing else going on."""
+    engine.embed(batch)
+    begin, calls = time.perf_counter(), 0
+    while (taken := time.perf_counter() - begin) < seconds or not calls:
+        engine.embed(batch)
+        calls += 1
+    return calls * len(batch) / taken
+
+
+def servers(stack: ExitStack, options: argparse.Namespace) -> dict[str, Send]:
+    """Ways to serve the engine, by their names; closed by the stack."""
+    settings = {
+        "one at a time": Batching(max_batch=1, max_delay_ms=0, max_queue=options.max_queue),
+        "full batches only": Batching(max_batch=options.batch, max_delay_ms=1000, max_queue=options.max_queue),
+        OURS: Batching(max_batch=options.batch, max_delay_ms=options.max_delay_ms, max_queue=options.max_queue),
+    }
+    found: dict[str, Send] = {}
+    for name, batching in settings.items():
+        engine = stack.enter_context(load(options.engine, threads=options.threads, batching=batching))
+        found[name] = engine.submit
+    if options.triton:
+        found[TRITON] = triton(stack, options.engine)
+    return found
+
+
+def triton(stack: ExitStack, engine: Path) -> Send:
+    """A tritonserver of its own, asked over gRPC; raises CgdError where there is none."""
+    import tritonclient.grpc as grpc
+    from tritonserver import serving
+
+    from cgd_deploy.triton import export_triton
+
+    repository = Path(stack.enter_context(TemporaryDirectory()))
+    model = export_triton(engine, repository, python=True)
+    _, url = stack.enter_context(serving(repository))
+    client = stack.enter_context(grpc.InferenceServerClient(url))
+
+    def send(pixels: NDArray[np.uint8]) -> Future[Descriptors]:
+        future: Future[Descriptors] = Future()
+        images = grpc.InferInput("images", [1, *pixels.shape], "UINT8")
+        images.set_data_from_numpy(pixels[None])
+
+        def answer(result: Any, error: Exception | None) -> None:
+            if error:
+                future.set_exception(error)
+            else:
+                future.set_result(result.as_numpy("descriptors")[0])
+
+        client.async_infer(model.name, [images], answer)
+        return future
+
+    return send
+
+
+def from_c(service: Path, engine: Path, threads: int, seconds: float) -> float:
+    """Pictures a second of examples/native/service.cpp, which sends one at a time from each of its threads."""
+    command = [str(service), str(engine), str(threads), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{service} failed ({done.stderr.strip()[-200:]}); build it again as docs/native.md says.")
+    return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+
+
+def in_turns(
+    calls: dict[str, Callable[[], float]], rounds: int, on_progress: OnProgress, what: str
+) -> dict[str, list[float]]:
+    """What each call gives, once a round."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name, call in calls.items():
+            found[name].append(round(call(), 3))
+        on_progress(what, (number + 1) / rounds)
+    return found
+
+
+def throughputs(calls: dict[str, Callable[[], float]], base: str, options: argparse.Namespace, told: Any) -> Any:
+    """Median of each and in parts of ``base``'s, the median of the rounds' ratios."""
+    found = in_turns(calls, options.rounds, *told)
+    return {
+        name: {
+            "images_per_second": float(np.median(each)),
+            f"of_{base}": round(float(np.median(np.divide(each, found[base]))), 4),
+            "rounds": each,
+        }
+        for name, each in found.items()
+    }
+
+
+def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    """Everything but the writing; raises CgdError."""
+    with ExitStack() as stack:
+        bare = stack.enter_context(load(options.engine, threads=options.threads))
+        ways = servers(stack, options)
+        pictures = golden_images(bare.spec, 4 * options.batch)
+        batch = pictures[: options.batch]
+        for send in ways.values():
+            send(pictures[0]).result(PATIENCE)
+        random = np.random.default_rng(0)
+        answers = {(name, share): Answers() for share in options.loads for name in ways}
+        peaks = []
+        for number in range(options.rounds):
+            for step, share in enumerate(options.loads):
+                peaks.append(peak(bare, batch, min(PEAK_SECONDS, options.seconds)))
+                for name, send in ways.items():
+                    rate = share * peaks[-1]
+                    answers[name, share].add(open_loop(send, pictures, rate, options.seconds, random))
+                done = (number * len(options.loads) + step + 1) / (options.rounds * len(options.loads))
+                on_progress("open loop", done)
+        closed = throughputs(
+            {
+                "peak": lambda: peak(bare, batch, options.seconds),
+                **{name: _closed(send, pictures, options) for name, send in ways.items()},
+            },
+            "peak",
+            options,
+            (on_progress, "closed loop"),
+        )
+        native = None
+        if options.service:
+            native = throughputs(
+                {
+                    "Python": lambda: closed_loop(ways[OURS], pictures, options.c_threads, options.seconds),
+                    "C": lambda: from_c(options.service, options.engine, options.c_threads, options.seconds),
+                },
+                "Python",
+                options,
+                (on_progress, "from C"),
+            )
+        manifest = bare.manifest
+    return {
+        "schema": 1,
+        "environment": {
+            "cpu": cpu_name(),
+            "instruction_sets": instruction_sets(),
+            "threads": options.threads,
+            "packages": {name: package_version(name) for name in ("numpy", "openvino", "onnxruntime", "tritonclient")},
+            "seconds": options.seconds,
+            "rounds": options.rounds,
+        },
+        "engine": {"backend": manifest.backend, "precision": manifest.precision.value},
+        "batching": {
+            "max_batch": options.batch,
+            "max_delay_ms": options.max_delay_ms,
+            "max_queue": options.max_queue,
+        },
+        "peak_images_per_second": round(float(np.median(peaks)), 2),
+        "full_batch_ms": round(1000 * options.batch / float(np.median(peaks)), 2),
+        "open_loop": [{"server": name, "load": share, **found.facts()} for (name, share), found in answers.items()],
+        "closed_loop": {"clients": options.clients, "servers": closed},
+        "from_c": native and {"threads": options.c_threads, "callers": native},
+    }
+
+
+def _closed(send: Send, pictures: NDArray[np.uint8], options: argparse.Namespace) -> Callable[[], float]:
+    return lambda: closed_loop(send, pictures, options.clients, options.seconds)
+
+
+def chart(result: dict[str, Any], path: Path) -> None:
+    """Latency and throughput against load, a line for each server."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    most = result["peak_images_per_second"]
+    for name in dict.fromkeys(one["server"] for one in result["open_loop"]):
+        steps = [one for one in result["open_loop"] if one["server"] == name and one["latency_ms"]]
+        loads = [100 * one["load"] for one in steps]
+        style = {"color": COLOURS[name], "marker": "o", "markersize": 4, "label": name}
+        left.plot(loads, [one["latency_ms"]["p99"] for one in steps], **style)
+        right.plot(loads, [100 * one["served_per_second"] / most for one in steps], **style)
+    left.set(title="99th percentile of latency", ylabel="ms", yscale="log")
+    right.set(title="served", ylabel="% of peak", ylim=(0, 110))
+    limit = result["batching"]["max_delay_ms"] + 2.5 * result["full_batch_ms"]
+    left.axhline(limit, color="#bbbbbb", linestyle=":", linewidth=1)
+    left.annotate(
+        "delay + 2.5 full batches", (0.02, limit), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
+    )
+    for axes in (left, right):
+        axes.set_xlabel("offered load, % of peak")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("engine", type=Path, help="a .cgd file")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each step in each round [default: 20]")
+    parser.add_argument("--rounds", type=int, default=3, help="[default: 3]")
+    parser.add_argument("--loads", type=float, nargs="+", default=LOADS, help="shares of the peak to offer")
+    parser.add_argument("--batch", type=int, default=8, help="of a full batch [default: 8]")
+    parser.add_argument("--max-delay-ms", type=float, default=2.0, help="[default: 2]")
+    parser.add_argument("--max-queue", type=int, default=64, help="[default: 64]")
+    parser.add_argument("--clients", type=int, default=16, help="of the closed loop [default: 16]")
+    parser.add_argument("--threads", type=int, default=available_threads(), help="of each engine [default: all]")
+    parser.add_argument("--triton", action="store_true", help="also by a tritonserver, see docs/triton.md")
+    parser.add_argument("--service", type=Path, help="examples/native/service.cpp, built: also compare C with Python")
+    parser.add_argument("--c-threads", type=int, default=8, help="that send in that comparison [default: 8]")
+    parser.add_argument("-o", "--output", type=Path, default=Path("load.json"), help="JSON; the chart goes beside it")
+    options = parser.parse_args(arguments)
+    counts = (options.rounds, options.batch, options.max_queue, options.clients, options.threads, options.c_threads)
+    if min(counts) < 1 or min(options.seconds, *options.loads) <= 0:
+        parser.error("counts take 1 or more, --seconds and --loads more than 0")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    drawing = options.output.with_suffix(".svg")
+    try:
+        with phases() as on_progress:
+            result = measure(options, on_progress)
+        write_text(options.output, json.dumps(result, indent=1) + "\n")
+        chart(result, drawing)
+    except CgdError as error:
+        errors.print(str(error))
+        sys.exit(error.exit_status)
+    print(f"wrote {options.output} and its chart {drawing}")
+
+
+if __name__ == "__main__":
+    main()
