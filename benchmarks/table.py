@@ -71,9 +71,27 @@ def cpu_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def load_table(result: dict[str, Any]) -> str:
+    """Markdown of one line a server: 99th percentile of latency at each load, then throughput."""
+    steps = result["open_loop"]
+    loads = list(dict.fromkeys(one["load"] for one in steps))
+    over = loads[-1]
+    heads = [f"p99 at {load:.0%}" for load in loads if load < 1]
+    heads += [f"served at {over:.0%}", f"shed at {over:.0%}", f"{result['closed_loop']['clients']} clients"]
+    lines = ["| ms; throughput in parts of the peak | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name in dict.fromkeys(one["server"] for one in steps):
+        of = {one["load"]: one for one in steps if one["server"] == name}
+        cells = [f"{of[load]['latency_ms']['p99']:.0f}" for load in loads if load < 1]
+        cells.append(f"{of[over]['served_per_second'] / result['peak_images_per_second']:.0%}")
+        cells.append(f"{of[over]['shed'] / of[over]['sent']:.0%}")
+        cells.append(f"{result['closed_loop']['servers'][name]['of_peak']:.0%}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     """Markdown by the name that its markers have, of what there are results of."""
-    made = {"ablation": ablation_table, "cpu": cpu_table}
+    made = {"ablation": ablation_table, "cpu": cpu_table, "load": load_table}
     found = {name: RESULTS / f"{name}.json" for name in made}
     return {name: made[name](json.loads(path.read_text())) for name, path in found.items() if path.is_file()}
 

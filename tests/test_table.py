@@ -64,3 +64,20 @@ def test_what_has_no_results_or_no_markers_stays_as_it_is(table: ModuleType, tmp
     (tmp_path / "cpu.json").write_text(json.dumps(CPU_RESULT))
     assert table.with_tables(readme) == f"before\n{CPU.format(table.cpu_table(CPU_RESULT))}\nafter"
     assert table.with_tables("no markers") == "no markers"
+
+
+def step(load: float, p99: float, **counts: float) -> dict[str, Any]:
+    return {"server": "ours", "load": load, "latency_ms": {"p99": p99}, **counts}
+
+
+LOAD_RESULT = {
+    "peak_images_per_second": 80.0,
+    "open_loop": [step(0.4, 60.4), step(0.8, 141.7), step(1.5, 900.0, served_per_second=78.0, shed=30, sent=120)],
+    "closed_loop": {"clients": 16, "servers": {"ours": {"of_peak": 0.99}}},
+}
+
+
+def test_the_load_table_has_latency_below_the_peak_and_throughput_above(table: ModuleType) -> None:
+    head, _, line = table.load_table(LOAD_RESULT).splitlines()
+    assert head.endswith("| p99 at 40% | p99 at 80% | served at 150% | shed at 150% | 16 clients |")
+    assert line == "| ours | 60 | 142 | 98% | 25% | 99% |"
