@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Condition, Thread, current_thread
@@ -99,7 +99,10 @@ class Scheduler:
                     f"{self._max_queue} pictures wait already; send fewer at a time, or try again in a moment."
                 )
             self._waiting.append(Request(pixels, future, monotonic()))
-            if len(self._waiting) % self._max_batch in (0, 1):  # a batch is full, or another one begins
+            if len(self._waiting) % self._max_batch in (
+                0,
+                1,
+            ):  # a batch is full, or another begins, which needs watching
                 self._change.notify()
         return future
 
@@ -128,10 +131,7 @@ class Scheduler:
                     return []
                 oldest = self._waiting[0].arrived if self._waiting else None
                 self._change.wait(None if oldest is None else max(0.0, oldest + self._max_delay - monotonic()))
-            batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-            if self._waiting:
-                self._change.notify()
-            return batch
+            return [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
 
     def _ready(self) -> bool:
         if not self._waiting:
@@ -144,13 +144,17 @@ class Scheduler:
         if not wanted:
             return
         try:
-            if len(wanted) == 1:
-                rows = self._run(np.ascontiguousarray(wanted[0].pixels)[None])
-            else:
-                rows = self._run(np.stack([request.pixels for request in wanted]))
+            rows = self._run(_stacked([request.pixels for request in wanted]))
         except BaseException as error:  # whatever the backend raises is these callers', and the thread goes on
             for request in wanted:
                 request.future.set_exception(error)
             return
         for request, row in zip(wanted, rows, strict=True):
             request.future.set_result(row)
+
+
+def _stacked(pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """C-contiguous [n, H, W, 3], which ``np.stack`` alone is not if its inputs are not; a single picture as it is."""
+    if len(pixels) == 1:
+        return np.ascontiguousarray(pixels[0])[None]
+    return np.stack(pixels, out=np.empty((len(pixels), *pixels[0].shape), np.uint8))

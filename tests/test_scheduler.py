@@ -144,6 +144,16 @@ def test_a_cancelled_request_is_not_computed_and_makes_room(held, gate):
     assert gate.sizes == [1, 4, 1]
 
 
+def test_a_backend_gets_contiguous_pixels_whatever_the_caller_has():
+    contiguous = []
+    made = scheduler(lambda images: contiguous.append(images.flags.c_contiguous) or described(images))
+    turned = np.arange(12, dtype=np.uint8).reshape(2, 2, 3).transpose(1, 0, 2)
+    assert np.array_equal(made.submit(turned).result(SOON), turned.reshape(-1)[:3])
+    wait([made.submit(turned) for _ in range(4)], timeout=SOON)
+    made.close()
+    assert all(contiguous)
+
+
 def test_what_is_being_computed_cannot_be_cancelled(held):
     assert not held[1].cancel()
 
@@ -250,6 +260,17 @@ def test_asyncio(fake_engine, picture_list):
 
     with load(fake_engine) as engine:
         assert np.allclose(asyncio.run(all_of_them(engine)), engine.embed(picture_list.paths), atol=1e-6)
+
+
+def test_asyncio_decodes_in_another_thread(fake_engine, pictures, monkeypatch):
+    decoded = []
+    with load(fake_engine) as engine:
+        pixels = engine._pixels
+        monkeypatch.setattr(
+            engine, "_pixels", lambda image: decoded.append(threading.current_thread()) or pixels(image)
+        )
+        asyncio.run(engine.aembed(pictures / "kind-0" / "0.jpg"))
+    assert decoded and threading.main_thread() not in decoded
 
 
 def test_a_cancelled_task_takes_its_picture_out_of_the_queue(fake_engine, monkeypatch, gate):

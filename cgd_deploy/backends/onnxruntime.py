@@ -87,12 +87,10 @@ class OnnxRuntimeBackend(Backend):
         if self.streams:
             descriptors[...] = self.streams.run(images)
             return
+        images = np.ascontiguousarray(images)  # bound by address
         binding = self._session.io_binding()
-        for bind, name, array in (
-            (binding.bind_input, "images", images),
-            (binding.bind_output, "descriptors", descriptors),
-        ):
-            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        binding.bind_input("images", "cpu", 0, np.uint8, images.shape, images.ctypes.data)
+        binding.bind_output("descriptors", "cpu", 0, np.float32, descriptors.shape, descriptors.ctypes.data)
         self._session.run_with_iobinding(binding)
 
     def close(self) -> None:
