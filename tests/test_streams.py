@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cgd_deploy.errors import EngineError, InputError
 from cgd_deploy.interop import device_pointer, stream_handle
 from cgd_deploy.lane import Layout
+from cgd_deploy.scheduler import Scheduler
 from cgd_deploy.streams import Streams, bucket_sizes
 
 LAYOUT = Layout(buckets=(1, 2, 4, 8), image_shape=(4, 4, 3), dim=3)
@@ -258,6 +259,16 @@ def test_threads(driver: FakeDriver, lanes: int, depth: int) -> None:
         batches = [batch(1 + seed % 11, seed) for seed in range(120)]
         for images, found in zip(batches, pool.map(streams.run, batches), strict=True):
             np.testing.assert_array_equal(found, described(images))
+
+
+def test_single_pictures_gathered_into_batches_keep_every_lane_at_work(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=2, graphs=0) as streams:
+        scheduler = Scheduler(streams.run, workers=streams.capacity, max_batch=8, max_delay=0.001, max_queue=400)
+        pictures = [batch(1, seed)[0] for seed in range(300)]
+        for picture, future in [(picture, scheduler.submit(picture)) for picture in pictures]:
+            np.testing.assert_array_equal(future.result(10), described(picture[None])[0])
+        scheduler.close()
+        assert all(sum(context.batches) > 50 for context in streams.contexts)
 
 
 def test_close_under_load_drains_or_refuses(driver: FakeDriver) -> None:
