@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
 
+ABANDONED = 3600.0
+"""Seconds without a byte after which a temporary file is one that a killed process left."""
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it over ``path`` on success, delete it on any error.
 
-    Raises InputError where the folder cannot be written.
+    Its bytes are on the disk before it gets its name, so that a power cut leaves no empty file either. What killed
+    writers of ``path`` left is deleted, see ``ABANDONED``. Raises InputError where the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise InputError(f"cannot write {path}: it is a folder; give the name of a file.")
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise InputError(f"cannot write {path}: it is {kind}; give the name of a file.")
+        _sweep(path)
         yield temporary
+        sync(temporary)
         temporary.replace(path)
+        with suppress(OSError):  # not every system can
+            sync(path.parent)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -32,6 +44,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def sync(path: str | Path) -> None:
+    """Return when the bytes of a file are on the disk, or the names in a folder; raises OSError."""
+    opened = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -52,3 +73,10 @@ def sha256_file(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _sweep(path: Path) -> None:
+    for part in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import listing
 
 from cgd_deploy.errors import InputError
-from cgd_deploy.files import replacing, sha256_bytes, sha256_file, write_text
+from cgd_deploy.files import ABANDONED, replacing, sha256_bytes, sha256_file, write_text
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -40,6 +44,78 @@ def test_a_folder_is_not_replaced(tmp_path):
     with pytest.raises(InputError, match="it is a folder"):
         write_text(tmp_path / "folder", "text")
     assert listing(tmp_path).keys() == {"folder"}
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="it is no regular file; give the name of a file"):
+        write_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_bytes_are_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+    path, done, real = tmp_path / "file.txt", [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        there = os.fstat(descriptor)
+        parts = [part for part in tmp_path.iterdir() if part.stat().st_ino == there.st_ino]
+        done.append((parts[0].read_text() if parts else there.st_ino == tmp_path.stat().st_ino, path.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(path, "whole")
+    assert done == [("whole", False), (True, True)]
+
+
+def test_bytes_that_do_not_reach_the_disk_get_no_name(tmp_path, monkeypatch):
+    path = write_text(tmp_path / "file.txt", "old")
+
+    def fsync(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match=r"cannot write .*file\.txt: Input/output error"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert listing(tmp_path).keys() == {"file.txt"}
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == tmp_path.stat().st_ino:
+            raise OSError(22, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert write_text(tmp_path / "file.txt", "text").read_text() == "text"
+
+
+def test_many_writers_of_one_file_do_not_meet(tmp_path):
+    """Each sees its own temporary file; the last one's bytes stay, whole."""
+    texts = [str(number) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for _ in range(5):
+            assert list(pool.map(lambda text: write_text(tmp_path / "file.txt", text), texts))
+            assert (tmp_path / "file.txt").read_text() in texts
+    assert listing(tmp_path).keys() == {"file.txt"}
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_writer_of_that_name(tmp_path):
+    def left(name: str, age: float) -> Path:
+        (tmp_path / name).write_text("hal")
+        os.utime(tmp_path / name, times=(time.time() - age,) * 2)
+        return tmp_path / name
+
+    left(".[a]*.txt.0123abcd.part", 2 * ABANDONED)
+    others = {
+        left(".[a]*.txt.4567abcd.part", 0.5 * ABANDONED).name: "its writer may live",
+        left(".a-b.txt.0123abcd.part", 2 * ABANDONED).name: "another file's",
+        left(".[a]*.txt.my.part", 2 * ABANDONED).name: "a user's own",
+    }
+    write_text(tmp_path / "[a]*.txt", "whole")
+    assert listing(tmp_path).keys() == {"[a]*.txt", *others}
 
 
 @pytest.mark.parametrize("below", ["file/out.txt", "x" * 300])
