@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from .compact import Compact, Stored, check_form, fit
 from .engine import Engine
 from .errors import InputError, MissingDependency
-from .files import replacing, sha256_file, write_text
+from .files import replacing, sha256_file, sync
 from .images import ImageList
 from .retrieval import Descriptors, Indices, neighbours
 
@@ -97,8 +97,8 @@ def index_images(
 def write_index(index: Index, path: str | Path) -> Path:
     """Write atomically; a .npy gets its paths and space_id in a .npy.json, a PCA lies beside as .pca.npy.
 
-    What names a checksum is written after what has it and the descriptors come last, so files of two runs, as an
-    interrupted write leaves them, are recognised.
+    All are whole before the first gets its name, so a full disk leaves an older index as it was. The descriptors get
+    theirs last, so files of two runs, as a killed process leaves them, are recognised by their checksums.
     """
     check_index_path(path)
     path = Path(path)
@@ -110,17 +110,20 @@ def write_index(index: Index, path: str | Path) -> Path:
         "dim": compact.dim,
         "pca": compact.pca,
     }
-    with replacing(path) as temporary:
+    with ExitStack() as files:
+        temporary = files.enter_context(replacing(path))
         if compact.projection is not None:
-            with replacing(beside(path)) as projection:
-                _save(projection, compact.projection)
-                facts["pca_sha256"] = sha256_file(projection)
+            projection = files.enter_context(replacing(beside(path)))
+            _save(projection, compact.projection)
+            facts["pca_sha256"] = sha256_file(projection)
         if path.suffix == ".parquet":
             _save_table(temporary, index, facts)
         else:
             _save(temporary, index.stored)
             facts["sha256"] = sha256_file(temporary)
-            write_text(sidecar(path), json.dumps({**facts, "paths": list(index.paths)}, indent=0))
+            told = json.dumps({**facts, "paths": list(index.paths)}, indent=0)
+            files.enter_context(replacing(sidecar(path))).write_text(told, encoding="utf-8")
+        sync(temporary)  # the largest; what lies beside would have its name long before it
     if compact.projection is None:
         with suppress(OSError):
             beside(path).unlink()  # of an index that was here before
@@ -155,15 +158,18 @@ def beside(path: Path) -> Path:
 
 
 def _save(path: Path, array: Stored) -> None:
+    array = np.ascontiguousarray(array)
     with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)  # np.save does not tell why it could not write
 
 
 def _save_table(path: Path, index: Index, facts: dict[str, Any]) -> None:
     pa = _pyarrow()
     column = pa.FixedSizeListArray.from_arrays(pa.array(index.stored.reshape(-1)), index.stored.shape[1])
     table = pa.table({"path": list(index.paths), "descriptor": column})
-    pa.parquet.write_table(table.replace_schema_metadata({"cgd": json.dumps(facts)}), path)
+    with open(path, "wb") as file:
+        pa.parquet.write_table(table.replace_schema_metadata({"cgd": json.dumps(facts)}), file)
 
 
 def _load(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
