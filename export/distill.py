@@ -19,12 +19,13 @@ from torch import Tensor
 
 from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.errors import CheckpointError, ExportError, InputError
-from cgd_deploy.files import replacing, sha256_bytes
+from cgd_deploy.files import sha256_bytes
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import batches
 from cgd_deploy.retrieval import Descriptors, cosines
 from cgd_deploy.spec import ModelSpec
 from cgd_train.backbone import load_tensors
+from cgd_train.checkpoint import save_tensors
 
 from .calibrate import Ranges
 from .graph import Graph
@@ -248,8 +249,7 @@ class _Run:
 
     def save(self, path: Path, identity: str) -> None:
         trained = {key: {name: x.detach() for name, x in group.items()} for key, group in self._groups.items()}
-        with replacing(path) as temporary:
-            torch.save({"of": identity, "step": self.step, "adam": self._adam.state_dict(), **trained}, temporary)
+        save_tensors({"of": identity, "step": self.step, "adam": self._adam.state_dict(), **trained}, path)
 
     def load(self, path: Path, identity: str) -> None:
         try:

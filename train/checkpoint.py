@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,18 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> Path:
         "calibration": checkpoint.calibration.to_dict() if checkpoint.calibration else None,
         "evaluation": checkpoint.evaluation.to_dict() if checkpoint.evaluation else None,
     }
+    return save_tensors(data, path)
+
+
+def save_tensors(data: dict[str, Any], path: str | Path) -> Path:
+    """Write plain tensors and containers atomically, for ``load_tensors``; raises InputError where that fails.
+
+    By way of memory, for torch tells a full disk as a RuntimeError about positions.
+    """
+    made = io.BytesIO()
+    torch.save(data, made)
     with replacing(path) as temporary:
-        torch.save(data, temporary)
+        temporary.write_bytes(made.getbuffer())
     return Path(path)
 
 

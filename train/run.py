@@ -38,9 +38,12 @@ def start_run(
     config: TrainConfig, settings: dict[str, object], training: ImageList, testing: Evaluation, classes: int
 ) -> Checkpoint:
     """The untrained model with an empty trainer state; raises InputError if ``config.out`` already holds a run."""
-    if existing := [name for name in ("last.pt", "best.pt") if (config.out / name).exists()]:
+    if (config.out / "last.pt").exists():
+        raise InputError(f"{config.out} already holds last.pt; add --resume to go on, or choose another -o folder.")
+    if (config.out / "best.pt").exists():  # the run ended while saving its first epoch, or last.pt was deleted
         raise InputError(
-            f"{config.out} already holds {existing[0]}; add --resume to go on, or choose another -o folder."
+            f"{config.out} already holds best.pt and no last.pt to resume from; move it away, or choose another "
+            "-o folder."
         )
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
         torch.manual_seed(config.seed)
@@ -68,9 +71,12 @@ def resume_run(path: Path, settings: dict[str, object]) -> Checkpoint:
 
 
 def save_epoch(checkpoint: Checkpoint, out: Path) -> None:
-    """Write best.pt if the last epoch is (as good as) the best, then last.pt and metrics.jsonl."""
+    """Write best.pt if the last epoch is (as good as) the best, metrics.jsonl, and last.pt.
+
+    last.pt comes last: killed before it, a resumed run trains the epoch again and writes the others once more.
+    """
     metrics = checkpoint.trainer["metrics"]
     if metrics[-1]["recall"]["1"] >= max(line["recall"]["1"] for line in metrics):
         save_checkpoint(replace(checkpoint, trainer={}), out / "best.pt")
-    save_checkpoint(checkpoint, out / "last.pt")
     write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
+    save_checkpoint(checkpoint, out / "last.pt")
