@@ -2,17 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test test-min check clean
 
 setup: .venv/.installed
 
 # TensorRT-RTX: the meta package is a source distribution, so its two wheels are named; where they do not exist
-# (no x86-64 Linux) its tests skip and say so.
+# (no x86-64 Linux) its tests skip and say so. nvidia-pytriton brings a tritonserver; its own Python needs are not ours.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
-	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,parquet,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,parquet,ray,native,dev]'
 	-$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-rtx-cu13-libs>=1.0' 'tensorrt-rtx-cu13-bindings>=1.0'
+	-$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton>=0.7'
 	touch $@
 
 demo: setup
@@ -20,6 +21,14 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+MIN := build/min
+test-min:
+	$(PYTHON) -m venv $(MIN)
+	grep -oE '"[a-z0-9-]+(\[[a-z,]+\])?>=[0-9.]+"' pyproject.toml | sed -E 's/"//g; s/\[.*\]//; s/>=/==/' | sort -u > $(MIN)/oldest.txt
+	$(MIN)/bin/python -m pip install --quiet -c $(MIN)/oldest.txt -e '.[cpu,train,timm,parquet,ray,native,dev]'
+	$(MIN)/bin/python -m pytest
 
 # mypy looks for installed names; the links give our folders theirs.
 check: setup

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from .commands import making, using
+from .commands import making, serving, using
 from .errors import CgdError
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": using.bench,
     "embed": using.embed,
     "search": using.search,
+    "export-triton": serving.export_triton,
+    "install-native": serving.install_native,
     "inspect": using.inspect,
     "doctor": using.doctor,
 }

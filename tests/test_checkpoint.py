@@ -117,11 +117,12 @@ def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     path.write_bytes(b"old")
 
-    def broken(data: object, file: Path) -> None:
-        file.write_bytes(b"half")
+    def broken(file: Path, data: memoryview) -> None:
+        with open(file, "wb") as opened:
+            opened.write(data[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", broken)
+    monkeypatch.setattr(Path, "write_bytes", broken)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(Checkpoint(saved[0]), path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]

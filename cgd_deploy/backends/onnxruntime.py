@@ -65,7 +65,6 @@ class OnnxRuntimeBackend(Backend):
         if device == "cpu":
             each = max(1, (threads or available_threads()) // (streams or 1))
             self._session = _session(ort, payload, device, each)
-            self._dim = self._session.get_outputs()[0].shape[1]
             self.concurrency = streams or 1
             return
 
@@ -79,9 +78,7 @@ class OnnxRuntimeBackend(Backend):
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self.streams:
             return self.streams.run(images)
-        descriptors = np.empty((len(images), self._dim), np.float32)
-        self.run_into(images, descriptors)
-        return descriptors
+        return self._session.run(["descriptors"], {"images": images})[0]
 
     def run_into(self, images: NDArray[np.uint8], descriptors: NDArray[np.float32]) -> None:
         if self.streams:

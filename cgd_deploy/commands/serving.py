@@ -1,0 +1,46 @@
+"""Commands that take an engine into other people's services."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, tell
+
+
+def export_triton(
+    engine: Annotated[Path, typer.Argument(help="A .cgd engine.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to write into.")],
+    name: Annotated[str | None, typer.Option(help="Model name in the repository [default: the engine's file].")] = None,
+    python: Annotated[
+        bool, typer.Option("--python", help="Run the .cgd in Triton's Python backend, whatever its payload is.")
+    ] = False,
+    max_delay_ms: Annotated[
+        float, typer.Option(min=0, help="How long Triton holds a request for a fuller batch.")
+    ] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Write a model repository that Triton Inference Server loads, with dynamic batching."""
+    from ..triton import export_triton as run
+
+    model = run(engine, out, name=name, python=python, max_delay_ms=max_delay_ms)
+    facts = {"repository": str(out), "model": model.name, "backend": model.backend, "folder": str(model.folder)}
+    tell(
+        facts,
+        f"{model.folder}: for Triton's {model.backend} backend; run `tritonserver --model-repository {out}`",
+        as_json,
+    )
+
+
+def install_native(
+    prefix: Annotated[Path, typer.Option(help="Where include/, lib/ and share/ go.")],
+    as_json: Json = False,
+) -> None:
+    """Build libcgd.so for this Python and install it with its headers, pkg-config and CMake files."""
+    from ..native.install import install_native as run
+
+    files = run(prefix)
+    facts = {"prefix": str(prefix), "files": [str(path) for path in files]}
+    tell(facts, f"{prefix}: {', '.join(str(path.relative_to(prefix)) for path in files)}", as_json)

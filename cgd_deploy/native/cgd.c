@@ -1,0 +1,171 @@
+/* The functions of cgd.h: checks that need no engine, and the thread's last error. The rest is Python's, embedded.py. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+struct cgd_engine {
+    uint64_t number;
+    cgd_facts facts;
+};
+
+static _Thread_local char last_error[CGD_MESSAGE];
+
+static cgd_status fail(cgd_status status, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(last_error, sizeof last_error, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+/* cffi starts Python under a lock for which it takes a version tag of Python's own before 3.12. Where Python runs already
+ * that tag may be in use, and cffi would wait for ever. */
+static void free_start_lock(void) {
+#if PY_VERSION_HEX < 0x030C0000
+    if (!Py_IsInitialized()) return;
+    PyGILState_STATE state = PyGILState_Ensure();
+    PyType_Modified(&PyCapsule_Type);
+    PyGILState_Release(state);
+#endif
+}
+
+/* What a function of embedded.py gave: a status and one, so that 0 says that it did not come to an end. */
+static cgd_status answer(int given) {
+    if (given > 0) return (cgd_status)(given - 1);
+    return fail(CGD_INTERNAL, "the library could not do this; what it printed on stderr says why.");
+}
+
+static cgd_status check_embed(const cgd_engine *engine, const void *images, size_t count, const float *out,
+                              size_t capacity) {
+    last_error[0] = '\0';
+    if (!engine || !images || !out) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass engine, images and out.");
+    if (count > SIZE_MAX / engine->facts.dim)
+        return fail(CGD_INVALID_ARGUMENT, "%zu images cannot be; pass fewer.", count);
+    if (capacity < count * engine->facts.dim)
+        return fail(CGD_BUFFER_TOO_SMALL, "out holds %zu floats; expected %zu for %zu images.", capacity,
+                    count * engine->facts.dim, count);
+    return CGD_OK;
+}
+
+static cgd_status check_image(const cgd_image *image, size_t i) {
+    if (!image->data) return fail(CGD_INVALID_ARGUMENT, "image %zu has no data.", i);
+    if (image->format != CGD_RGB8 && image->format != CGD_BGR8)
+        return fail(CGD_INVALID_ARGUMENT, "image %zu has format %d; expected CGD_RGB8 or CGD_BGR8.", i,
+                    (int)image->format);
+    if (!image->width || !image->height || image->stride < 3 * (size_t)image->width)
+        return fail(CGD_INVALID_ARGUMENT, "image %zu is %ux%u with a stride of %zu; expected at least %zu bytes.", i,
+                    image->width, image->height, image->stride, 3 * (size_t)image->width);
+    return CGD_OK;
+}
+
+const char *cgd_version(void) {
+    return TEXT(CGD_VERSION_MAJOR) "." TEXT(CGD_VERSION_MINOR) "." TEXT(CGD_VERSION_PATCH);
+}
+
+const char *cgd_status_string(cgd_status status) {
+    switch (status) {
+        case CGD_OK: return "CGD_OK";
+        case CGD_INVALID_ARGUMENT: return "CGD_INVALID_ARGUMENT";
+        case CGD_BUFFER_TOO_SMALL: return "CGD_BUFFER_TOO_SMALL";
+        case CGD_BAD_INPUT: return "CGD_BAD_INPUT";
+        case CGD_BAD_ENGINE: return "CGD_BAD_ENGINE";
+        case CGD_MISSING_DEPENDENCY: return "CGD_MISSING_DEPENDENCY";
+        case CGD_OVERLOADED: return "CGD_OVERLOADED";
+        case CGD_INTERNAL: return "CGD_INTERNAL";
+    }
+    return "unknown status";
+}
+
+const char *cgd_last_error(void) { return last_error; }
+
+void cgd_options_init(cgd_options *options) {
+    if (!options) return;
+    memset(options, 0, sizeof *options);
+    options->size = sizeof *options;
+    options->max_queue = 256;
+    options->max_delay_ms = 2.0;
+}
+
+cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_engine **engine) {
+    cgd_options chosen;
+    last_error[0] = '\0';
+    if (engine) *engine = NULL;
+    if (!engine || !path) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass path and engine.");
+    if (options && (options->size < sizeof(size_t) || options->size > 4096))
+        return fail(CGD_INVALID_ARGUMENT, "the options say they have %zu bytes; fill them with cgd_options_init.",
+                    options->size);
+    cgd_options_init(&chosen);
+    if (options) memcpy(&chosen, options, options->size < sizeof chosen ? options->size : sizeof chosen);
+    cgd_engine *opened = calloc(1, sizeof *opened);
+    if (!opened) return fail(CGD_INTERNAL, "there is no memory left.");
+    free_start_lock();
+    cgd_status status = answer(cgdpy_open(path, &chosen, &opened->number, &opened->facts, last_error));
+    if (status == CGD_OK)
+        *engine = opened;
+    else
+        free(opened);
+    return status;
+}
+
+void cgd_engine_close(cgd_engine *engine) {
+    last_error[0] = '\0';
+    if (!engine) return;
+    answer(cgdpy_close(engine->number, last_error));
+    free(engine);
+}
+
+size_t cgd_engine_dim(const cgd_engine *engine) { return engine ? engine->facts.dim : 0; }
+
+void cgd_engine_input_size(const cgd_engine *engine, uint32_t *width, uint32_t *height) {
+    if (width) *width = engine ? engine->facts.width : 0;
+    if (height) *height = engine ? engine->facts.height : 0;
+}
+
+const char *cgd_engine_space_id(const cgd_engine *engine) { return engine ? engine->facts.space_id : ""; }
+
+cgd_status cgd_self_test(cgd_engine *engine, float *cosine) {
+    float ignored;
+    last_error[0] = '\0';
+    if (!engine) return fail(CGD_INVALID_ARGUMENT, "the engine is NULL; open one first.");
+    return answer(cgdpy_self_test(engine->number, cosine ? cosine : &ignored, last_error));
+}
+
+cgd_status cgd_embed(cgd_engine *engine, const cgd_image *images, size_t count, float *out, size_t capacity) {
+    cgd_status status = check_embed(engine, images, count, out, capacity);
+    for (size_t i = 0; status == CGD_OK && i < count; i++) status = check_image(&images[i], i);
+    return status == CGD_OK ? answer(cgdpy_embed(engine->number, images, count, out, last_error)) : status;
+}
+
+cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const size_t *sizes, size_t count,
+                             float *out, size_t capacity) {
+    cgd_status status = check_embed(engine, files, count, out, capacity);
+    if (status == CGD_OK && !sizes) status = fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass sizes.");
+    for (size_t i = 0; status == CGD_OK && i < count; i++)
+        if (!files[i]) status = fail(CGD_INVALID_ARGUMENT, "file %zu has no data.", i);
+    return status == CGD_OK ? answer(cgdpy_embed_encoded(engine->number, files, sizes, count, out, last_error))
+                            : status;
+}
+
+cgd_status cgd_search(const float *queries, size_t query_count, size_t query_stride, const float *gallery,
+                      size_t gallery_count, size_t gallery_stride, size_t dim, size_t k, uint64_t *indices,
+                      float *scores) {
+    size_t row = dim * sizeof(float);
+    last_error[0] = '\0';
+    if (!queries || !gallery || !indices || !scores)
+        return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass queries, gallery, indices and scores.");
+    if (!query_stride) query_stride = row;
+    if (!gallery_stride) gallery_stride = row;
+    if (!dim || !k || k > gallery_count || query_stride < row || gallery_stride < row ||
+        query_stride % sizeof(float) || gallery_stride % sizeof(float))
+        return fail(CGD_INVALID_ARGUMENT,
+                    "dim is %zu, k %zu of %zu rows, the strides %zu and %zu; expected k of 1 to the gallery's rows, and "
+                    "strides of whole floats that hold a row.",
+                    dim, k, gallery_count, query_stride, gallery_stride);
+    free_start_lock();
+    return answer(cgdpy_search(queries, query_count, query_stride, gallery, gallery_count, gallery_stride, dim, k, indices,
+                               scores, last_error));
+}

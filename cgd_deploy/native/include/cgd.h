@@ -1,0 +1,126 @@
+/*
+ * cgd: image-retrieval descriptors from .cgd engines.
+ *
+ *     cgd_engine *engine;
+ *     if (cgd_engine_open("model-int8.cgd", NULL, &engine) != CGD_OK)
+ *         return fprintf(stderr, "%s\n", cgd_last_error()), 1;
+ *     float *descriptor = malloc(cgd_engine_dim(engine) * sizeof *descriptor);
+ *     cgd_image image = {pixels, width, height, 3 * width, CGD_RGB8};
+ *     if (cgd_embed(engine, &image, 1, descriptor, cgd_engine_dim(engine)) != CGD_OK)
+ *         fprintf(stderr, "%s\n", cgd_last_error());
+ *     cgd_engine_close(engine);
+ *
+ * Every function may be called from any thread, and all threads may share an engine; only cgd_engine_close must come
+ * after every other call with its engine has returned. Single images that several threads embed at the same time are
+ * computed together. After fork(), open engines anew in a child only if the parent has not called the library before.
+ */
+#ifndef CGD_H
+#define CGD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CGD_VERSION_MAJOR 0
+#define CGD_VERSION_MINOR 1
+#define CGD_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define CGD_API __attribute__((visibility("default")))
+#else
+#define CGD_API
+#endif
+
+/* types: begin */
+/* A value keeps its meaning for ever, and none is used again. */
+typedef enum cgd_status {
+    CGD_OK = 0,
+    CGD_INVALID_ARGUMENT = 1,   /* a null pointer, a count or a format that cannot be */
+    CGD_BUFFER_TOO_SMALL = 2,   /* out holds fewer floats than there are results */
+    CGD_BAD_INPUT = 3,          /* an image cannot be used */
+    CGD_BAD_ENGINE = 4,         /* the file is missing, damaged, or made for another machine */
+    CGD_MISSING_DEPENDENCY = 5, /* what runs this engine is not installed */
+    CGD_OVERLOADED = 6,         /* too many images wait: try again, or shed the request */
+    CGD_INTERNAL = 99           /* a bug, or the library could not start */
+} cgd_status;
+
+typedef enum cgd_format {
+    CGD_RGB8 = 1, /* three bytes a pixel */
+    CGD_BGR8 = 2
+} cgd_format;
+
+/* Pixels of any size, upright; they are read in place and kept no longer than the call. */
+typedef struct cgd_image {
+    const uint8_t *data;
+    uint32_t width;
+    uint32_t height;
+    size_t stride; /* bytes from one row to the next, at least 3 * width */
+    cgd_format format;
+} cgd_image;
+
+/* Fill with cgd_options_init, then change what you want to. */
+typedef struct cgd_options {
+    size_t size;           /* sizeof(cgd_options) of the caller's header */
+    const char *device;    /* "cpu" or "cuda"; NULL: what the engine was built for */
+    uint32_t threads;      /* 0: what was found to be fastest here, else every core allowed */
+    uint32_t streams;      /* batches at the same time; 0: 1 on the CPU, 2 on CUDA */
+    uint32_t max_batch;    /* images of a full batch; 0: the engine's choice */
+    uint32_t max_queue;    /* single images that may wait */
+    double max_delay_ms;   /* how long one waits for others */
+} cgd_options;
+
+typedef struct cgd_engine cgd_engine;
+/* types: end */
+
+/* "0.1.0", of the library; the macros above are of the header. */
+CGD_API const char *cgd_version(void);
+
+/* The name of a status, e.g. "CGD_OVERLOADED"; never NULL. */
+CGD_API const char *cgd_status_string(cgd_status status);
+
+/* One sentence on the last call of this thread, "" if that succeeded; valid until the thread's next call. */
+CGD_API const char *cgd_last_error(void);
+
+CGD_API void cgd_options_init(cgd_options *options);
+
+/* Load an engine; options may be NULL. On failure *engine is NULL. */
+CGD_API cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_engine **engine);
+
+/* Free an engine; NULL does nothing. */
+CGD_API void cgd_engine_close(cgd_engine *engine);
+
+/* Floats of a descriptor. */
+CGD_API size_t cgd_engine_dim(const cgd_engine *engine);
+
+/* Images of this size are not resized. */
+CGD_API void cgd_engine_input_size(const cgd_engine *engine, uint32_t *width, uint32_t *height);
+
+/* Descriptors may be compared if and only if their engines have the same; valid until close. */
+CGD_API const char *cgd_engine_space_id(const cgd_engine *engine);
+
+/* Replay the images kept in the engine; the smallest cosine with their descriptors goes to *cosine, which may be NULL.
+ * CGD_BAD_ENGINE below 0.999. */
+CGD_API cgd_status cgd_self_test(cgd_engine *engine, float *cosine);
+
+/* Describe count images: unit vectors, one after another, in out, which has room for capacity floats.
+ * On failure out is unchanged or partly written. */
+CGD_API cgd_status cgd_embed(cgd_engine *engine, const cgd_image *images, size_t count, float *out, size_t capacity);
+
+/* The same for encoded files (JPEG, PNG, ...) in memory. */
+CGD_API cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const size_t *sizes, size_t count,
+                                     float *out, size_t capacity);
+
+/* The k rows of gallery with the largest inner products with each query, the largest first: [query_count][k] indices
+ * and products. Strides are bytes from one row to the next, 0 for dim * sizeof(float). Exact. */
+CGD_API cgd_status cgd_search(const float *queries, size_t query_count, size_t query_stride, const float *gallery,
+                              size_t gallery_count, size_t gallery_stride, size_t dim, size_t k, uint64_t *indices,
+                              float *scores);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

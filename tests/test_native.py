@@ -1,0 +1,390 @@
+"""The C ABI: what is installed, that C and C++ programs build against it, and that they get Python's descriptors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FAKE_SPEC, listing, write_fake_engine
+
+from cgd_deploy import InputError, load
+from cgd_deploy.golden import golden_images
+from cgd_deploy.native import install
+from cgd_deploy.retrieval import neighbours
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples" / "native"
+PAGE = (ROOT / "docs" / "native.md").read_text(encoding="utf-8")
+STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
+
+pytestmark = [
+    pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="there is no C compiler"),
+    pytest.mark.skipif(not (find_spec("cffi") and find_spec("setuptools")), reason="cffi is not installed"),
+    pytest.mark.skipif(not sysconfig.get_config_var("Py_ENABLE_SHARED"), reason="this Python has no shared library"),
+]
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("native") / "a prefix"
+    command = [sys.executable, "-m", "cgd_deploy", "install-native", "--prefix", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return folder
+
+
+def run(*command: object, folder: Path | None = None, status: int = 0, **variables: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **variables},
+        timeout=120,
+    )
+    assert done.returncode == status, (done.stdout, done.stderr)
+    return done.stdout if status == 0 else done.stderr
+
+
+def compiled(prefix: Path, source: Path, *options: str, compiler: str = "cc") -> Path:
+    program = source.with_suffix(".out") if source.parent != EXAMPLES else prefix.parent / f"{source.stem}.out"
+    found = run("pkg-config", "--cflags", "--libs", "cgd", PKG_CONFIG_PATH=str(prefix / "lib" / "pkgconfig"))
+    flags = [flag.replace("\0", " ") for flag in found.replace("\\ ", "\0").split()]
+    run(compiler, *STRICT, *options, source, *flags, "-o", program)
+    return program
+
+
+def test_what_is_installed(prefix):
+    assert sorted(listing(prefix)) == [
+        "include",
+        "include/cgd.h",
+        "include/cgd.hpp",
+        "lib",
+        "lib/cmake",
+        "lib/cmake/cgd",
+        "lib/cmake/cgd/cgdConfig.cmake",
+        "lib/cmake/cgd/cgdConfigVersion.cmake",
+        "lib/libcgd.so",
+        "lib/libcgd.so.0",
+        "lib/pkgconfig",
+        "lib/pkgconfig/cgd.pc",
+    ]
+    assert (prefix / "lib" / "libcgd.so").readlink() == Path("libcgd.so.0")
+
+
+def test_only_the_functions_of_the_header_are_exported(prefix):
+    header = (prefix / "include" / "cgd.h").read_text()
+    declared = set(re.findall(r"^CGD_API .*?(cgd_\w+)\(", header, re.MULTILINE))
+    lines = run("nm", "-D", "--defined-only", prefix / "lib" / "libcgd.so").splitlines()
+    assert {line.split()[-1] for line in lines} == declared
+    assert len(declared) == 13
+
+
+def test_the_header_speaks_of_no_implementation():
+    assert "python" not in (install.INCLUDE / "cgd.h").read_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "language", "standard", "header"),
+    [("cc", "c", "c99", "cgd.h"), ("c++", "c++", "c++17", "cgd.h"), ("c++", "c++", "c++17", "cgd.hpp")],
+)
+def test_the_headers_compile_alone(compiler, language, standard, header):
+    run(compiler, "-x", language, f"-std={standard}", *STRICT, "-fsyntax-only", install.INCLUDE / header)
+
+
+needs_pkg_config = pytest.mark.skipif(not shutil.which("pkg-config"), reason="there is no pkg-config")
+
+
+@needs_pkg_config
+@pytest.mark.parametrize("backend", ["fake", "openvino"])
+def test_the_c_example_gives_pythons_descriptors(prefix, fake_engine, engines, picture_list, backend):
+    path = fake_engine if backend == "fake" else engines["openvino", "int8"]
+    program = compiled(prefix, EXAMPLES / "embed.c", "-std=c99")
+    pictures = picture_list.paths[:3]
+    *lines, last = run(program, path, *pictures).splitlines()
+    with load(path) as engine:
+        expected = np.concatenate([engine.embed([picture]) for picture in pictures])
+    found = np.array([line.rsplit(maxsplit=3)[1:] for line in lines], np.float32)
+    assert np.array_equal(found, expected[:, :3])
+    assert float(last.split()[1]) == pytest.approx(float(expected[0] @ expected[1]), abs=1e-5)
+
+
+@needs_pkg_config
+def test_the_c_example_tells_what_is_wrong(prefix, fake_engine, tmp_path):
+    program = compiled(prefix, EXAMPLES / "embed.c", "-std=c99")
+    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    assert "no.jpg: the picture cannot be decoded" in run(program, fake_engine, tmp_path / "no.jpg", status=1)
+    assert "make it with" in run(program, tmp_path / "no.cgd", "a.jpg", status=1)
+
+
+@needs_pkg_config
+def test_the_c_example_is_clean_under_addresssanitizer(prefix, fake_engine, pictures):
+    program = compiled(prefix, EXAMPLES / "embed.c", "-std=c99", "-g", "-fsanitize=address,undefined")
+    picture = pictures / "kind-0" / "0.jpg"
+    assert "cosine 1.0" in run(program, fake_engine, picture, picture, ASAN_OPTIONS="detect_leaks=0")
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="there is no CMake")
+def test_the_service_is_built_by_cmake_and_serves(prefix, fake_engine, tmp_path):
+    run(
+        "cmake",
+        "-S",
+        EXAMPLES,
+        "-B",
+        tmp_path,
+        f"-DCMAKE_PREFIX_PATH={prefix}",
+        f"-DCMAKE_CXX_FLAGS={' '.join(STRICT)}",
+    )
+    run("cmake", "--build", tmp_path)
+    told = re.fullmatch(
+        r'{"images": (\d+), "seconds": ([\d.]+), "images_per_second": ([\d.]+)}\n',
+        run(tmp_path / "service", fake_engine, 8, 0.5),
+    )
+    assert told and int(told[1]) > 50
+    assert float(told[3]) == pytest.approx(int(told[1]) / float(told[2]), rel=0.01)
+    assert "make it with" in run(tmp_path / "service", "no.cgd", 1, 1, status=1)
+
+
+@needs_pkg_config
+@pytest.mark.parametrize(("language", "compiler", "standard"), [("c", "cc", "c99"), ("cpp", "c++", "c++17")])
+def test_the_programs_of_the_page_run(prefix, tmp_path, language, compiler, standard):
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / f"main.{language}").write_text(block)
+    write_fake_engine(tmp_path / "model-int8.cgd")
+    program = compiled(prefix, tmp_path / f"main.{language}", f"-std={standard}", compiler=compiler)
+    with load(tmp_path / "model-int8.cgd") as engine:
+        black = engine.embed([np.zeros((480, 640, 3), np.uint8)])[0, 0]
+    word = "CGD_OK" if language == "c" else FAKE_SPEC.space_id
+    assert run(program, folder=tmp_path) == f"{word} {black:.6f}\n"
+    run(program, folder=prefix, status=1)  # where no engine is
+
+
+class Image(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("width", ctypes.c_uint32),
+        ("height", ctypes.c_uint32),
+        ("stride", ctypes.c_size_t),
+        ("format", ctypes.c_int),
+    )
+
+
+RGB, BGR = 1, 2
+
+
+def image(pixels: np.ndarray, format: int = RGB) -> Image:
+    height, width, _ = pixels.shape
+    return Image(pixels.ctypes.data, width, height, pixels.strides[0], format)
+
+
+class Library:
+    """libcgd.so in this process, which has a Python for it to join."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        for name in ("cgd_last_error", "cgd_status_string", "cgd_version", "cgd_engine_space_id"):
+            getattr(self._library, name).restype = ctypes.c_char_p
+        self._library.cgd_engine_dim.restype = ctypes.c_size_t
+
+    def __getattr__(self, name: str):
+        return getattr(self._library, f"cgd_{name}")
+
+    def status(self, code: int) -> str:
+        return self.status_string(code).decode()
+
+    def open(self, path: Path, options: object = None) -> tuple[str, ctypes.c_void_p]:
+        engine = ctypes.c_void_p()
+        return self.status(self.engine_open(str(path).encode(), options, ctypes.byref(engine))), engine
+
+    def describe(self, engine: ctypes.c_void_p, images: list[Image], dim: int = 24) -> tuple[str, np.ndarray]:
+        out = np.full((len(images), dim), 7, np.float32)
+        array = (Image * len(images))(*images)
+        code = self.embed(engine, array, ctypes.c_size_t(len(images)), _at(out), ctypes.c_size_t(out.size))
+        return self.status(code), out
+
+    @property
+    def error(self) -> str:
+        return self.last_error().decode()
+
+
+def _at(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+@pytest.fixture(scope="module")
+def library(prefix) -> Library:
+    return Library(prefix / "lib" / "libcgd.so")
+
+
+@pytest.fixture
+def opened(library, fake_engine):
+    status, engine = library.open(fake_engine)
+    assert (status, library.error) == ("CGD_OK", "")
+    yield engine
+    library.engine_close(engine)
+
+
+@pytest.fixture
+def expected(fake_engine):
+    with load(fake_engine) as engine:
+        yield engine.embed
+
+
+def test_an_engine_says_what_it_is(library, opened):
+    width, height = ctypes.c_uint32(), ctypes.c_uint32()
+    library.engine_input_size(opened, ctypes.byref(width), ctypes.byref(height))
+    assert (height.value, width.value) == FAKE_SPEC.input_size
+    assert library.engine_dim(opened) == 24
+    assert library.engine_space_id(opened).decode() == FAKE_SPEC.space_id
+    cosine = ctypes.c_float()
+    assert library.self_test(opened, ctypes.byref(cosine)) == 0 and cosine.value > 0.999
+    assert re.fullmatch(r"\d+\.\d+\.\d+", library.version().decode())
+
+
+def test_images_alone_and_together_with_strides_and_bgr(library, opened, expected):
+    pixels = golden_images(FAKE_SPEC, 3)
+    padded = np.zeros((32, 40, 3), np.uint8)
+    padded[:, :32] = pixels[1]
+    bgr = np.ascontiguousarray(pixels[2][..., ::-1])
+    images = [image(pixels[0]), image(padded[:, :32]), image(bgr, BGR)]
+    assert [one.stride for one in images] == [96, 120, 96]
+    for one, row in zip(images, pixels, strict=True):
+        status, found = library.describe(opened, [one])
+        assert status == "CGD_OK" and np.array_equal(found, expected(row[None]))
+    status, found = library.describe(opened, images)
+    assert status == "CGD_OK" and np.array_equal(found, expected(pixels))
+
+
+def test_images_of_another_size_are_resized_as_in_python(library, opened, expected):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    _, found = library.describe(opened, [image(pixels)])
+    assert np.array_equal(found, expected([pixels]))
+
+
+def test_encoded_files(library, opened, expected, pictures):
+    files = [(pictures / "kind-1" / f"{i}.jpg").read_bytes() for i in range(2)]
+    data = (ctypes.c_char_p * 2)(*files)
+    sizes = (ctypes.c_size_t * 2)(*map(len, files))
+    out = np.zeros((2, 24), np.float32)
+    assert library.embed_encoded(opened, data, sizes, ctypes.c_size_t(2), _at(out), ctypes.c_size_t(out.size)) == 0
+    assert np.array_equal(out, expected(files))
+
+
+def test_nothing_is_embedded_without_images(library, opened):
+    assert library.describe(opened, [])[0] == "CGD_OK"
+
+
+def test_eight_threads_get_their_own(library, opened, expected):
+    pixels = golden_images(FAKE_SPEC, 40)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda row: library.describe(opened, [image(row)])[1][0], pixels))
+    assert np.allclose(np.stack(found), expected(pixels), atol=1e-6)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_search(library, strided):
+    random = np.random.default_rng(0)
+    queries, gallery = (random.normal(size=(n, 8 if strided else 5)).astype(np.float32) for n in (4, 30))
+    stride = queries.strides[0] if strided else 0
+    indices, scores = np.zeros((4, 3), np.uint64), np.zeros((4, 3), np.float32)
+    sizes = [ctypes.c_size_t(value) for value in (4, stride, 30, stride, 5, 3)]
+    code = library.search(_at(queries), *sizes[:2], _at(gallery), *sizes[2:], _at(indices), _at(scores))
+    assert library.status(code) == "CGD_OK", library.error
+    nearest, products = neighbours(queries[:, :5], gallery[:, :5], 3)
+    assert np.array_equal(indices, nearest) and np.allclose(scores, products, atol=1e-6)
+    sizes[-1] = ctypes.c_size_t(31)
+    code = library.search(_at(queries), *sizes[:2], _at(gallery), *sizes[2:], _at(indices), _at(scores))
+    assert library.status(code) == "CGD_INVALID_ARGUMENT" and "k 31 of 30" in library.error
+
+
+def test_every_failure_has_its_status_and_a_sentence(library, opened, tmp_path):
+    pixels = np.zeros((32, 32, 3), np.uint8)
+
+    def changed(**fields: object) -> list[Image]:
+        one = image(pixels)
+        for name, value in fields.items():
+            setattr(one, name, value)
+        return [one]
+
+    (tmp_path / "damaged.cgd").write_bytes(b"PK\3\4 no more")
+    missing = write_fake_engine(tmp_path / "missing.cgd", backend="tensorrt-rtx")
+    failures = [
+        (lambda: library.open(tmp_path / "no.cgd")[0], "CGD_BAD_ENGINE", "no.cgd"),
+        (lambda: library.open(tmp_path / "damaged.cgd")[0], "CGD_BAD_ENGINE", "damaged.cgd"),
+        (lambda: library.status(library.engine_open(None, None, None)), "CGD_INVALID_ARGUMENT", "NULL"),
+        (lambda: library.describe(opened, changed(data=None))[0], "CGD_INVALID_ARGUMENT", "image 0 has no data"),
+        (lambda: library.describe(opened, changed(format=9))[0], "CGD_INVALID_ARGUMENT", "format 9"),
+        (lambda: library.describe(opened, changed(stride=95))[0], "CGD_INVALID_ARGUMENT", "at least 96"),
+        (lambda: library.describe(opened, changed(width=4))[0], "CGD_BAD_INPUT", "4x32"),
+        (lambda: library.describe(opened, changed(), dim=23)[0], "CGD_BUFFER_TOO_SMALL", "expected 24"),
+        (lambda: library.describe(None, changed())[0], "CGD_INVALID_ARGUMENT", "NULL"),
+    ]
+    for fail, status, words in failures:
+        assert fail() == status
+        assert words in library.error and "\n" not in library.error
+    assert library.open(missing)[0] in ("CGD_BAD_ENGINE", "CGD_MISSING_DEPENDENCY")
+    assert library.describe(opened, changed())[0] == "CGD_OK" and library.error == ""
+
+
+def test_a_full_queue_is_overloaded(library, fake_engine, prefix):
+    class Options(ctypes.Structure):
+        _fields_ = (
+            ("size", ctypes.c_size_t),
+            ("device", ctypes.c_char_p),
+            *((name, ctypes.c_uint32) for name in ("threads", "streams", "max_batch", "max_queue")),
+            ("max_delay_ms", ctypes.c_double),
+        )
+
+    options = Options()
+    library.options_init(ctypes.byref(options))
+    assert (options.size, options.max_queue, options.max_delay_ms) == (ctypes.sizeof(Options), 256, 2.0)
+    options.max_queue, options.max_delay_ms = 1, 300.0
+    status, engine = library.open(fake_engine, ctypes.byref(options))
+    assert status == "CGD_OK"
+    pixels = golden_images(FAKE_SPEC, 4)
+    with ThreadPoolExecutor(4) as pool:
+        statuses = sorted(pool.map(lambda row: library.describe(engine, [image(row)])[0], pixels))
+    library.engine_close(engine)
+    assert statuses == ["CGD_OK", "CGD_OVERLOADED", "CGD_OVERLOADED", "CGD_OVERLOADED"]
+    options.device = b"tpu"
+    assert library.open(fake_engine, ctypes.byref(options))[0] == "CGD_BAD_ENGINE" and "'tpu'" in library.error
+
+
+def test_the_last_error_is_the_threads_own(library, tmp_path):
+    library.open(tmp_path / "here.cgd")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: library.error).result() == ""
+        pool.submit(library.open, tmp_path / "there.cgd").result()
+        assert "there.cgd" in pool.submit(lambda: library.error).result()
+    assert "here.cgd" in library.error
+
+
+def test_closing_nothing_does_nothing(library):
+    library.engine_close(None)
+
+
+def test_a_prefix_that_cannot_be_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="choose another output path"):
+        install.install_native(tmp_path / "file")
+
+
+def test_a_compiler_that_fails_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", "/bin/false")
+    done = subprocess.run(
+        [sys.executable, "-m", "cgd_deploy", "install-native", "--prefix", str(tmp_path / "p")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "install a C compiler" in done.stderr
+    assert not (tmp_path / "p").exists()
