@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -53,17 +53,6 @@ class Calibration(str, Enum):
 
 COVERED = {Calibration.PERCENTILE: percentile_bins, Calibration.ENTROPY: entropy_bins, Calibration.MSE: mse_bins}
 """How many bins of a histogram the codes 0..high had better cover."""
-
-
-def activation_ranges(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    images: ImageList,
-    spec: ModelSpec,
-    on_pictures: Callable[[int], None] | None = None,
-) -> Ranges:
-    """The mean over pictures of each tensor's largest magnitude, see ``Activations``."""
-    return Activations(model, dict.fromkeys(tensors, 0), {}, images, spec, on_pictures).ranges(Calibration.MEAN)
 
 
 class Activations:

@@ -63,7 +63,7 @@ def distilled(
     Both are for ``quantized`` with the same ``layout`` and ``keep_float``: what it writes is what was trained. Only
     the backbone's weights and biases change, and the ranges of what ``layout`` rounds.
 
-    model, ranges   an FP32 model and the ranges from ``activation_ranges``
+    model, ranges   an FP32 model and its ranges, see ``Activations.ranges``
     images          pictures without labels; at most steps x batch_size of them are used, held decoded in memory
     steps           batches to train on, None for 120
     seed            of the order of the pictures

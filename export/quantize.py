@@ -92,7 +92,7 @@ def quantized(
 ) -> onnx.ModelProto:
     """A copy of ``model`` with QuantizeLinear/DequantizeLinear around its convolutions; biases stay FP32.
 
-    ranges       from ``activation_ranges`` over ``ranged_tensors(model)``
+    ranges       of every tensor that some edge of ``int8_edges`` is ranged by, see ``Activations.ranges``
     keep_float   names of convolutions to leave in FP32
 
     Raises ExportError for a model without a marked feature map or without convolutions.
@@ -119,12 +119,6 @@ def quantized(
     before = get_metadata(model)
     set_metadata(result, Metadata(spec=before.spec, precision=Precision.INT8, source=before.source))
     return result
-
-
-def ranged_tensors(model: onnx.ModelProto) -> list[str]:
-    """Every tensor whose range some layout needs, in graph order."""
-    edges = [edge for layout in Layout for edge in int8_edges(model, layout)]
-    return list(dict.fromkeys(edge.ranged for edge in edges))
 
 
 def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from cgd_deploy.images import ImageList
 from cgd_deploy.spec import ModelSpec, Precision
+from cgd_export.calibrate import Activations, Calibration, Ranges
 from cgd_export.metadata import FEATURES, Metadata, set_metadata
+from cgd_export.quantize import Layout, int8_edges
 
 SPEC = ModelSpec(backbone="resnet18", descriptors="S", dim=2, input_size=(32, 32))
 WEIGHT = np.random.default_rng(0).normal(size=(3, 3, 1, 1))
@@ -75,3 +79,20 @@ def outputs_of(model: onnx.ModelProto, names: list[str], pixels: np.ndarray) -> 
     probe.CopyFrom(model)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return session(probe).run(names, {"images": pixels})
+
+
+def ranged_tensors(model: onnx.ModelProto) -> list[str]:
+    """Every tensor whose range some layout needs, in graph order."""
+    edges = [edge for layout in Layout for edge in int8_edges(model, layout)]
+    return list(dict.fromkeys(edge.ranged for edge in edges))
+
+
+def activation_ranges(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    images: ImageList,
+    spec: ModelSpec,
+    on_pictures: Callable[[int], None] | None = None,
+) -> Ranges:
+    """The mean over pictures of each tensor's largest magnitude."""
+    return Activations(model, dict.fromkeys(tensors, 0), {}, images, spec, on_pictures).ranges(Calibration.MEAN)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import NOISE, arrays, conv, makers, nodes, outputs_of, relu, tiny
+from graphs import NOISE, arrays, conv, makers, nodes, outputs_of, ranged_tensors, relu, tiny
 from onnx import helper
 
 from cgd_deploy.backends.openvino import OpenVinoBackend
 from cgd_export.bias import bias_corrected
 from cgd_export.metadata import FEATURES
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, convolutions, quantized, ranged_tensors
+from cgd_export.quantize import Layout, convolutions, quantized
 
 LAYOUTS = list(Layout)
 RANDOM = np.random.default_rng(7)

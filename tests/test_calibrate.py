@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import conv, outputs_of, relu, tiny
+from graphs import activation_ranges, conv, outputs_of, relu, tiny
 
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.spec import ModelSpec
 from cgd_export import calibrate as module
-from cgd_export.calibrate import Activations, Calibration, activation_ranges
+from cgd_export.calibrate import Activations, Calibration
 from cgd_export.histogram import BINS, entropy_bins, mse_bins, percentile_bins
 from cgd_export.metadata import FEATURES, get_metadata
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graphs import activation_ranges, ranged_tensors
 from onnx import helper, numpy_helper
 
 from cgd_deploy.backends.openvino import OpenVinoBackend
@@ -16,11 +17,10 @@ from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.images import ImageList
 from cgd_deploy.retrieval import cosines
 from cgd_export import distill
-from cgd_export.calibrate import activation_ranges
 from cgd_export.distill import FakeQuantize, FakeQuantized, distance, distilled, rounded_weight
 from cgd_export.metadata import get_metadata, load_onnx
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, backbone, convolutions, int8_edges, quantized, ranged_tensors
+from cgd_export.quantize import Layout, backbone, convolutions, int8_edges, quantized
 
 LAYOUTS = list(Layout)
 

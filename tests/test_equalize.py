@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import NOISE, WEIGHT, arrays, conv, outputs_of, relu, tiny
+from graphs import NOISE, WEIGHT, arrays, conv, outputs_of, ranged_tensors, relu, tiny
 from onnx import helper
 
 from cgd_export.equalize import LEAST, equalized, links
 from cgd_export.metadata import FEATURES, get_metadata, load_onnx, save_onnx
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, convolutions, quantized, ranged_tensors
+from cgd_export.quantize import Layout, convolutions, quantized
 
 RANDOM = np.random.default_rng(5)
 SPREAD = 10.0 ** np.array([0, 1, -1, 2])

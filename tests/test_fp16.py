@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import activation_ranges, ranged_tensors
 from onnx import TensorProto, helper, numpy_helper
 
 from cgd_deploy.engine import load
@@ -14,12 +15,11 @@ from cgd_deploy.errors import ExportError
 from cgd_deploy.images import ImageList
 from cgd_deploy.retrieval import cosines
 from cgd_deploy.spec import Precision
-from cgd_export.calibrate import activation_ranges
 from cgd_export.engine_from_onnx import calibration_list
 from cgd_export.fp16 import halved, rounded
 from cgd_export.metadata import FEATURES, OUTPUT, get_metadata, load_onnx
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, backbone, quantized, ranged_tensors
+from cgd_export.quantize import Layout, backbone, quantized
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import SPEC, listing
+from graphs import ranged_tensors
 from onnx import TensorProto, helper, numpy_helper
 
 from cgd_deploy.backends.tensorrt import import_tensorrt
@@ -20,7 +21,7 @@ from cgd_export import recipe
 from cgd_export.fp16 import halved
 from cgd_export.metadata import FEATURES, Metadata, load_onnx, set_metadata
 from cgd_export.proof import convolution_work, engine_precisions, graph_precisions, network_precisions, prove
-from cgd_export.quantize import Layout, convolutions, quantized, ranged_tensors
+from cgd_export.quantize import Layout, convolutions, quantized
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import NOISE, WEIGHT, arrays, conv, makers, nodes, outputs_of, relu, session, tiny
+from graphs import (
+    NOISE,
+    WEIGHT,
+    activation_ranges,
+    arrays,
+    conv,
+    makers,
+    nodes,
+    outputs_of,
+    ranged_tensors,
+    relu,
+    session,
+    tiny,
+)
 from onnx import helper, numpy_helper
 
 from cgd_deploy.backends.openvino import OpenVinoBackend
@@ -19,10 +32,9 @@ from cgd_deploy.retrieval import cosines
 from cgd_deploy.spec import Precision
 from cgd_export import calibrate
 from cgd_export import quantize as module
-from cgd_export.calibrate import activation_ranges
 from cgd_export.metadata import FEATURES, get_metadata, load_onnx
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, convolutions, never_negative, quantized, ranged_tensors
+from cgd_export.quantize import Layout, convolutions, never_negative, quantized
 
 LAYOUTS = list(Layout)
 WITH_UNSIGNED = [Layout.MIXED, Layout.UINT8]

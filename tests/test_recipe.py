@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import arrays, nodes
+from graphs import activation_ranges, arrays, nodes, ranged_tensors
 
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError
 from cgd_deploy.images import ImageList
 from cgd_deploy.spec import Precision
-from cgd_export.calibrate import Calibration, activation_ranges
+from cgd_export.calibrate import Calibration
 from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
 from cgd_export.metadata import get_metadata, load_onnx
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, convolutions, quantized, ranged_tensors
+from cgd_export.quantize import Layout, convolutions, quantized
 from cgd_export.recipe import DEFAULT, Int8Models, Recipe
 
 LAYOUTS = list(Layout)

@@ -46,11 +46,11 @@ class OpenVinoBackend(Backend):
             raise EngineError(f"OpenVINO cannot load the model ({reason}); build the engine again.") from error
         self.concurrency = streams
         self._tensor = openvino.Tensor
-        self._dim = self._compiled.output(0).partial_shape[1].get_length()
+        self._row = [size.get_length() for size in list(self._compiled.output(0).partial_shape)[1:]]
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        descriptors = np.empty((len(images), self._dim), np.float32)
+        descriptors = np.empty((len(images), *self._row), np.float32)
         self.run_into(images, descriptors)
         return descriptors
 
