@@ -1,6 +1,7 @@
-"""Descriptors on disk with where they came from: .npy (with a .npy.json beside it) or .parquet.
+"""Descriptors on disk with where they came from: .npy (with a .npy.json beside it), .parquet, or a folder of those.
 
-A PCA lies beside either as .pca.npy. How descriptors are rounded and projected is ``compact``'s.
+A PCA lies beside a file as .pca.npy. How descriptors are rounded and projected is ``compact``'s; what a folder of
+Parquet files is, ``shards``'s.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import numpy as np
 
 from .compact import Compact, Stored, check_form, fit
 from .engine import Engine
-from .errors import InputError, MissingDependency
+from .errors import InputError
 from .files import replacing, sha256_file, sync
 from .images import ImageList
+from .parquet import import_pyarrow, load_table, save_table
 from .retrieval import Descriptors, Indices, neighbours
+from .shards import load_shards
 
 SUFFIXES = (".npy", ".parquet")
 
@@ -59,7 +62,7 @@ def check_index_path(path: str | Path) -> None:
     if suffix not in SUFFIXES:
         raise InputError(f"{path} ends in {suffix or 'nothing'}; expected one of {' '.join(SUFFIXES)}.")
     if suffix == ".parquet":
-        _pyarrow()
+        import_pyarrow()
 
 
 def index_images(
@@ -117,7 +120,7 @@ def write_index(index: Index, path: str | Path) -> Path:
             _save(projection, compact.projection)
             facts["pca_sha256"] = sha256_file(projection)
         if path.suffix == ".parquet":
-            _save_table(temporary, index, facts)
+            save_table(temporary, index.stored, index.paths, facts)
         else:
             _save(temporary, index.stored)
             facts["sha256"] = sha256_file(temporary)
@@ -133,18 +136,24 @@ def write_index(index: Index, path: str | Path) -> Path:
 def read_index(path: str | Path) -> Index:
     """Raises InputError if the index is missing, damaged, or what lies beside it belongs to other descriptors.
 
-    An index that says nothing of its form is one of before there were any: float32.
+    A folder is read as the one index that its shards are, and refused if one is missing. An index that says nothing of
+    its form is one of before there were any: float32.
     """
     check_index_path(path)
     path = Path(path)
     try:
-        stored, paths, facts = (_load_table if path.suffix == ".parquet" else _load)(path)
+        stored, paths, facts = _loader(path)(path)
         dim = facts["dim"] if "dim" in facts else stored.shape[1]
         compact = Compact(facts.get("descriptor_dtype", "float32"), dim, _projection(path, facts))
         compact.check(stored)
+        if len(paths) != len(stored):
+            raise ValueError(f"{len(paths)} paths for {len(stored)} descriptors")
+        if not all(isinstance(text, str) for text in (*paths, facts["space_id"], facts["precision"])):
+            raise TypeError("a path or a name that is no text")
         return Index(stored, paths, facts["space_id"], facts["precision"], compact)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is not an index of cgd-deploy embed ({error}); make it again.") from error
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not an index of cgd-deploy embed ({reason}); make it again.") from error
 
 
 def sidecar(path: Path) -> Path:
@@ -164,12 +173,10 @@ def _save(path: Path, array: Stored) -> None:
         file.write(array.data)  # np.save does not tell why it could not write
 
 
-def _save_table(path: Path, index: Index, facts: dict[str, Any]) -> None:
-    pa = _pyarrow()
-    column = pa.FixedSizeListArray.from_arrays(pa.array(index.stored.reshape(-1)), index.stored.shape[1])
-    table = pa.table({"path": list(index.paths), "descriptor": column})
-    with open(path, "wb") as file:
-        pa.parquet.write_table(table.replace_schema_metadata({"cgd": json.dumps(facts)}), file)
+def _loader(path: Path) -> Callable[[Path], tuple[Stored, list[str], dict[str, Any]]]:
+    if path.suffix == ".parquet":
+        return load_shards if path.is_dir() else load_table
+    return _load
 
 
 def _load(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
@@ -177,13 +184,6 @@ def _load(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
     if sha256_file(path) != facts["sha256"]:
         raise InputError(f"{path} and {sidecar(path)} belong to different runs; make the index again.")
     return np.load(path, allow_pickle=False), facts["paths"], facts
-
-
-def _load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    table = _pyarrow().parquet.read_table(path)
-    facts = json.loads(table.schema.metadata[b"cgd"])
-    column = table.column("descriptor").combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1), table.column("path").to_pylist(), facts
 
 
 def _projection(path: Path, facts: dict[str, Any]) -> Descriptors | None:
@@ -196,14 +196,3 @@ def _projection(path: Path, facts: dict[str, Any]) -> Descriptors | None:
     if sha256_file(beside(path)) != facts["pca_sha256"]:
         raise InputError(f"{beside(path)} and {path} belong to different runs; make the index again.")
     return np.load(beside(path), allow_pickle=False)
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            "Parquet needs pyarrow; run `pip install 'cgd-deploy[parquet]'`, or write .npy."
-        ) from error
-    return pyarrow

@@ -77,7 +77,9 @@ def bench(
 def embed(
     images: Annotated[str, typer.Argument(help="A folder, LIST.tsv, glob pattern or picture.")],
     engine: Annotated[Path, typer.Option("-e", "--engine", help="A .cgd engine.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Index to write, .npy or .parquet.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Index to write, .npy or .parquet; with --ray a folder, .parquet.")
+    ],
     batch: Annotated[
         int | None, typer.Option(min=1, help="Pictures at a time; 8, or what --autotune of build-engine found.")
     ] = None,
@@ -95,16 +97,37 @@ def embed(
     ] = False,
     threads: Threads = None,
     streams: Streams = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Embed with workers of Ray into a folder; run again, it goes on.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: engines [default: as many as fit, with --threads each].")
+    ] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: pictures a Parquet file [default: 1024].")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --ray: a cluster's, or auto [default: a Ray of its own, here].")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Embed pictures into an index of descriptors with their paths."""
     from ..doctor import check_runtime
 
+    for_ray = {"--workers": workers, "--shard": shard, "--ray-address": ray_address}
+    if not ray and (given := [name for name, value in for_ray.items() if value is not None]):
+        raise InputError(f"{given[0]} is for --ray; add --ray, or leave it out.")
+    if ray and pca is not None:
+        raise InputError("--pca needs every descriptor at once, and --ray has them in shards; leave one of them out.")
+    if ray and out.suffix != ".parquet":
+        raise InputError(f"{out} does not end in .parquet, and --ray writes a folder of Parquet files; call it so.")
     check_runtime()
+    from ..compact import Compact
     from ..engine import open_engine
     from ..enginefile import read_engine
     from ..images import read_images
     from ..index import check_index_path, index_images, write_index
+    from ..scale import SHARD, embed_on_ray
     from ..terminal import counting, errors
     from ..tuning import setting_here
 
@@ -118,34 +141,59 @@ def embed(
 
     on_error = None if strict or len(listed) == 1 else leave_out
     file = read_engine(engine)
+    spec = file.manifest.spec
     tuned = setting_here(file.manifest, "throughput")
-    if tuned and not (threads or streams):
+    if tuned and not (threads or streams or workers):
         threads, streams = tuned.threads, tuned.streams
     batch = batch or (tuned.batch if tuned else 8)
-    with open_engine(file, threads=threads, streams=streams) as loaded, counting("Embedding", len(listed)) as advance:
-        index = index_images(
-            loaded,
-            listed,
-            batch,
-            on_error,
-            advance,
-            fast_decode=fast_decode,
-            descriptor_dtype=descriptor_dtype,
-            pca=pca,
-        )
-    write_index(index, out)
-    form, count = index.compact, len(index.paths)
+    shards: dict[str, object] = {}
+    with counting("Embedding", len(listed)) as advance:
+        if ray:
+            written = embed_on_ray(
+                listed,
+                file,
+                out,
+                batch,
+                on_error,
+                advance,
+                lambda told: errors.print(told, style="yellow"),
+                fast_decode=fast_decode,
+                descriptor_dtype=descriptor_dtype,
+                shard=shard or SHARD,
+                workers=workers,
+                threads=threads,
+                streams=streams,
+                address=ray_address,
+            )
+            form, count = Compact(descriptor_dtype, spec.dim), written.pictures
+            shards = {"shards": written.shards, "resumed": written.resumed, "killed": written.killed}
+        else:
+            with open_engine(file, threads=threads, streams=streams) as loaded:
+                index = index_images(
+                    loaded,
+                    listed,
+                    batch,
+                    on_error,
+                    advance,
+                    fast_decode=fast_decode,
+                    descriptor_dtype=descriptor_dtype,
+                    pca=pca,
+                )
+            write_index(index, out)
+            form, count = index.compact, len(index.paths)
     facts = {
         "path": str(out),
         "pictures": count,
         "left_out": bad,
-        "space_id": index.space_id,
+        "space_id": spec.space_id,
         "descriptor_dtype": form.dtype,
         "pca": form.pca,
         "bytes_per_descriptor": form.bytes_per_descriptor,
+        **shards,
     }
     kept = f"{form.length} values each as {form.dtype}, {form.bytes_per_descriptor} bytes a descriptor"
-    tell(facts, f"{out}: {count} pictures, {kept}, {len(bad)} left out", as_json)
+    counted = "".join(f", {number} {name}" for name, number in shards.items())
+    tell(facts, f"{out}: {count} pictures, {kept}, {len(bad)} left out{counted}", as_json)
 
 
 def search(
