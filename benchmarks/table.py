@@ -91,7 +91,7 @@ def load_table(result: dict[str, Any]) -> str:
 
 def tables() -> dict[str, str]:
     """Markdown by the name that its markers have, of what there are results of."""
-    made = {"ablation": ablation_table, "cpu": cpu_table, "load": load_table}
+    made = {"ablation": ablation_table, "cpu": cpu_table, "cpu-amd": cpu_table, "load": load_table}
     found = {name: RESULTS / f"{name}.json" for name in made}
     return {name: made[name](json.loads(path.read_text())) for name, path in found.items() if path.is_file()}
 
