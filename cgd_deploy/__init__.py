@@ -16,6 +16,7 @@ from .errors import (
     SpecError,
 )
 from .images import ImageList, read_images
+from .limits import Limits, set_limits
 from .spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "GateError",
     "ImageList",
     "InputError",
+    "Limits",
     "MissingDependency",
     "ModelSpec",
     "Overloaded",
@@ -39,6 +41,7 @@ __all__ = [
     "SpecError",
     "load",
     "read_images",
+    "set_limits",
 ]
 
 

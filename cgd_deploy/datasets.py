@@ -15,7 +15,8 @@ import numpy as np
 
 from .errors import InputError, MissingDependency
 from .evaluation import Evaluation
-from .images import Box, ImageList, read_images
+from .files import check_file
+from .images import LARGEST_PIXEL, Box, ImageList, leaves, read_images
 
 SOP_RECALL_AT = (1, 10, 100, 1000)
 INSHOP_RECALL_AT = (1, 10, 20, 30, 40, 50)
@@ -69,8 +70,8 @@ def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
     images.tsv goes before every layout, and otherwise the more particular names go first: CUB200 with naver's lists
     beside its own is "cub200", which is the same split. No folder is searched deeper than written here.
 
-    Raises InputError with file and line for anything malformed or missing but the pictures themselves, and
-    MissingDependency for a .mat file without scipy.
+    Raises InputError with file and line for anything malformed or missing but the pictures themselves and for names
+    that leave the folder, MissingDependency for a .mat file without scipy.
     """
     if dataset := _read_layout(Path(source), boxes):
         return dataset
@@ -103,9 +104,18 @@ def _read_layout(folder: Path, boxes: bool) -> Dataset | None:
     if (read := _reader(folder)) is None:
         return None
     dataset = read(folder, boxes)
-    _check_folders(dataset.training)
-    _check_folders(dataset.testing.images)
+    for images in (dataset.training, dataset.testing.images):
+        if read is not _read_split_folder:  # whose lists, if it has any, are LIST.tsv
+            _check_names(images)
+        _check_folders(images)
     return dataset
+
+
+def _check_names(images: ImageList) -> None:
+    if outside := next(filter(leaves, images.names), None):
+        raise InputError(
+            f"{images.root} has a list that names {outside!r:.200}, outside of it; get the data set again."
+        )
 
 
 def _check_folders(images: ImageList) -> None:
@@ -188,7 +198,7 @@ def _read_inshop(folder: Path, _boxes: bool) -> Dataset:
         )
     for where, [_, _, status] in rows:
         if status not in ("train", "query", "gallery"):
-            raise InputError(f"{where} has the status {status!r}; expected train, query or gallery.")
+            raise InputError(f"{where} has the status {status!r:.40}; expected train, query or gallery.")
     statuses = [fields[2] for _, fields in rows]
     if absent := {"train", "query", "gallery"}.difference(statuses):
         raise InputError(f"{path} has no picture of {' and '.join(sorted(absent))}; get the whole list.")
@@ -297,6 +307,7 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
 def _lines(path: Path) -> list[Row]:
     """The lines that are not blank; names in another encoding than UTF-8 keep their bytes, as the file system's do."""
     try:
+        check_file(path, "list_bytes")
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise InputError(
@@ -307,7 +318,9 @@ def _lines(path: Path) -> list[Row]:
 
 def _whole(where: str, text: str) -> int:
     try:
-        return int(text)
+        if abs(number := int(text)) >> 63:
+            raise ValueError("beyond 64 bits")
+        return number
     except ValueError as error:
         raise InputError(f"{where} has {text[:40]!r} in place of a whole number; mend it.") from error
 
@@ -317,7 +330,7 @@ def _number(where: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST_PIXEL:
         raise InputError(f"{where} has {str(value)[:40]!r} in place of a number; mend it.")
     return number
 
@@ -331,9 +344,12 @@ def _annotations(path: Path, name: str, below: str = "") -> list[Annotation]:
             f"{path} is read with scipy, which is not installed; run `pip install 'cgd-deploy[train]'`."
         ) from error
     try:
+        check_file(path, "list_bytes")
         content = loadmat(path, squeeze_me=True)
+    except InputError:
+        raise
     except Exception as error:  # scipy raises a dozen unrelated types for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} is not a MATLAB file that scipy reads ({reason}); get it again.") from error
     annotations = np.atleast_1d(content.get("annotations", ()))
     fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", name)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,14 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EngineError, SpecError
-from .files import replacing, sha256_bytes
+from .files import check_file, replacing, sha256_bytes
+from .limits import check_size
 from .spec import ModelSpec, Precision
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 GOLDEN_IMAGES = "golden/images.npy"
 GOLDEN_DESCRIPTORS = "golden/descriptors.npy"
-LARGEST = 8 << 30
+PLAIN = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
+"""Names of members: no root, no "..", no drive; nothing is unpacked, but what others write by them stays below."""
+LARGEST_COUNT = 1 << 16
 REBUILD = "build it again with `cgd-deploy build-engine`"
 
 
@@ -69,24 +74,34 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], path: Path) -> Manifest:
-        """Raises EngineError for a manifest of another schema or with fields missing or unknown."""
+        """Raises EngineError for a manifest of another schema or with fields missing, unknown or of the wrong type."""
         schema = data.pop("schema", None)
         if schema != SCHEMA:
             raise EngineError(
-                f"{path} has schema {schema}, this release reads {SCHEMA}; upgrade cgd-deploy or {REBUILD}."
+                f"{path} has schema {schema!r:.60}, this release reads {SCHEMA}; upgrade cgd-deploy or {REBUILD}."
             )
         try:
             spec = ModelSpec.from_dict(data.pop("spec"))
             manifest = cls(spec=spec, precision=Precision(data.pop("precision")), **data)
-            tables = (manifest.profile, manifest.builder, manifest.source, manifest.sha256)
-            optional = (manifest.gpu or {}, manifest.retrieval or {}, manifest.tuning or {})
-            if not isinstance(manifest.payload, str) or not all(isinstance(t, Mapping) for t in (*tables, *optional)):
-                raise TypeError("a field of the wrong type")
-            if not manifest.profile["max"] >= 1:
-                raise ValueError("a largest batch below 1")
+            manifest._check()
             return manifest
         except (KeyError, TypeError, ValueError, SpecError) as error:
-            raise EngineError(f"{path} has a damaged manifest ({error}); {REBUILD}.") from error
+            raise EngineError(f"{path} has a damaged manifest ({str(error)[:200]}); {REBUILD}.") from error
+
+    def _check(self) -> None:
+        tables = (self.profile, self.builder, self.source, self.sha256)
+        optional = (self.gpu, self.parity, self.proof, self.retrieval, self.tuning)
+        if not all(isinstance(table, Mapping) for table in (*tables, *(o for o in optional if o is not None))):
+            raise TypeError("a field that is no table")
+        texts = (self.backend, self.payload, *self.sha256, *self.sha256.values())
+        texts += tuple(text for text in self.source.values() if text is not None)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a field that is no text")
+        _check_counts(self.profile, "min", "opt", "max")
+        if self.tuning is not None:
+            for purpose in ("latency", "throughput"):
+                _check_counts(self.tuning[purpose], "threads", "streams", "batch")
+            self.tuning["machine"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +119,7 @@ class EngineFile:
     @property
     def golden(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Pictures uint8 [n, H, W, 3] and the descriptors float32 [n, D] that the engine gave when it was built."""
-        images, descriptors = (
-            np.load(io.BytesIO(self.members[name]), allow_pickle=False) for name in (GOLDEN_IMAGES, GOLDEN_DESCRIPTORS)
-        )
+        images, descriptors = (_array(self.members[name]) for name in (GOLDEN_IMAGES, GOLDEN_DESCRIPTORS))
         return images, descriptors
 
 
@@ -134,40 +147,99 @@ def write_engine(
 
 
 def read_engine(path: str | Path) -> EngineFile:
-    """Open an engine file and verify every checksum.
+    """Open an engine file and verify every checksum, the manifest's before it is believed.
 
-    Raises EngineError if it is missing, truncated, edited, or of another schema.
+    Raises EngineError if it is missing, truncated, edited, of another schema, or larger than ``limits()``.
     """
     path = Path(path)
     if not path.is_file():
         raise EngineError(f"there is no engine at {path}; make it with `cgd-deploy build-engine`.")
+    check_file(path, "engine_bytes", EngineError)
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-                raise EngineError(f"{path} has compressed members, a .cgd file has none; {REBUILD}.")
-            if sum(info.file_size for info in infos) > min(LARGEST, path.stat().st_size):
-                raise EngineError(f"{path} claims more data than it holds; {REBUILD}.")
-            members = {info.filename: archive.read(info) for info in infos}
-            comment = archive.comment.decode(errors="replace")
-        text = members.pop(MANIFEST)
-        data = json.loads(text)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise EngineError(f"{path} is not a whole .cgd file ({error}); copy it again or {REBUILD}.") from error
+            _check_members(archive, path)
+            text = archive.read(MANIFEST)
+            if sha256_bytes(text) != archive.comment.decode(errors="replace"):
+                raise EngineError(f"the manifest of {path} was edited after the engine was built; {REBUILD}.")
+            manifest = Manifest.from_dict(_table(text, path), path)
+            members = {name: archive.read(name) for name in archive.namelist() if name != MANIFEST}
+    except EngineError:
+        raise
+    except Exception as error:  # zipfile raises a dozen unrelated types for damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise EngineError(f"{path} is not a whole .cgd file ({reason}); copy it again or {REBUILD}.") from error
+    for name in sorted({manifest.payload, GOLDEN_IMAGES, GOLDEN_DESCRIPTORS, *manifest.sha256, *members}):
+        if name not in members or sha256_bytes(members[name]) != manifest.sha256.get(name):
+            raise EngineError(
+                f"{name[:60]!r} in {path} does not have the checksum of its manifest; copy it again or {REBUILD}."
+            )
+    file = EngineFile(path, manifest, members)
+    _check_golden(file)
+    return file
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """By the directory alone: nothing compressed, twice, elsewhere or larger than the file itself."""
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise EngineError(f"{path} has compressed members, a .cgd file has none; {REBUILD}.")
+    if sum(info.file_size for info in infos) > path.stat().st_size:
+        raise EngineError(f"{path} claims more data than it holds; {REBUILD}.")
+    if len(set(names)) < len(names):
+        raise EngineError(f"{path} has two members of one name; {REBUILD}.")
+    if odd := next((name for name in names if not PLAIN.fullmatch(name)), None):
+        raise EngineError(f"{path} has a member named {odd[:60]!r}, which is no plain name; {REBUILD}.")
+    check_size(f"the manifest of {path}", archive.getinfo(MANIFEST).file_size, "manifest_bytes", EngineError)
+
+
+def _table(text: bytes, path: Path) -> dict[str, Any]:
+    data = json.loads(text, parse_constant=_no_constant)
     if not isinstance(data, dict):
         raise EngineError(f"{path} has a manifest that is not a table; {REBUILD}.")
-    if sha256_bytes(text) != comment:
-        raise EngineError(f"the manifest of {path} was edited after the engine was built; {REBUILD}.")
-    manifest = Manifest.from_dict(data, path)
-    for name in {manifest.payload, GOLDEN_IMAGES, GOLDEN_DESCRIPTORS, *manifest.sha256}:
-        if sha256_bytes(members.get(name, b"")) != manifest.sha256.get(name):
-            raise EngineError(
-                f"{name} in {path} does not have the checksum of its manifest; copy it again or {REBUILD}."
-            )
-    return EngineFile(path, manifest, members)
+    return data
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} in the manifest")
+
+
+def _check_counts(table: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if type(table[name]) is not int or not 1 <= table[name] <= LARGEST_COUNT:
+            raise ValueError(f"{name} is {table[name]!r:.60}")
+
+
+def _check_golden(file: EngineFile) -> None:
+    """So the spec's sizes are ones that bytes of the file have."""
+    spec = file.manifest.spec
+    try:
+        images, descriptors = file.golden
+        if not (images.shape[1:] == (*spec.input_size, 3) and descriptors.shape == (len(images), spec.dim)):
+            raise ValueError(f"{list(images.shape)} and {list(descriptors.shape)}")
+        if not len(images) or images.dtype != np.uint8 or descriptors.dtype != np.float32:
+            raise ValueError(f"{len(images)} of {images.dtype} and {descriptors.dtype}")
+    except ValueError as error:
+        raise EngineError(
+            f"{file.path} has golden pictures and descriptors that do not fit its spec ({error}); {REBUILD}."
+        ) from error
 
 
 def _npy(array: NDArray[Any]) -> bytes:
     out = io.BytesIO()
     np.save(out, array, allow_pickle=False)
     return out.getvalue()
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """The inverse; raises ValueError unless the header's shape, which NumPy would make room for, has as many bytes."""
+    file = io.BytesIO(data)
+    try:
+        np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # also SyntaxError and what its tokenizer raises
+        raise ValueError("no header of a .npy file") from error
+    start = file.tell()
+    if fortran_order or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(f"{len(data) - start} bytes for {dtype} {list(shape)}")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape).copy()

@@ -6,12 +6,14 @@ import glob
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError
+from .errors import CgdError, InputError
+from .limits import check_size
 
 ABANDONED = 3600.0
 """Seconds without a byte after which a temporary file is one that a killed process left."""
@@ -56,10 +58,18 @@ def sync(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 ``text`` to ``path`` atomically and return the path."""
+    """Write ``text`` as UTF-8 atomically and return the path; file names of another encoding in it keep their bytes."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
     return Path(path)
+
+
+def check_file(path: str | Path, limit: str, error: type[CgdError] = InputError) -> None:
+    """Raise ``error`` for a pipe, a device or a file larger than the limit of that name, OSError for no file."""
+    there = os.stat(path)
+    if not stat.S_ISREG(there.st_mode):
+        raise error(f"{path} is no regular file; give the name of a file.")
+    check_size(str(path), there.st_size, limit, error)
 
 
 def sha256_bytes(data: bytes) -> str:

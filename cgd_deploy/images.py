@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .files import sha256_bytes, write_text
+from .files import check_file, sha256_bytes, write_text
+from .limits import limits
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
+
+LARGEST_PIXEL = 1 << 31
 
 Box = tuple[int, int, int, int]
 
@@ -145,6 +148,12 @@ def read_images(source: str | Path) -> ImageList:
     return ImageList(Path(), tuple(found))
 
 
+def leaves(name: str) -> bool:
+    """Whether a name in a list, taken as a path, leaves the list's folder; symbolic links are not looked at."""
+    path = Path(name)
+    return path.is_absolute() or ".." in path.parts
+
+
 def _read_folder(folder: Path) -> ImageList:
     if (folder / "images.tsv").is_file():
         return _read_tsv(folder / "images.tsv")
@@ -159,7 +168,9 @@ def _read_folder(folder: Path) -> ImageList:
 
 def _read_tsv(path: Path) -> ImageList:
     try:
-        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter="\t")
+        check_file(path, "list_bytes")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        reader = csv.reader(io.StringIO(text), delimiter="\t")
         header = next(reader, [])
         lines = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -168,7 +179,7 @@ def _read_tsv(path: Path) -> ImageList:
     if not with_boxes and header != ["image", "class"]:
         raise InputError(
             f"{path} starts with {' '.join(header)[:60]!r}; "
-            "expected the header image<TAB>class[<TAB>x1<TAB>y1<TAB>x2<TAB>y2]."
+            "expected a UTF-8 text file with the header image<TAB>class[<TAB>x1<TAB>y1<TAB>x2<TAB>y2]."
         )
     if not lines:
         raise InputError(f"{path} lists no pictures; expected a line a picture under the header.")
@@ -177,15 +188,26 @@ def _read_tsv(path: Path) -> ImageList:
             raise InputError(f"{path} line {number} has {len(row)} fields; expected {len(header)} as in the header.")
         if not row[0]:
             raise InputError(f"{path} line {number} names no picture; put its path in the first field.")
+        if leaves(row[0]) and not limits().listed_anywhere:
+            raise InputError(
+                f"{path} line {number} names {row[0]!r:.200}, outside of the list's folder; move it there, or allow it "
+                "with `cgd-deploy --limit listed_anywhere=yes`."
+            )
     rows = [row for _, row in lines]
     try:
-        boxes = tuple((int(r[2]), int(r[3]), int(r[4]), int(r[5])) for r in rows) if with_boxes else None
+        boxes = tuple((_pixel(r[2]), _pixel(r[3]), _pixel(r[4]), _pixel(r[5])) for r in rows) if with_boxes else None
     except ValueError as error:
         raise InputError(
-            f"{path} has a box that is not four whole numbers ({error}); give pixels x1 y1 x2 y2."
+            f"{path} has a box that is not four whole numbers ({str(error)[:100]}); give pixels x1 y1 x2 y2."
         ) from error
     unlabelled = [number for number, row in lines if not row[1]]
     if unlabelled and len(unlabelled) < len(lines):
         raise InputError(f"{path} line {unlabelled[0]} has no class; label every picture or none.")
     classes = None if unlabelled else tuple(row[1] for row in rows)
     return ImageList(path.parent, tuple(row[0] for row in rows), classes, boxes)
+
+
+def _pixel(text: str) -> int:
+    if abs(number := int(text)) > LARGEST_PIXEL:
+        raise ValueError(f"{text[:40]} lies beyond {LARGEST_PIXEL}")
+    return number

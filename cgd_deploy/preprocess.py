@@ -6,6 +6,7 @@ Mean and standard deviation are not applied here; they are in the graph.
 from __future__ import annotations
 
 import io
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .errors import InputError
+from .files import check_file
 from .images import Box, ImageList
+from .limits import check_size, limits
 from .spec import ModelSpec
 
 MIN_SIDE = 8
-MAX_PIXELS = 100_000_000
+TILE = (322, 323)
+"""TIFF's tags for width and height of what is decoded at a time."""
 FAST_DECODE_MARGIN = 2
 """Times the input size that a fast decode leaves at least, for the antialiased resize to work on."""
 
@@ -38,7 +42,7 @@ def decode(source: Picture, box: Box | None = None, least: int | None = None) ->
     least    a JPEG file without box may come at 1/2, 1/4 or 1/8 of its size, while both sides are at least so long
     Alpha is dropped, grey and CMYK are converted, 16-bit grey keeps its high byte.
 
-    Raises InputError for anything that is not a picture of at least 8x8 and at most 100 million pixels.
+    Raises InputError for anything that is not a picture of at least 8x8 pixels, and within ``limits()``.
     """
     name = str(source) if isinstance(source, (str, Path)) else "the picture"
     try:
@@ -52,7 +56,8 @@ def decode(source: Picture, box: Box | None = None, least: int | None = None) ->
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist; check the path.") from error
     except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
-        reason = "not a picture Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        unknown = f"no picture in one of the formats {', '.join(limits().formats)}"
+        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())[:200]
         raise InputError(f"{name} cannot be decoded ({reason}); replace or remove the file.") from error
     return image if box is None else _crop(image, box, name)
 
@@ -135,18 +140,21 @@ def _open(source: Picture, name: str) -> Image.Image:
             )
         return Image.fromarray(source)
     if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source))
+        check_size(name, len(source), "picture_bytes")
+        return Image.open(io.BytesIO(source), formats=limits().formats)
     if isinstance(source, (str, Path)):
-        return Image.open(source)
+        check_file(source, "picture_bytes")
+        return Image.open(source, formats=limits().formats)
     raise InputError(f"a picture cannot be a {type(source).__name__}; pass a path, bytes, a Pillow image or an array.")
 
 
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
-    if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
-        raise InputError(
-            f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more and at most {MAX_PIXELS:,}."
-        )
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more.")
+    check_size(f"{name} ({width}x{height})", width * height, "pixels")
+    tags = getattr(image, "tag_v2", {})
+    check_size(f"a tile of {name}", math.prod(int(tags.get(tag, 1)) for tag in TILE), "pixels")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
@@ -11,6 +12,8 @@ from typing import Any
 
 from .errors import SpecError
 
+LONGEST = 1 << 16
+"""Values of a descriptor; far more than anybody trains, far less than memory."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -57,23 +60,28 @@ class ModelSpec:
     def __post_init__(self) -> None:
         letters = self.descriptors
         if not isinstance(letters, str) or not letters or len(set(letters) & set("SMG")) != len(letters):
-            raise SpecError(f"descriptors={letters!r} must be S, M and G in any order, each at most once, e.g. SG.")
-        if not isinstance(self.dim, int) or self.dim < 1 or self.dim % len(letters):
-            raise SpecError(f"dim={self.dim!r} must be a positive multiple of the {len(letters)} descriptors.")
-        if not (isinstance(self.gem_p, (int, float)) and 0 < self.gem_p < math.inf):
-            raise SpecError(f"gem_p={self.gem_p!r} must be positive and finite; use descriptor M for the maximum.")
-        if not 0 <= self.gem_eps < 1:
-            raise SpecError(f"gem_eps={self.gem_eps!r} must lie between 0 and 1.")
-        if len(self.input_size) != 2 or not all(isinstance(n, int) and 32 <= n <= 4096 for n in self.input_size):
-            raise SpecError(f"input_size={self.input_size!r} must be height and width from 32 to 4096 pixels.")
+            raise SpecError(f"descriptors={letters!r:.60} must be S, M and G in any order, each at most once, e.g. SG.")
+        for name in ("backbone", "no_downsample", "space_id"):
+            if not isinstance(value := getattr(self, name), str) or len(value) > 60:
+                raise SpecError(f"{name}={value!r:.60} must be a text of 60 characters at most.")
+        if type(self.dim) is not int or not 1 <= self.dim <= LONGEST or self.dim % len(letters):
+            raise SpecError(
+                f"dim={self.dim!r:.60} must be a multiple of the {len(letters)} descriptors from 1 to {LONGEST}."
+            )
+        if not (_is_number(self.gem_p) and self.gem_p > 0):
+            raise SpecError(f"gem_p={self.gem_p!r:.60} must be positive and finite; use descriptor M for the maximum.")
+        if not (_is_number(self.gem_eps) and 0 <= self.gem_eps < 1):
+            raise SpecError(f"gem_eps={self.gem_eps!r:.60} must lie between 0 and 1.")
+        if len(self.input_size) != 2 or not all(type(n) is int and 32 <= n <= 4096 for n in self.input_size):
+            raise SpecError(f"input_size={self.input_size!r:.60} must be height and width from 32 to 4096 pixels.")
         if self.resize != "pillow-bilinear":
-            raise SpecError(f"resize={self.resize!r} is unknown; this release knows 'pillow-bilinear'.")
+            raise SpecError(f"resize={self.resize!r:.60} is unknown; this release knows 'pillow-bilinear'.")
         if self.color != "RGB":
-            raise SpecError(f"color={self.color!r} is unknown; this release knows 'RGB'.")
-        if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
-            raise SpecError(f"mean={self.mean!r} must be three finite numbers.")
-        if len(self.std) != 3 or not all(0 < s < math.inf for s in self.std):
-            raise SpecError(f"std={self.std!r} must be three positive, finite numbers.")
+            raise SpecError(f"color={self.color!r:.60} is unknown; this release knows 'RGB'.")
+        if len(self.mean) != 3 or not all(map(_is_number, self.mean)):
+            raise SpecError(f"mean={self.mean!r:.60} must be three finite numbers.")
+        if len(self.std) != 3 or not all(_is_number(s) and s > 0 for s in self.std):
+            raise SpecError(f"std={self.std!r:.60} must be three positive, finite numbers.")
 
     @property
     def branch_p(self) -> tuple[float, ...]:
@@ -100,8 +108,10 @@ class ModelSpec:
         names = {field.name for field in fields(cls)}
         if missing := sorted(names - set(data)):
             raise SpecError(f"the model spec lacks {', '.join(missing)}; write the checkpoint again with this release.")
-        if unknown := sorted(set(data) - names):
-            raise SpecError(f"the model spec has unknown fields {', '.join(unknown)}; a newer cgd-deploy wrote it.")
+        if unknown := sorted(map(str, set(data) - names)):
+            raise SpecError(
+                f"the model spec has unknown fields {', '.join(unknown)[:60]}; a newer cgd-deploy wrote it."
+            )
         try:
             values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
             return cls(**values)
@@ -112,6 +122,10 @@ class ModelSpec:
     def from_json(cls, text: str) -> ModelSpec:
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"the model spec is not JSON: {error}.") from error
         return cls.from_dict(data)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from cgd_deploy.errors import EngineError, SpecError
-from cgd_deploy.files import replacing
+from cgd_deploy.files import check_file, replacing
 from cgd_deploy.spec import ModelSpec, Precision
 
 INPUT = "images"
@@ -27,10 +27,16 @@ class Source:
 
     checkpoint   absolute path of the checkpoint at export time
     sha256       of that file
+
+    Raises TypeError for anything but texts.
     """
 
     checkpoint: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.checkpoint, str) and isinstance(self.sha256, str)):
+            raise TypeError("a source that is no text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +65,8 @@ def get_metadata(model: onnx.ModelProto, name: str = "the model") -> Metadata:
     try:
         precision = Precision(props.get("cgd.precision"))
         source = Source(**json.loads(props["cgd.source"])) if "cgd.source" in props else None
-    except (ValueError, TypeError) as error:
-        raise SpecError(f"{name} has damaged metadata ({error}); export it again.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SpecError(f"{name} has damaged metadata ({str(error)[:200]}); export it again.") from error
     return Metadata(spec=ModelSpec.from_json(props["cgd.spec"]), precision=precision, source=source)
 
 
@@ -71,14 +77,31 @@ def check_exists(path: str | Path) -> None:
 
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:
-    """Open and check an ONNX file; raises EngineError if it is missing, truncated or not ONNX."""
+    """Open and check an ONNX file.
+
+    Raises EngineError if it is missing, truncated, not ONNX, larger than ``limits()``, or keeps weights in other files:
+    export writes none, and a name there may lead anywhere.
+    """
     check_exists(path)
+    check_file(path, "onnx_bytes", EngineError)
     try:
         model = onnx.load(str(path), load_external_data=False)
+        if _refers_elsewhere(model):
+            raise EngineError(f"{path} keeps weights in other files; save it as one file, or export it again.")
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
         raise EngineError(f"{path} is not a whole ONNX model; export it again.") from error
     return model
+
+
+def _refers_elsewhere(message: Message) -> bool:
+    """Whether any tensor in it, however deep in a node's attributes or a function, lies outside of the file."""
+    if isinstance(message, onnx.TensorProto):
+        return message.data_location == onnx.TensorProto.EXTERNAL or bool(message.external_data)
+    for field, value in message.ListFields():
+        if field.message_type and any(map(_refers_elsewhere, [value] if isinstance(value, Message) else value)):
+            return True
+    return False
 
 
 def save_onnx(model: onnx.ModelProto, path: str | Path) -> Path:

@@ -108,6 +108,20 @@ def test_files_that_are_no_checkpoint_are_refused(saved, tmp_path):
     refused(edited(saved, tmp_path, cgd_checkpoint=99), CheckpointError, "has schema 99, this release reads 2")
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"classes": 10**9}, "1000000000 classes, which its weights do not have"),
+        ({"classes": "3"}, "'3' classes"),
+        ({"state_dict": [1]}, "damaged checkpoint"),
+        ({"calibration": {"names": ["a"]}}, "damaged checkpoint"),
+        ({"evaluation": 3}, "damaged checkpoint"),
+    ],
+)
+def test_a_checkpoint_of_other_types_is_refused(saved, tmp_path, changes, text):
+    refused(edited(saved, tmp_path, **changes), CheckpointError, text)
+
+
 def test_pickled_code_is_never_run(tmp_path):
     torch.save({"spec": Path("x")}, tmp_path / "code.pt")
     refused(tmp_path / "code.pt", CheckpointError, "load safely")

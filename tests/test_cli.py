@@ -340,6 +340,20 @@ def test_embed_leaves_out_bad_pictures_and_names_them(cli, fake, pictures):
     assert list(read_index("o.npy").paths) == ["some/good.jpg"]
 
 
+def test_a_name_in_another_encoding_is_told_as_it_is(fake, pictures):
+    Path("some").mkdir()
+    try:
+        shutil.copy(pictures / "kind-0" / "0.jpg", os.fsdecode(b"some/\xe9.jpg"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    command = [sys.executable, "-m", "cgd_deploy"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    subprocess.run([*command, "embed", "some", "-e", fake, "-o", "o.npy"], check=True, capture_output=True)
+    search = [*command, "search", "some", "-e", fake, "--index", "o.npy", "-k", "1"]
+    done = subprocess.run(search, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.count(b"some/\xe9.jpg") == 2
+
+
 def test_embed_strict_stops_at_the_first_bad_picture(cli, fake, pictures):
     Path("some").mkdir()
     shutil.copy(pictures / "kind-0" / "0.jpg", "some/a.jpg")

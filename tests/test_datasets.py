@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from cgd_deploy import limits
 from cgd_deploy.datasets import Dataset, read_dataset, read_evaluation, read_training
 from cgd_deploy.errors import InputError
 from cgd_deploy.evaluation import Evaluation
@@ -431,6 +432,12 @@ MALFORMED = {
         edited(cub, "images.txt", "2 10.C/a.jpg", "2"),
         "images.txt line 2 has 1 fields; expected 2",
     ),
+    "cub, path that leaves": (
+        edited(cub, "images.txt", "10.C/a", "../../a"),
+        "names 'images/../../a.jpg', outside of it",
+    ),
+    "cub, id of many digits": (edited(cub, "images.txt", "4 ", "9" * 30 + " "), "images.txt line 4 has '999"),
+    "cub, huge box": (edited(cub, BOXES, "40.0", "1e300"), "bounding_boxes.txt line 2 has '1e300'"),
     "cub, three fields": (edited(cub, LABELS, "2 10", "2 10 1"), "labels.txt line 2 has 3 fields; expected 2"),
     "cub, id of words": (edited(cub, "images.txt", "4 ", "four "), "images.txt line 4 has 'four'"),
     "cub, class of words": (edited(cub, LABELS, "2 10", "2 ten"), "labels.txt line 2 has 'ten'"),
@@ -449,6 +456,7 @@ MALFORMED = {
     "cub, one class": (edited(cub, LABELS, "1 9\n2 10\n3 2\n4 11\n", "1 2\n2 2\n3 2\n4 2\n"), "0 pictures to train on"),
     "cub, empty": (edited(cub, LABELS, "1 9\n2 10\n3 2\n4 11\n5 2\n", "\n"), "labels.txt lists no pictures"),
     "cars, no pictures": (without(cars, "car_ims"), "has no folder car_ims"),
+    "cars, path that leaves": (with_cars([("/a.jpg", *row[1:]) for row in CARS_ROWS]), "names '/a.jpg', outside of it"),
     "cars, one class": (with_cars(ONE_CLASS), "0 pictures to train on and 4 to test on"),
     "cars, no name": (with_cars([*CARS_ROWS, ("", 1, 1, 9, 9, 1, 0)]), "cars_annos.mat annotation 5 names no picture"),
     "cars, box of words": (with_cars([("a", 1, 1, "x", 9, 1, 0)]), "cars_annos.mat annotation 1 has 'x'"),
@@ -473,6 +481,10 @@ MALFORMED = {
     "sop, no test": (without(sop, "Ebay_test.txt"), "Ebay_test.txt (No such file or directory)"),
     "sop, no training": (without(sop, "Ebay_train.txt"), "Ebay_train.txt (No such file or directory)"),
     "sop, no pictures": (without(sop, "sofa_final"), "has no folder sofa_final"),
+    "sop, path that leaves": (
+        edited(sop, "Ebay_test.txt", "sofa_final", "../a"),
+        "names '../a/4_1.JPG', outside of it",
+    ),
     "sop, no header": (edited(sop, "Ebay_train.txt", SOP_HEADER, ""), "Ebay_train.txt line 1 is '1 1 1 bicycle"),
     "sop, three fields": (edited(sop, "Ebay_test.txt", " 12 ", " "), "Ebay_test.txt line 3 has 3 fields; expected 4"),
     "sop, class of words": (edited(sop, "Ebay_test.txt", "11320", "sofa"), "Ebay_test.txt line 3 has 'sofa'"),
@@ -537,6 +549,25 @@ def test_reading_opens_no_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
     for name, make in LAYOUTS.items():
         read_dataset(make(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_lists_have_a_size(tmp_path, monkeypatch, name):
+    folder = LAYOUTS[name](tmp_path / name)
+    monkeypatch.setattr(limits, "_limits", limits.Limits(list_bytes=10))
+    if name.endswith("folder"):
+        assert read_dataset(folder).training
+    else:
+        with pytest.raises(InputError, match="the limit list_bytes is 10"):
+            read_dataset(folder)
+
+
+def test_a_list_in_a_split_folder_may_lead_elsewhere(tmp_path):
+    for part, number in (("train", 1), ("test", 2)):
+        picture = tmp_path / "elsewhere" / f"{part}.png"
+        pictures(tmp_path, f"elsewhere/{part}.png")
+        write(tmp_path / "both" / part / "images.tsv", f"image\tclass\n{picture}\t{number}\n")
+    assert read_dataset(tmp_path / "both").training.paths == [tmp_path / "elsewhere" / "train.png"]
 
 
 def test_only_mat_files_need_scipy(tmp_path):

@@ -184,6 +184,18 @@ BAD_MANIFESTS = {
     "no table of checksums": {"sha256": "abc"},
     "payload without a name": {"payload": ["model.json"]},
     "profile without a largest batch": {"profile": {"min": 1, "opt": 4}},
+    "profile of fractions": {"profile": {"min": 1, "opt": 4, "max": 8.0}},
+    "profile without end": {"profile": {"min": 1, "opt": 4, "max": 10**9}},
+    "profile of nothing": {"profile": {"min": 0, "opt": 4, "max": 8}},
+    "backend that is no text": {"backend": ["fake"]},
+    "source that is no text": {"source": {"checkpoint": 3}},
+    "checksum that is no text": {"sha256": {"model.json": 3}},
+    "parity that is no table": {"parity": [0.99]},
+    "tuning without settings": {"tuning": {"machine": {}}},
+    "tuning of words": {"tuning": {"machine": {}, "latency": {"threads": "1"}, "throughput": {}}},
+    "tuning of no machine": {
+        "tuning": {name: {"threads": 1, "streams": 1, "batch": 1} for name in ("latency", "throughput")}
+    },
     "builder that is no table": {"builder": None},
     "retrieval that is no table": {"retrieval": "safe to mix"},
     "spec of another release": {"spec": {"backbone": "resnet18"}},
@@ -193,6 +205,20 @@ BAD_MANIFESTS = {
 @pytest.mark.parametrize("changes", BAD_MANIFESTS.values(), ids=BAD_MANIFESTS)
 def test_a_manifest_that_does_not_hold_what_it_must(fake_engine, changes):
     refused(resealed(fake_engine, **changes), "damaged manifest")
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"schema": ' + b"1" * 5000 + b"}", b'{"schema": NaN}', b"\xff"])
+def test_a_manifest_that_is_no_json_of_ours(fake_engine, text):
+    members, _ = unzipped(fake_engine)
+    zipped(fake_engine, members | {MANIFEST: text}, hashlib.sha256(text).hexdigest().encode())
+    refused(fake_engine, "is not a whole .cgd file")
+
+
+def test_a_payload_that_is_not_there_is_not_taken_for_an_empty_one(fake_engine):
+    sums = json.loads(unzipped(fake_engine)[0][MANIFEST])["sha256"]
+    refused(
+        resealed(fake_engine, payload="absent", sha256={**sums, "absent": hashlib.sha256(b"").hexdigest()}), "absent"
+    )
 
 
 @pytest.mark.parametrize("text", [b"[]", b"3", b"null"])

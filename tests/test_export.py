@@ -289,9 +289,13 @@ def test_a_model_of_somebody_else_is_refused(tmp_path):
 
 
 def test_damaged_metadata_are_refused(model):
-    for key, value in (("cgd.precision", "int3"), ("cgd.source", "{"), ("cgd.source", '{"a": 1}'), ("cgd.spec", "{}")):
+    deep = "[" * 100_000
+    sources = ("{", '{"a": 1}', '{"checkpoint": 1, "sha256": "a"}', deep)
+    others = (("cgd.precision", "int3"), ("cgd.precision", "9" * 999), ("cgd.spec", "{}"), ("cgd.spec", deep))
+    for key, value in (*others, *(("cgd.source", source) for source in sources)):
         damaged = onnx.ModelProto()
         damaged.metadata_props.extend(model.metadata_props)
         next(prop for prop in damaged.metadata_props if prop.key == key).value = value
-        with pytest.raises(SpecError):
+        with pytest.raises(SpecError) as caught:
             get_metadata(damaged)
+        assert len(str(caught.value)) < 1000

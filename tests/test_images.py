@@ -98,7 +98,7 @@ MALFORMED = {
     "empty file": ("", "starts with ''"),
     "no header": ("x.jpg\tcat\n", "starts with 'x.jpg cat'"),
     "unknown column": ("image\tlabel\nx.jpg\tcat\n", "starts with 'image label'"),
-    "three box columns": ("image\tclass\tx1\ty1\tx2\nx.jpg\tcat\t1\t2\t3\n", "expected the header"),
+    "three box columns": ("image\tclass\tx1\ty1\tx2\nx.jpg\tcat\t1\t2\t3\n", "with the header"),
     "header only": ("image\tclass\n", "lists no pictures"),
     "too few fields": ("image\tclass\nx.jpg\tcat\ny.jpg\n", "line 3 has 1 fields; expected 2"),
     "too many fields": ("image\tclass\nx.jpg\tcat\t1\n", "line 2 has 3 fields"),
@@ -107,6 +107,18 @@ MALFORMED = {
     "some classes": ("image\tclass\nx.jpg\tcat\n\ny.jpg\t\n", "line 4 has no class"),
     "box of words": ("image\tclass\tx1\ty1\tx2\ty2\nx.jpg\tcat\t1\t2\t3\tfour\n", "four whole numbers"),
     "box of fractions": ("image\tclass\tx1\ty1\tx2\ty2\nx.jpg\tcat\t1\t2\t3\t4.5\n", "four whole numbers"),
+    "box beyond everything": (
+        "image\tclass\tx1\ty1\tx2\ty2\nx.jpg\tcat\t1\t2\t3\t99999999999\n",
+        "lies beyond 2147483648",
+    ),
+    "box of many digits": (
+        "image\tclass\tx1\ty1\tx2\ty2\nx.jpg\tcat\t1\t2\t3\t" + "9" * 9999 + "\n",
+        "four whole numbers",
+    ),
+    "box of a long word": (
+        "image\tclass\tx1\ty1\tx2\ty2\nx.jpg\tcat\t1\t2\t3\t" + "x" * 9999 + "\n",
+        "four whole numbers",
+    ),
     "open quote": ('image\tclass\n"x.jpg\tcat\n' + "y.jpg\tcat\n" * 20_000, "field larger than"),
 }
 
@@ -117,7 +129,7 @@ def test_a_malformed_list_is_refused(tmp_path, text, says):
         read_images(write_list(tmp_path, text))
     message = str(caught.value)
     assert says in message and str(tmp_path / "list.tsv") in message
-    assert "\n" not in message and message.endswith(".")
+    assert "\n" not in message and message.endswith(".") and len(message) < 1000
 
 
 def test_a_list_that_is_no_text_is_refused(tmp_path):
@@ -186,6 +198,19 @@ def test_written_and_read_again(tmp_path, classes, boxes):
     assert again.paths == images.paths
     assert (again.classes, again.boxes) == (classes, boxes)
     assert ImageList.from_dict(images.to_dict()) == images
+
+
+def test_a_name_in_another_encoding_is_written_and_read_again(tmp_path):
+    images = ImageList(tmp_path, (os.fsdecode(b"\xe9.jpg"),), (os.fsdecode(b"\xe8"),))
+    again = read_images(images.write(tmp_path / "list.tsv"))
+    assert again.paths == images.paths and again.classes == images.classes
+    assert b"/\xe9.jpg\t\xe8\n" in (tmp_path / "list.tsv").read_bytes()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "list.tsv")
+    with pytest.raises(InputError, match="is no regular file"):
+        read_images(tmp_path / "list.tsv")
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10, 99])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import io
+import os
+import struct
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cgd_deploy import limits
 from cgd_deploy import preprocess as module
 from cgd_deploy.errors import InputError
 from cgd_deploy.images import ImageList
@@ -189,7 +192,7 @@ def test_unusable_data_is_refused_in_one_sentence(tmp_path, data, as_file):
     assert "\n" not in message and message.endswith(".")
 
 
-@pytest.mark.parametrize(("name", "says"), [("absent.jpg", "does not exist"), (".", "cannot be decoded")])
+@pytest.mark.parametrize(("name", "says"), [("absent.jpg", "does not exist"), (".", "is no regular file")])
 def test_a_path_without_a_file_is_refused(tmp_path, name, says):
     with pytest.raises(InputError, match=says):
         decode(tmp_path / name)
@@ -209,10 +212,40 @@ def test_something_else_is_refused():
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
-    monkeypatch.setattr(module, "MAX_PIXELS", 40 * 60 - 1)
+    monkeypatch.setattr(limits, "_limits", limits.Limits(pixels=40 * 60 - 1))
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(InputError, match="60x40 pixels"):
+    with pytest.raises(InputError, match=r"\(60x40\) has 2,400 pixels and the limit pixels is 2,399"):
         decode(encoded(Image.fromarray(picture())))
+
+
+def tiled(tile: int) -> bytes:
+    """A TIFF file of 64x64 pixels in one LZW tile of ``tile`` x ``tile``, most of which is missing."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 5, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: 100}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 108) + bytes(100) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_a_tile_larger_than_its_picture_is_refused_before_it_has_memory():
+    """libtiff fills a whole tile: these 238 bytes would take 0.3 GB."""
+    with pytest.raises(InputError, match="a tile of the picture has 268,435,456 pixels and the limit pixels is"):
+        decode(tiled(1 << 14))
+    with pytest.raises(InputError, match="cannot be decoded"):
+        decode(tiled(64))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="is no regular file"):
+        decode(tmp_path / "a.jpg")
+
+
+def test_a_reason_of_several_lines_becomes_one(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("one\ntwo" + 1000 * "!")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(InputError, match=r"cannot be decoded \(one two!{193}\); replace or remove the file\.$"):
+        decode(b"")
 
 
 @pytest.mark.parametrize("bad", [False, True])

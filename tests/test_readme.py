@@ -16,14 +16,19 @@ from cgd_deploy.images import read_images
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for kind, block in BLOCKS
-    for line in block.splitlines()
-    if line.startswith("cgd-deploy ")
-]
-PYTHON = [block for kind, block in BLOCKS if kind == "python"]
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+ELSEWHERE = ("native", "triton")
+"""Pages whose blocks test_native.py and test_triton.py run, which have a compiler or a server."""
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of each fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    lines = [line for _, block in blocks(page) for line in block.splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.startswith("cgd-deploy ")]
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +43,43 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, pictur
     return folder
 
 
-def test_every_command_and_python_block_runs_in_order(workplace: Path) -> None:
-    assert len(COMMANDS) >= 7 and PYTHON
-    for command in COMMANDS:
+def run_blocks(page: str, folder: Path) -> None:
+    """Every cgd-deploy command, then every block of Python, in the order of the page."""
+    for command in commands(page):
         extra = ["--seconds", "0"] if " bench" in command else []
-        _run([sys.executable, "-m", "cgd_deploy", *shlex.split(command)[1:], *extra], workplace)
-    for block in PYTHON:
-        assert _run([sys.executable, "-c", block], workplace).stdout
-    assert (workplace / "found.html").stat().st_size > 1000
+        _run([sys.executable, "-m", "cgd_deploy", *shlex.split(command)[1:], *extra], folder)
+    for kind, block in blocks(page):
+        if kind == "python":
+            assert _run([sys.executable, "-c", block], folder).stdout
+
+
+@pytest.fixture(scope="module")
+def after_readme(workplace: Path) -> Path:
+    run_blocks(README, workplace)
+    return workplace
+
+
+def test_every_command_and_python_block_runs_in_order(after_readme: Path) -> None:
+    assert len(commands(README)) >= 6 and "python" in dict(blocks(README))
+    assert (after_readme / "found.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE])
+def test_so_does_every_page_of_the_documentation(after_readme: Path, page: str) -> None:
+    run_blocks(PAGES[page], after_readme)
+
+
+def test_links_lead_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]:
+        folder, text = path.parent, path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", text):
+            assert (folder / target).exists(), target
 
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = [line.split()[1] for _, block in BLOCKS for line in block.splitlines() if line.startswith("make ")]
+    lines = [line for _, block in blocks(README) for line in block.splitlines()]
+    targets = [line.split()[1] for line in lines if line.startswith("make ")]
     assert targets == ["demo", "test"]
     assert all(f"\n{target}:" in makefile for target in targets)
     assert "make check test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgd_deploy.errors import CheckpointError
+from cgd_deploy.errors import CheckpointError, InputError
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import replacing
 from cgd_deploy.images import ImageList
@@ -92,16 +92,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} has schema {data.get('cgd_checkpoint')}, this release reads {SCHEMA}; "
             "use the cgd-deploy that wrote it."
         )
-    spec = ModelSpec.from_dict(data["spec"])
+    try:
+        return _checkpoint(data, path)
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        raise CheckpointError(
+            f"{path} is a damaged checkpoint ({str(error)[:200]}); train or import it again."
+        ) from error
+
+
+def _checkpoint(data: dict[str, Any], path: str | Path) -> Checkpoint:
+    spec, state = ModelSpec.from_dict(data["spec"]), data["state_dict"]
+    head = state.get("auxiliary.1.weight")
+    if data["classes"] != (0 if head is None else len(head)):  # before a head of that size is made
+        raise ValueError(f"{data['classes']!r:.60} classes, which its weights do not have")
     model = CGD(spec, classes=data["classes"], learn_p=data["learn_p"])
     try:
-        model.load_state_dict(data["state_dict"])
+        model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(
             f"the weights in {path} do not fit its spec ({reason[:200]}); train or import it again."
         ) from error
-    if (found := space_id(spec, data["state_dict"])) != spec.space_id:
+    if (found := space_id(spec, state)) != spec.space_id:
         raise CheckpointError(
             f"the weights in {path} belong to space {found}, its spec says {spec.space_id}; the file was edited."
         )
