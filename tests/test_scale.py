@@ -328,6 +328,7 @@ def test_a_killed_driver_goes_on_where_it_was(cli, desk):
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     facts = json.loads(out)
-    assert (facts["pictures"], facts["shards"], facts["resumed"]) == (600, 30, len(before))
+    assert (facts["pictures"], facts["shards"]) == (600, 30)
+    assert len(before) <= facts["resumed"] < 30  # a worker may outlive its driver for a shard
     assert {shard: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in before} == before
     assert same(read_index("ray.parquet"), read_index("local.npy"))
