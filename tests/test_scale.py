@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +65,9 @@ def boxed(desk) -> ImageList:
 
 
 def same(one: Index, other: Index) -> bool:
-    """Row for row."""
-    assert list(one.paths) == list(other.paths)
-    assert (one.space_id, one.precision, one.compact) == (other.space_id, other.precision, other.compact) or (
-        one.compact.dtype == other.compact.dtype and one.compact.dim == other.compact.dim
-    )
-    return one.stored.dtype == other.stored.dtype and np.array_equal(one.stored, other.stored)
+    """Row for row, and in what they say of themselves."""
+    told = [(list(index.paths), index.space_id, index.precision, index.compact.dtype) for index in (one, other)]
+    return told[0] == told[1] and one.stored.dtype == other.stored.dtype and np.array_equal(one.stored, other.stored)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "binary"])
@@ -227,8 +226,6 @@ def worker(ray_of_two, boxed) -> Callable[[], dict]:
     task = json.dumps({"first": 0, "names": boxed.names[:8], "boxes": boxed.boxes[:8]})
 
     def call(**changes: object) -> dict:
-        from dataclasses import replace
-
         job = replace(_job(boxed, 4, 1, None, strict=False), **changes)
         [told] = Worker(ray.put(file), shards, job)({"task": [task]})["told"]
         return json.loads(told)
@@ -281,31 +278,41 @@ def many(count: int, size: int) -> None:
     for number in range(count):
         pixels = ground.copy()
         pixels[: size // 2, : size // 2] = (number % 256, number // 8, 90)
-        Image.fromarray(pixels).save(f"many/{number:05}.png")
+        Image.fromarray(pixels).save(f"many/{number:05}.png", compress_level=1)
 
 
 def shards_there() -> list[Path]:
     return sorted(Path("ray.parquet").glob("*.parquet"))
 
 
-def workers_at_it() -> list[int]:
-    """Processes that are in the middle of a shard."""
-    found = [path.read_text().split() for path in Path("ray.parquet").glob(".*.tries")]
-    return [int(words[1]) for words in found if len(words) == 2]
+def worker_at_it() -> int | None:
+    """A process that has begun a shard within the last few milliseconds, of many that it takes."""
+    for tries in list(Path("ray.parquet").glob(".*.tries")):
+        with suppress(OSError):  # the shard is whole
+            words = tries.read_text().split()
+            if len(words) == 2 and time.time() - tries.stat().st_mtime < 0.01:
+                return int(words[1])
+    return None
 
 
 @pytest.mark.slow
 def test_2000_pictures_and_a_worker_killed_in_the_middle(cli, desk):
-    many(2000, 200)
+    many(2000, 80)
     assert cli("embed", "many", "-e", "fake.cgd", "-o", "local.npy")[0] == 0
-    process = command("-o", "ray.parquet", "--ray", "--workers", 2, "--shard", 50)
-    until(lambda: len(shards_there()) >= 10 and workers_at_it(), process)
-    os.kill(workers_at_it()[0], signal.SIGKILL)
-    assert len(shards_there()) < 30, "in the middle"
+    process = command("-o", "ray.parquet", "--ray", "--workers", 2, "--shard", 100)
+
+    def killed() -> bool:
+        worker = worker_at_it() if len(shards_there()) >= 4 else None
+        if worker:
+            os.kill(worker, signal.SIGKILL)
+        return worker is not None
+
+    until(killed, process)
+    assert len(shards_there()) < 16, "in the middle"
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     facts = json.loads(out)
-    assert (facts["pictures"], facts["shards"], facts["left_out"]) == (2000, 40, [])
+    assert (facts["pictures"], facts["shards"], facts["left_out"]) == (2000, 20, [])
     assert facts["killed"] == 1 and err.startswith("a worker died over pictures ") and err.count("\n") == 1, err
     index, local = read_index("ray.parquet"), read_index("local.npy")
     assert len(set(index.paths)) == 2000 and len(np.unique(index.stored, axis=0)) == 2000
@@ -315,7 +322,7 @@ def test_2000_pictures_and_a_worker_killed_in_the_middle(cli, desk):
 
 @pytest.mark.slow
 def test_a_killed_driver_goes_on_where_it_was(cli, desk):
-    many(600, 200)
+    many(1200, 80)
     assert cli("embed", "many", "-e", "fake.cgd", "-o", "local.npy")[0] == 0
     options = ["-o", "ray.parquet", "--ray", "--workers", 2, "--shard", 20]
     process = command(*options)
@@ -323,12 +330,12 @@ def test_a_killed_driver_goes_on_where_it_was(cli, desk):
     process.kill()
     process.communicate()
     before = {shard: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in shards_there()}
-    assert 5 <= len(before) < 30
+    assert 5 <= len(before) < 60
     again = command(*options)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     facts = json.loads(out)
-    assert (facts["pictures"], facts["shards"]) == (600, 30)
-    assert len(before) <= facts["resumed"] < 30  # a worker may outlive its driver for a shard
+    assert (facts["pictures"], facts["shards"]) == (1200, 60)
+    assert len(before) <= facts["resumed"] < 60  # a worker may outlive its driver for a shard
     assert {shard: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in before} == before
     assert same(read_index("ray.parquet"), read_index("local.npy"))

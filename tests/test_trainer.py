@@ -258,6 +258,16 @@ def test_frozen_stages_and_batchnorm_stay_as_they_are(folder, tmp_path):
         assert torch.equal(tensor, weights[name]) != trained, name
 
 
+def test_a_lone_best_model_is_replaced_by_none_but_itself(folder, tmp_path):
+    config = tiny(folder, tmp_path / "run")
+    train(config)
+    (config.out / "last.pt").unlink()
+    before = (config.out / "best.pt").read_bytes()
+    with pytest.raises(InputError, match=r"already holds best\.pt and no last\.pt to resume from"):
+        train(replace(config, seed=config.seed + 1))
+    assert (config.out / "best.pt").read_bytes() == before
+
+
 def test_frozen_stages_are_left_out_of_the_graph(folder, tmp_path):
     config = tiny(folder, tmp_path, train_from="layer3")
     model = CGD(config.spec)

@@ -18,7 +18,7 @@ from cgd_deploy.files import sha256_file, write_text
 from cgd_deploy.images import ImageList
 
 from .backbone import load_weights
-from .checkpoint import CALIBRATION_PICTURES, Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import CALIBRATION_PICTURES, Checkpoint, load_checkpoint, save_checkpoint, space_id
 from .config import TrainConfig
 from .model import CGD
 
@@ -37,19 +37,23 @@ def run_settings(config: TrainConfig, training: ImageList, testing: Evaluation) 
 def start_run(
     config: TrainConfig, settings: dict[str, object], training: ImageList, testing: Evaluation, classes: int
 ) -> Checkpoint:
-    """The untrained model with an empty trainer state; raises InputError if ``config.out`` already holds a run."""
+    """The untrained model with an empty trainer state; raises InputError if ``config.out`` already holds a run.
+
+    A run that was killed while saving its first epoch leaves best.pt alone; the same untrained model may replace it.
+    """
     if (config.out / "last.pt").exists():
         raise InputError(f"{config.out} already holds last.pt; add --resume to go on, or choose another -o folder.")
-    if (config.out / "best.pt").exists():  # the run ended while saving its first epoch, or last.pt was deleted
-        raise InputError(
-            f"{config.out} already holds best.pt and no last.pt to resume from; move it away, or choose another "
-            "-o folder."
-        )
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
         torch.manual_seed(config.seed)
         model = CGD(config.spec, classes=classes if config.auxiliary else 0, learn_p=config.learn_p)
     if config.weights is not None:
         load_weights(model.backbone, config.weights)
+    best = config.out / "best.pt"
+    if best.exists() and load_checkpoint(best).spec.space_id != space_id(model.spec, model.state_dict()):
+        raise InputError(
+            f"{config.out} already holds best.pt and no last.pt to resume from; move it away, or choose another "
+            "-o folder."
+        )
     state = {"settings": settings, "metrics": [], "stepper": {}}
     return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state)
 
