@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError, MissingDependency
+from .errors import InputError, MissingDependency, in_one_line
 from .evaluation import Evaluation
 from .files import check_file
 from .images import LARGEST_PIXEL, Box, ImageList, leaves, read_images
@@ -349,7 +349,7 @@ def _annotations(path: Path, name: str, below: str = "") -> list[Annotation]:
     except InputError:
         raise
     except Exception as error:  # scipy raises a dozen unrelated types for damaged files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_one_line(error)
         raise InputError(f"{path} is not a MATLAB file that scipy reads ({reason}); get it again.") from error
     annotations = np.atleast_1d(content.get("annotations", ()))
     fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", name)

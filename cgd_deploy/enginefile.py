@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EngineError, SpecError
+from .errors import EngineError, SpecError, in_one_line
 from .files import check_file, replacing, sha256_bytes
 from .limits import check_size
 from .spec import ModelSpec, Precision
@@ -86,7 +86,7 @@ class Manifest:
             manifest._check()
             return manifest
         except (KeyError, TypeError, ValueError, SpecError) as error:
-            raise EngineError(f"{path} has a damaged manifest ({str(error)[:200]}); {REBUILD}.") from error
+            raise EngineError(f"{path} has a damaged manifest ({in_one_line(error)}); {REBUILD}.") from error
 
     def _check(self) -> None:
         tables = (self.profile, self.builder, self.source, self.sha256)
@@ -101,7 +101,8 @@ class Manifest:
         if self.tuning is not None:
             for purpose in ("latency", "throughput"):
                 _check_counts(self.tuning[purpose], "threads", "streams", "batch")
-            self.tuning["machine"]
+            if "machine" not in self.tuning:
+                raise KeyError("machine")
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,9 @@ def read_engine(path: str | Path) -> EngineFile:
     except EngineError:
         raise
     except Exception as error:  # zipfile raises a dozen unrelated types for damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise EngineError(f"{path} is not a whole .cgd file ({reason}); copy it again or {REBUILD}.") from error
+        raise EngineError(
+            f"{path} is not a whole .cgd file ({in_one_line(error)}); copy it again or {REBUILD}."
+        ) from error
     for name in sorted({manifest.payload, GOLDEN_IMAGES, GOLDEN_DESCRIPTORS, *manifest.sha256, *members}):
         if name not in members or sha256_bytes(members[name]) != manifest.sha256.get(name):
             raise EngineError(

@@ -49,6 +49,11 @@ def not_installed(error: ModuleNotFoundError, extra: str) -> MissingDependency:
     return MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[{extra}]'`.")
 
 
+def in_one_line(error: BaseException) -> str:
+    """A library's error as part of a sentence of ours: 200 characters at most, or its type's name if it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class Overloaded(CgdError):
     """Too many pictures wait for an engine already; the caller may try again, or shed the request."""
 

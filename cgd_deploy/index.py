@@ -18,7 +18,7 @@ import numpy as np
 
 from .compact import Compact, Stored, check_form, fit
 from .engine import Engine
-from .errors import InputError
+from .errors import InputError, in_one_line
 from .files import replacing, sha256_file, sync
 from .images import ImageList
 from .parquet import import_pyarrow, load_table, save_table
@@ -152,8 +152,9 @@ def read_index(path: str | Path) -> Index:
             raise TypeError("a path or a name that is no text")
         return Index(stored, paths, facts["space_id"], facts["precision"], compact)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is not an index of cgd-deploy embed ({reason}); make it again.") from error
+        raise InputError(
+            f"{path} is not an index of cgd-deploy embed ({in_one_line(error)}); make it again."
+        ) from error
 
 
 def sidecar(path: Path) -> Path:

@@ -18,7 +18,7 @@ class Limits:
     pixels           of a picture; one at the limit takes 1.2 GB while it is decoded
     picture_bytes    of a picture's file
     formats          of pictures, by Pillow's names; what no plugin of ours is asked for is never opened
-    list_bytes       of a LIST.tsv or a data set's list, and of what a .mat file inflates to
+    list_bytes       of a LIST.tsv or a data set's list
     listed_anywhere  whether a LIST.tsv may name pictures outside of its own folder, as the lists that export writes do
     engine_bytes     of a .cgd file, which is read into memory
     manifest_bytes   of its manifest

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .errors import InputError
+from .errors import InputError, in_one_line
 from .files import check_file
 from .images import Box, ImageList
 from .limits import check_size, limits
@@ -57,7 +57,7 @@ def decode(source: Picture, box: Box | None = None, least: int | None = None) ->
         raise InputError(f"{name} does not exist; check the path.") from error
     except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
         unknown = f"no picture in one of the formats {', '.join(limits().formats)}"
-        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())[:200]
+        reason = unknown if isinstance(error, Image.UnidentifiedImageError) else in_one_line(error)
         raise InputError(f"{name} cannot be decoded ({reason}); replace or remove the file.") from error
     return image if box is None else _crop(image, box, name)
 

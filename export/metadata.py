@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, Message
 
-from cgd_deploy.errors import EngineError, SpecError
+from cgd_deploy.errors import EngineError, SpecError, in_one_line
 from cgd_deploy.files import check_file, replacing
 from cgd_deploy.spec import ModelSpec, Precision
 
@@ -66,7 +66,7 @@ def get_metadata(model: onnx.ModelProto, name: str = "the model") -> Metadata:
         precision = Precision(props.get("cgd.precision"))
         source = Source(**json.loads(props["cgd.source"])) if "cgd.source" in props else None
     except (ValueError, TypeError, RecursionError) as error:
-        raise SpecError(f"{name} has damaged metadata ({str(error)[:200]}); export it again.") from error
+        raise SpecError(f"{name} has damaged metadata ({in_one_line(error)}); export it again.") from error
     return Metadata(spec=ModelSpec.from_json(props["cgd.spec"]), precision=precision, source=source)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgd_deploy.errors import CheckpointError, InputError
+from cgd_deploy.errors import CheckpointError, InputError, in_one_line
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import replacing
 from cgd_deploy.images import ImageList
@@ -96,7 +96,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         return _checkpoint(data, path)
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         raise CheckpointError(
-            f"{path} is a damaged checkpoint ({str(error)[:200]}); train or import it again."
+            f"{path} is a damaged checkpoint ({in_one_line(error)}); train or import it again."
         ) from error
 
 

@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..errors import MissingDependency, not_installed
+from ..errors import MissingDependency, in_one_line, not_installed
 from ..files import replacing, write_text
 
 HERE = Path(__file__).parent
@@ -119,7 +119,7 @@ def _build(folder: Path) -> Path:
         return Path(ffi.compile(tmpdir=str(folder), target=LIBRARY))
     except Exception as error:  # of cffi and of setuptools, by version
         raise MissingDependency(
-            f"libcgd.so could not be compiled ({' '.join(str(error).split())[:200]}); install a C compiler and the "
+            f"libcgd.so could not be compiled ({in_one_line(error)}); install a C compiler and the "
             "headers of this Python."
         ) from error
 
