@@ -50,7 +50,7 @@ def not_installed(error: ModuleNotFoundError, extra: str) -> MissingDependency:
 
 
 def in_one_line(error: BaseException) -> str:
-    """A library's error as part of a sentence of ours: 200 characters at most, or its type's name if it says nothing."""
+    """A library's error as a part of our sentence: 200 characters at most, or its type's name if it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

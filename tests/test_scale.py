@@ -34,10 +34,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # o
 
 @pytest.fixture(scope="module")
 def ray_of_two() -> Iterator[None]:
-    """A Ray with two cores that this process is connected to."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    """A Ray with two cores that this process is connected to.
+
+    Its listener is silent: what it says of actors that a command left comes late, into any test's output. Commands with
+    a Ray of their own are heard in full, by the tests that start one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray._private.worker.print_to_stdstream", lambda *_, **__: None)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
