@@ -52,10 +52,10 @@ WATCHED = 196  # test pictures that training itself looks at; the others are emb
 def main() -> None:
     options = _options()
     dataset = read_dataset(options.data)
-    models = {name: [] for name in (*SINGLES, *COMBINED, ENSEMBLE)}
+    models = {name: [] for name in (*SINGLES, *options.combined, ENSEMBLE)}
     for seed in range(options.seeds):
         descriptors = {}
-        for name in (*SINGLES, *COMBINED):
+        for name in (*SINGLES, *options.combined):
             run = _train(_recipe(options, name, seed), dataset.training, dataset.testing)
             descriptors[name] = _descriptors(run, dataset.testing)
             models[name].append(_measured(descriptors[name], dataset.testing, seed, _cpu_seconds(run)))
@@ -114,6 +114,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="data set")
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of the backbone")
     parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--combined", nargs="+", default=COMBINED, help="beside S, M and G")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--epochs", type=int, default=8)
@@ -185,7 +186,7 @@ def _add_latency(models: list[dict[str, Any]], options: argparse.Namespace) -> N
     """Milliseconds of one call, by batch size; the ensemble asks its three engines one after another."""
     with ExitStack() as stack:
         engines = {}
-        for name in (*SINGLES, *COMBINED):
+        for name in (*SINGLES, *options.combined):
             run = options.out / f"{name}-0"
             onnx_from_checkpoint(run / "last.pt", run / "model.onnx")
             engine_from_onnx(run / "model.onnx", run / "model.cgd", Precision.FP32)

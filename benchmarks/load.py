@@ -3,9 +3,10 @@
     python benchmarks/load.py int8.cgd --triton --service build/service -o benchmarks/results/load.json
 
 Open loop: requests of one picture arrive at random (Poisson), whether or not earlier ones were answered, and latency
-counts from when one was due. The load is a share of the peak: full batches embedded in a loop, measured again before
-every step. Closed loop: clients that send their next picture once they have their last. Requests carry pixels; server
-and clients share the machine's cores.
+counts from when one was due. Closed loop: clients that send their next picture once they have their last. Loads and
+throughputs are shares of the peak, full batches embedded in a loop: it is measured again between any two steps, and a
+step has the mean of its two, since machines change their speed. Requests carry pixels; server and clients share the
+machine's cores.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,8 @@ from cgd_deploy.terminal import errors, phases
 from cgd_deploy.timing import percentiles_ms
 
 Send: TypeAlias = Callable[[NDArray[np.uint8]], "Future[Any]"]
+OnRound: TypeAlias = Callable[[float], None]
+Found = TypeVar("Found")
 
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.5)
 PEAK_SECONDS = 2.0
@@ -56,14 +60,21 @@ class Answers:
     lost: int = 0
     seconds: float = 0.0
     in_time: int = 0
+    at_peak: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    full_batches: list[float] = field(default_factory=list)
+
+    def set_beside(self, peak: float, batch: int, max_delay_ms: float) -> None:
+        """Say what ``peak`` pictures a second would have served, and how long answers took in times of a full batch."""
+        self.at_peak = peak * self.seconds
+        self.full_batches = [(latency - max_delay_ms / 1000) * peak / batch for latency in self.latencies]
 
     def add(self, other: Answers) -> None:
         for name, value in asdict(other).items():
             setattr(self, name, getattr(self, name) + value)
 
     def facts(self) -> dict[str, Any]:
-        """``served_per_second`` counts the answers that came while requests did."""
+        """``served_per_second`` and ``of_peak`` count the answers that came while requests did."""
         return {
             "sent": self.sent,
             "served": len(self.latencies),
@@ -72,7 +83,9 @@ class Answers:
             "lost": self.lost,
             "offered_per_second": round(self.sent / self.seconds, 2),
             "served_per_second": round(self.in_time / self.seconds, 2),
+            "of_peak": round(self.in_time / self.at_peak, 4),
             "latency_ms": percentiles_ms(self.latencies) if self.latencies else None,
+            "p99_full_batches": round(float(np.percentile(self.full_batches, 99)), 3) if self.latencies else None,
         }
 
 
@@ -197,29 +210,43 @@ def from_c(service: Path, engine: Path, threads: int, seconds: float) -> float:
     return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
 
 
-def in_turns(
-    calls: dict[str, Callable[[], float]], rounds: int, on_progress: OnProgress, what: str
-) -> dict[str, list[float]]:
-    """What each call gives, once a round."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
+class Beside:
+    """What is measured again between any two steps, so that each can be set beside the mean of its two."""
+
+    def __init__(self, measure: Callable[[], float]) -> None:
+        self._measure = measure
+        self.found = [measure()]
+
+    def step(self, call: Callable[[float], Found]) -> tuple[Found, float]:
+        """What ``call`` gives, told the last measure, and the mean of that and the next."""
+        value = call(self.found[-1])
+        self.found.append(self._measure())
+        return value, float(np.mean(self.found[-2:]))
+
+
+def throughputs(
+    base: str, measure: Callable[[], float], calls: dict[str, Callable[[], float]], rounds: int, on_round: OnRound
+) -> dict[str, Any]:
+    """Pictures a second of ``base`` and of each call, and the median of each one's rounds in parts of the base."""
+    beside = Beside(measure)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for number in range(rounds):
         for name, call in calls.items():
-            found[name].append(round(call(), 3))
-        on_progress(what, (number + 1) / rounds)
-    return found
-
-
-def throughputs(calls: dict[str, Callable[[], float]], base: str, options: argparse.Namespace, told: Any) -> Any:
-    """Median of each and in parts of ``base``'s, the median of the rounds' ratios."""
-    found = in_turns(calls, options.rounds, *told)
-    return {
-        name: {
-            "images_per_second": float(np.median(each)),
-            f"of_{base}": round(float(np.median(np.divide(each, found[base]))), 4),
-            "rounds": each,
+            found[name].append(beside.step(lambda _, call=call: call()))
+        on_round((number + 1) / rounds)
+    of_base = {base: _median_rate(beside.found)}
+    for name, each in found.items():
+        parts = [value / at for value, at in each]
+        of_base[name] = {
+            **_median_rate([value for value, _ in each]),
+            f"of_{base}": round(float(np.median(parts)), 4),
+            "rounds": [round(part, 4) for part in parts],
         }
-        for name, each in found.items()
-    }
+    return of_base
+
+
+def _median_rate(rates: Sequence[float]) -> dict[str, Any]:
+    return {"images_per_second": round(float(np.median(rates)), 2)}
 
 
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
@@ -232,37 +259,40 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         for send in ways.values():
             send(pictures[0]).result(PATIENCE)
         random = np.random.default_rng(0)
-        answers = {(name, share): Answers() for share in options.loads for name in ways}
-        peaks = []
+        answers = {(share, name): Answers() for share in options.loads for name in ways}
+
+        def peak_now() -> float:
+            return peak(bare, batch, min(PEAK_SECONDS, options.seconds))
+
+        beside = Beside(peak_now)
         for number in range(options.rounds):
-            for step, share in enumerate(options.loads):
-                peaks.append(peak(bare, batch, min(PEAK_SECONDS, options.seconds)))
-                for name, send in ways.items():
-                    rate = share * peaks[-1]
-                    answers[name, share].add(open_loop(send, pictures, rate, options.seconds, random))
-                done = (number * len(options.loads) + step + 1) / (options.rounds * len(options.loads))
-                on_progress("open loop", done)
+            for step, (share, name) in enumerate(answers):
+                found, at = beside.step(
+                    lambda most, share=share, name=name: open_loop(
+                        ways[name], pictures, share * most, options.seconds, random
+                    )
+                )
+                found.set_beside(at, options.batch, options.max_delay_ms)
+                answers[share, name].add(found)
+                on_progress("open loop", (number + (step + 1) / len(answers)) / options.rounds)
         closed = throughputs(
-            {
-                "peak": lambda: peak(bare, batch, options.seconds),
-                **{name: _closed(send, pictures, options) for name, send in ways.items()},
-            },
             "peak",
-            options,
-            (on_progress, "closed loop"),
+            peak_now,
+            {name: partial(closed_loop, ways[name], pictures, options.clients, options.seconds) for name in ways},
+            options.rounds,
+            partial(on_progress, "closed loop"),
         )
         native = None
         if options.service:
             native = throughputs(
-                {
-                    "Python": lambda: closed_loop(ways[OURS], pictures, options.c_threads, options.seconds),
-                    "C": lambda: from_c(options.service, options.engine, options.c_threads, options.seconds),
-                },
                 "Python",
-                options,
-                (on_progress, "from C"),
+                partial(closed_loop, ways[OURS], pictures, options.c_threads, options.seconds),
+                {"C": partial(from_c, options.service, options.engine, options.c_threads, options.seconds)},
+                options.rounds,
+                partial(on_progress, "from C"),
             )
         manifest = bare.manifest
+        most = float(np.median(beside.found))
     return {
         "schema": 1,
         "environment": {
@@ -279,16 +309,12 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
             "max_delay_ms": options.max_delay_ms,
             "max_queue": options.max_queue,
         },
-        "peak_images_per_second": round(float(np.median(peaks)), 2),
-        "full_batch_ms": round(1000 * options.batch / float(np.median(peaks)), 2),
-        "open_loop": [{"server": name, "load": share, **found.facts()} for (name, share), found in answers.items()],
+        "peak_images_per_second": round(most, 2),
+        "full_batch_ms": round(1000 * options.batch / most, 2),
+        "open_loop": [{"server": name, "load": share, **found.facts()} for (share, name), found in answers.items()],
         "closed_loop": {"clients": options.clients, "servers": closed},
         "from_c": native and {"threads": options.c_threads, "callers": native},
     }
-
-
-def _closed(send: Send, pictures: NDArray[np.uint8], options: argparse.Namespace) -> Callable[[], float]:
-    return lambda: closed_loop(send, pictures, options.clients, options.seconds)
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
@@ -297,13 +323,12 @@ def chart(result: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    most = result["peak_images_per_second"]
     for name in dict.fromkeys(one["server"] for one in result["open_loop"]):
         steps = [one for one in result["open_loop"] if one["server"] == name and one["latency_ms"]]
         loads = [100 * one["load"] for one in steps]
         style = {"color": COLOURS[name], "marker": "o", "markersize": 4, "label": name}
         left.plot(loads, [one["latency_ms"]["p99"] for one in steps], **style)
-        right.plot(loads, [100 * one["served_per_second"] / most for one in steps], **style)
+        right.plot(loads, [100 * one["of_peak"] for one in steps], **style)
     left.set(title="99th percentile of latency", ylabel="ms", yscale="log")
     right.set(title="served", ylabel="% of peak", ylim=(0, 110))
     limit = result["batching"]["max_delay_ms"] + 2.5 * result["full_batch_ms"]

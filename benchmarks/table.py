@@ -78,11 +78,16 @@ def load_table(result: dict[str, Any]) -> str:
     over = loads[-1]
     heads = [f"p99 at {load:.0%}" for load in loads if load < 1]
     heads += [f"served at {over:.0%}", f"shed at {over:.0%}", f"{result['closed_loop']['clients']} clients"]
-    lines = ["| ms; throughput in parts of the peak | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines = [
+        "| ms (full batches); throughput of the peak | " + " | ".join(heads) + " |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
     for name in dict.fromkeys(one["server"] for one in steps):
         of = {one["load"]: one for one in steps if one["server"] == name}
-        cells = [f"{of[load]['latency_ms']['p99']:.0f}" for load in loads if load < 1]
-        cells.append(f"{of[over]['served_per_second'] / result['peak_images_per_second']:.0%}")
+        cells = [
+            f"{of[load]['latency_ms']['p99']:.0f} ({of[load]['p99_full_batches']:.1f})" for load in loads if load < 1
+        ]
+        cells.append(f"{of[over]['of_peak']:.0%}")
         cells.append(f"{of[over]['shed'] / of[over]['sent']:.0%}")
         cells.append(f"{result['closed_loop']['servers'][name]['of_peak']:.0%}")
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -48,6 +48,11 @@ class Compact:
         return self.dim if self.pca is None else self.pca
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """As they stand in an index."""
+        return {"descriptor_dtype": self.dtype, "dim": self.dim, "pca": self.pca}
+
+    @property
     def bytes_per_descriptor(self) -> int:
         return -(-self.length * _CODES[self.dtype].bits // 8)
 

@@ -242,6 +242,6 @@ def _array(data: bytes) -> NDArray[Any]:
     except Exception as error:  # also SyntaxError and what its tokenizer raises
         raise ValueError("no header of a .npy file") from error
     start = file.tell()
-    if fortran_order or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - start:
+    if fortran_order or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"{len(data) - start} bytes for {dtype} {list(shape)}")
     return np.frombuffer(data, dtype, offset=start).reshape(shape).copy()

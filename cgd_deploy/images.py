@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, in_one_line
 from .files import check_file, sha256_bytes, write_text
 from .limits import limits
 
@@ -198,7 +198,7 @@ def _read_tsv(path: Path) -> ImageList:
         boxes = tuple((_pixel(r[2]), _pixel(r[3]), _pixel(r[4]), _pixel(r[5])) for r in rows) if with_boxes else None
     except ValueError as error:
         raise InputError(
-            f"{path} has a box that is not four whole numbers ({str(error)[:100]}); give pixels x1 y1 x2 y2."
+            f"{path} has a box that is not four whole numbers ({in_one_line(error)}); give pixels x1 y1 x2 y2."
         ) from error
     unlabelled = [number for number, row in lines if not row[1]]
     if unlabelled and len(unlabelled) < len(lines):

@@ -106,13 +106,7 @@ def write_index(index: Index, path: str | Path) -> Path:
     check_index_path(path)
     path = Path(path)
     compact = index.compact
-    facts = {
-        "space_id": index.space_id,
-        "precision": index.precision,
-        "descriptor_dtype": compact.dtype,
-        "dim": compact.dim,
-        "pca": compact.pca,
-    }
+    facts = {"space_id": index.space_id, "precision": index.precision, **compact.facts}
     with ExitStack() as files:
         temporary = files.enter_context(replacing(path))
         if compact.projection is not None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .compact import Stored
-from .errors import InputError
+from .compact import Compact, Stored
+from .errors import InputError, in_one_line
 from .files import replacing, sha256_bytes, write_text
 from .parquet import load_table, save_table, table_facts
 
@@ -131,9 +131,7 @@ class Shards:
         facts = {
             "space_id": run.space_id,
             "precision": run.precision,
-            "descriptor_dtype": run.descriptor_dtype,
-            "dim": run.dim,
-            "pca": None,
+            **Compact(run.descriptor_dtype, run.dim).facts,
             "run_sha256": run.sha256,
             "first": part[0],
             "left_out": sorted(left_out.items()),
@@ -168,7 +166,7 @@ class Shards:
             rows, facts = table_facts(path)
             left_out = dict(facts["left_out"])
         except (OSError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}); remove it and {AGAIN}.") from error
+            raise InputError(f"{path} is damaged ({in_one_line(error)}); remove it and {AGAIN}.") from error
         told = (facts.get("run_sha256"), facts.get("first"), rows + len(left_out))
         if told != (self.run.sha256, part[0], len(part)) or left_out.keys() - set(part):
             raise InputError(f"{path} is of another run or range; remove it and {AGAIN}.")
@@ -210,4 +208,4 @@ def _read_run(folder: Path) -> Run:
             raise ValueError("made by another release")
         return Run(**told)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder} is not a folder of cgd-deploy embed --ray ({error}); make it again.") from error
+        raise InputError(f"{folder} is not a folder of cgd-deploy embed --ray ({in_one_line(error)}); make it again.") from error

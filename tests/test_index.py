@@ -100,6 +100,13 @@ def test_a_damaged_index_is_refused(index, path):
         read_index(path)
 
 
+def test_a_sidecar_nested_too_deep_is_refused(index, tmp_path):
+    path = write_index(index, tmp_path / "index.npy")
+    sidecar(path).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is not an index"):
+        read_index(path)
+
+
 def test_a_missing_index_is_refused(path):
     with pytest.raises(InputError, match=path.name):
         read_index(path)

@@ -148,10 +148,19 @@ def test_a_zip_bomb_is_refused(fake_engine):
 
 
 @pytest.mark.parametrize(
-    "shape", ["(3, 32, 32, 300000000000)", "(3, 32, 32, 4)", "(-1, 32, 32, 3)", "(-1,)", "((((((1,)"]
+    ("descr", "fortran_order", "shape"),
+    [
+        *(
+            ("|u1", False, s)
+            for s in ("(3, 32, 32, 300000000000)", "(3, 32, 32, 4)", "(-1, 32, 32, 3)", "(-1,)", "(((1,)")
+        ),
+        ("|u1", True, "(3, 32, 32, 3)"),
+        ("|O", False, "(9, 32, 4)"),
+        ("<f8", False, "(9, 32, 4)"),
+    ],
 )
-def test_an_array_that_claims_another_shape_is_refused_before_it_has_memory(fake_engine, shape):
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+def test_an_array_that_claims_to_be_another_is_refused_before_it_has_memory(fake_engine, descr, fortran_order, shape):
+    header = f"{{'descr': '{descr}', 'fortran_order': {fortran_order}, 'shape': {shape}, }}".ljust(117) + "\n"
     data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(3 * 32 * 32 * 3)
     with pytest.raises(EngineError, match="golden pictures"):
         read_engine(rebuilt(fake_engine, {GOLDEN_IMAGES: data}))

@@ -67,12 +67,11 @@ def test_what_has_no_results_or_no_markers_stays_as_it_is(table: ModuleType, tmp
 
 
 def step(load: float, p99: float, **counts: float) -> dict[str, Any]:
-    return {"server": "ours", "load": load, "latency_ms": {"p99": p99}, **counts}
+    return {"server": "ours", "load": load, "latency_ms": {"p99": p99}, "p99_full_batches": p99 / 100, **counts}
 
 
 LOAD_RESULT = {
-    "peak_images_per_second": 80.0,
-    "open_loop": [step(0.4, 60.4), step(0.8, 141.7), step(1.5, 900.0, served_per_second=78.0, shed=30, sent=120)],
+    "open_loop": [step(0.4, 60.4), step(0.8, 141.7), step(1.5, 900.0, of_peak=0.976, shed=30, sent=120)],
     "closed_loop": {"clients": 16, "servers": {"ours": {"of_peak": 0.99}}},
 }
 
@@ -80,4 +79,4 @@ LOAD_RESULT = {
 def test_the_load_table_has_latency_below_the_peak_and_throughput_above(table: ModuleType) -> None:
     head, _, line = table.load_table(LOAD_RESULT).splitlines()
     assert head.endswith("| p99 at 40% | p99 at 80% | served at 150% | shed at 150% | 16 clients |")
-    assert line == "| ours | 60 | 142 | 98% | 25% | 99% |"
+    assert line == "| ours | 60 (0.6) | 142 (1.4) | 98% | 25% | 99% |"
