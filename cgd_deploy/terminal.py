@@ -26,9 +26,9 @@ output = Console(highlight=False, markup=False, emoji=False)
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over ``total`` things; call what it yields with the number just done."""
+    """A progress bar over ``total`` things, if there are any; call what it yields with the number just done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not (total and errors.is_terminal)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 

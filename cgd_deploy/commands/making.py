@@ -16,7 +16,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything it makes.")] = ARTIFACTS / "demo",
     seed: Annotated[int, typer.Option(help="Of pictures and training.")] = 0,
 ) -> None:
-    """The whole pipeline on made pictures: train, export, build, bench, report."""
+    """Run the whole pipeline on made pictures, with a report."""
     _share_cores()
     from ..demo import run_demo
 
@@ -64,7 +64,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Train a CGD model; recall on held-out classes is measured every epoch. Several processes: torchrun."""
+    """Train a CGD model, with recall after every epoch. Several processes: torchrun."""
     _share_cores()
     try:
         from cgd_train.config import TrainConfig
@@ -120,7 +120,7 @@ def import_(
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.")] = Path("ckpt.pt"),
 ) -> None:
-    """Make a checkpoint of weights from elsewhere; what they cannot tell is taken at your word, and said."""
+    """Make a checkpoint of weights from elsewhere. What they cannot tell is taken at your word, and said."""
     from ..spec import ModelSpec
     from ..terminal import errors
 
@@ -226,7 +226,7 @@ def build_engine(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Build an engine from an ONNX model, and prove its precision."""
+    """Build an engine of an ONNX model and prove its precision."""
     from ..doctor import check_runtime
     from ..spec import Precision
 

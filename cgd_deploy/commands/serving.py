@@ -22,7 +22,7 @@ def export_triton(
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Write a model repository that Triton Inference Server loads, with dynamic batching."""
+    """Write a model repository for Triton Inference Server. It batches dynamically."""
     from ..triton import export_triton as run
 
     model = run(engine, out, name=name, python=python, max_delay_ms=max_delay_ms)
@@ -38,7 +38,7 @@ def install_native(
     prefix: Annotated[Path, typer.Option(help="Where include/, lib/ and share/ go.")],
     as_json: Json = False,
 ) -> None:
-    """Build libcgd.so for this Python and install it with its headers, pkg-config and CMake files."""
+    """Build and install libcgd.so for C and C++. It runs this Python; pkg-config and CMake files come along."""
     from ..native.install import install_native as run
 
     files = run(prefix)

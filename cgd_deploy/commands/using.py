@@ -37,7 +37,7 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
 ) -> None:
-    """Measure speed and retrieval of engines against the model they came from; exit 3 if the gate fails."""
+    """Measure engines' speed and retrieval against their model. Exit 3 if the gate fails."""
     from ..doctor import check_runtime
 
     check_runtime()
@@ -111,7 +111,7 @@ def embed(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Embed pictures into an index of descriptors with their paths."""
+    """Embed pictures into an index: descriptors and paths."""
     from ..doctor import check_runtime
 
     for_ray = {"--workers": workers, "--shard": shard, "--ray-address": ray_address}
@@ -240,7 +240,7 @@ def inspect(
     self_test: Annotated[bool, typer.Option("--self-test", help="Replay the golden pictures.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what an engine says of itself; with --self-test also that it still gives its own descriptors."""
+    """Show what an engine says of itself. With --self-test also that it still gives its own descriptors."""
     from ..enginefile import read_engine
 
     facts = read_engine(engine).manifest.to_dict()
@@ -255,7 +255,7 @@ def inspect(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show what is installed here, what it is for, and what is wrong; exit 2 if no engine can run."""
+    """Show what is installed here and what is wrong. Exit 2 if no engine can run."""
     from ..doctor import ROLES, check_runtime, examine
 
     facts = examine()
