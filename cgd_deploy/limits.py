@@ -15,7 +15,7 @@ from .errors import CgdError, InputError
 class Limits:
     """What is refused beyond.
 
-    pixels           of a picture; one at the limit takes 1.2 GB while it is decoded
+    pixels           of a picture; one at the limit takes 1.2 GB while it is decoded, 1.9 GB as WebP
     picture_bytes    of a picture's file
     formats          of pictures, by Pillow's names; what no plugin of ours is asked for is never opened
     list_bytes       of a LIST.tsv or a data set's list

@@ -95,7 +95,7 @@ def _trace(deploy) -> onnx.ModelProto:  # type: ignore[no-untyped-def]  # torch 
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes={INPUT: {0: torch.export.Dim("N", min=1)}},
+            dynamic_shapes={INPUT: {0: torch.export.Dim("N")}},
             opset_version=OPSET,
             verbose=False,
         )
