@@ -208,4 +208,6 @@ def _read_run(folder: Path) -> Run:
             raise ValueError("made by another release")
         return Run(**told)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder} is not a folder of cgd-deploy embed --ray ({in_one_line(error)}); make it again.") from error
+        raise InputError(
+            f"{folder} is not a folder of cgd-deploy embed --ray ({in_one_line(error)}); make it again."
+        ) from error

@@ -108,7 +108,7 @@ class ModelSpec:
         names = {field.name for field in fields(cls)}
         if missing := sorted(names - set(data)):
             raise SpecError(f"the model spec lacks {', '.join(missing)}; write the checkpoint again with this release.")
-        if unknown := sorted(map(str, set(data) - names)):
+        if unknown := sorted(map(repr, set(data) - names)):
             raise SpecError(
                 f"the model spec has unknown fields {', '.join(unknown)[:60]}; a newer cgd-deploy wrote it."
             )

@@ -90,7 +90,7 @@ def test_weights_of_another_spec_are_refused(saved, tmp_path):
     spec = torch.load(saved[1], weights_only=True)["spec"]
     refused(edited(saved, tmp_path, spec={**spec, "dim": 10}), CheckpointError, "do not fit its spec")
     refused(edited(saved, tmp_path, spec={**spec, "descriptors": "GS"}), CheckpointError, "do not fit its spec|edited")
-    refused(edited(saved, tmp_path, spec={**spec, "sharpen": 1}), SpecError, "unknown fields sharpen")
+    refused(edited(saved, tmp_path, spec={**spec, "sharpen": 1}), SpecError, "unknown fields 'sharpen'")
 
 
 def test_files_that_are_no_checkpoint_are_refused(saved, tmp_path):

@@ -29,7 +29,11 @@ pytest.importorskip("pyarrow")
 ray_data = pytest.importorskip("ray.data")
 import ray  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # of its own settings, as it copies them
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),  # of its own settings, as it copies them
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),  # its node's, before Ray 2.50
+    pytest.mark.filterwarnings("ignore:unclosed file .*/ray/session_:ResourceWarning"),
+]
 
 
 @pytest.fixture(scope="module")

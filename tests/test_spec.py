@@ -88,8 +88,13 @@ def test_a_missing_field_is_refused_even_if_it_has_a_default(field):
 
 
 def test_unknown_fields_are_refused():
-    with pytest.raises(SpecError, match="unknown fields attention, layers;"):
+    with pytest.raises(SpecError, match="unknown fields 'attention', 'layers';"):
         ModelSpec.from_dict({**SPEC.to_dict(), "layers": 3, "attention": True})
+
+
+def test_an_unknown_field_of_two_lines_is_told_in_one():
+    with pytest.raises(SpecError, match=r"unknown fields 'a\\nb';"):
+        ModelSpec.from_dict({**SPEC.to_dict(), "a\nb": 1})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"resnet50"', "null", "[" * 100_000])
