@@ -12,9 +12,7 @@ that our engines calibrate on, and is there a second time with the descriptor he
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,16 +31,16 @@ from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.bench import QUALITY_BATCH, OnProgress, environment
 from cgd_deploy.datasets import read_evaluation
 from cgd_deploy.engine import load
-from cgd_deploy.errors import CgdError, EngineError, InputError, MissingDependency
+from cgd_deploy.errors import EngineError, InputError, MissingDependency
 from cgd_deploy.evaluation import Evaluation
-from cgd_deploy.files import replacing, sha256_file, write_text
+from cgd_deploy.files import replacing, sha256_file
 from cgd_deploy.golden import golden_images
 from cgd_deploy.hardware import available_threads, package_version
 from cgd_deploy.preprocess import batches
 from cgd_deploy.quality import K, retrieval_quality
 from cgd_deploy.retrieval import Descriptors, Retrieved
 from cgd_deploy.spec import ModelSpec
-from cgd_deploy.terminal import errors, phases
+from cgd_deploy.terminal import errors
 from cgd_deploy.timing import interleaved, percentiles_ms
 from cgd_export.engine_from_onnx import calibration_list
 from cgd_export.metadata import FEATURES, load_onnx
@@ -50,6 +48,7 @@ from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cgd_export.proof import convolution_work
 from cgd_train.checkpoint import load_checkpoint
 from cgd_train.model import CGD, DeployModel
+from running import run
 
 Run = Callable[[NDArray[np.uint8]], Descriptors]
 Samples = Mapping[int, Mapping[str, list[float]]]
@@ -429,17 +428,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parse()
-    drawing = options.output.with_suffix(".svg")
-    try:
-        with phases() as on_progress:
-            result = measure(options, on_progress)
-        write_text(options.output, json.dumps(result, indent=1) + "\n")
-        chart(result, drawing)
-    except CgdError as error:
-        errors.print(str(error))
-        sys.exit(error.exit_status)
-    print(f"wrote {options.output} and its chart {drawing}")
+    run(measure, chart, parse())
 
 
 if __name__ == "__main__":

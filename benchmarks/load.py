@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,14 +27,14 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cgd_deploy import Batching, CgdError, Engine, InputError, Overloaded, load
+from cgd_deploy import Batching, Engine, InputError, Overloaded, load
 from cgd_deploy.bench import OnProgress
-from cgd_deploy.files import replacing, write_text
+from cgd_deploy.files import replacing
 from cgd_deploy.golden import golden_images
 from cgd_deploy.hardware import available_threads, cpu_name, instruction_sets, package_version
 from cgd_deploy.retrieval import Descriptors
-from cgd_deploy.terminal import errors, phases
 from cgd_deploy.timing import percentiles_ms
+from running import run
 
 Send: TypeAlias = Callable[[NDArray[np.uint8]], "Future[Any]"]
 OnRound: TypeAlias = Callable[[float], None]
@@ -175,9 +174,9 @@ def servers(stack: ExitStack, options: argparse.Namespace) -> dict[str, Send]:
 def triton(stack: ExitStack, engine: Path) -> Send:
     """A tritonserver of its own, asked over gRPC; raises CgdError where there is none."""
     import tritonclient.grpc as grpc
-    from tritonserver import serving
 
     from cgd_deploy.triton import export_triton
+    from tritonserver import serving
 
     repository = Path(stack.enter_context(TemporaryDirectory()))
     model = export_triton(engine, repository, python=True)
@@ -368,17 +367,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parse()
-    drawing = options.output.with_suffix(".svg")
-    try:
-        with phases() as on_progress:
-            result = measure(options, on_progress)
-        write_text(options.output, json.dumps(result, indent=1) + "\n")
-        chart(result, drawing)
-    except CgdError as error:
-        errors.print(str(error))
-        sys.exit(error.exit_status)
-    print(f"wrote {options.output} and its chart {drawing}")
+    run(measure, chart, parse())
 
 
 if __name__ == "__main__":

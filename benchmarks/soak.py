@@ -28,11 +28,11 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from cgd_deploy import Batching, CgdError, Engine, InputError, Overloaded, load
-from cgd_deploy.files import replacing, write_text
+from cgd_deploy import Batching, Engine, InputError, Overloaded, load
+from cgd_deploy.files import replacing
 from cgd_deploy.golden import golden_images
 from cgd_deploy.hardware import cpu_name
-from cgd_deploy.terminal import errors, phases
+from running import run
 
 PICTURES = 32
 WARM_UP = 0.2
@@ -216,15 +216,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--streams", type=int)
     parser.add_argument("-o", "--output", type=Path, default=Path("soak.json"), help="JSON; the chart goes beside it")
-    options = parser.parse_args()
-    try:
-        with phases() as on_progress:
-            result = measure(options, on_progress)
-        write_text(options.output, json.dumps(result, indent=1) + "\n")
-        chart(result, options.output.with_suffix(".svg"))
-    except CgdError as error:
-        errors.print(str(error))
-        sys.exit(error.exit_status)
+    result = run(measure, chart, parser.parse_args())
     told = {
         name: result[name]
         for name in (
