@@ -191,8 +191,6 @@ def script(name: str) -> ModuleType:
     assert spec and spec.loader
     module = module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))  # where it stands when it is run
     spec.loader.exec_module(module)
     return module
 

@@ -31,7 +31,7 @@ import ray  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),  # of its own settings, as it copies them
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),  # its node's, before Ray 2.50
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),  # of Ray 2.40, of its node
     pytest.mark.filterwarnings("ignore:unclosed file .*/ray/session_:ResourceWarning"),
 ]
 
