@@ -23,11 +23,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
 
 from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cgd_deploy.backends.openvino import import_openvino
 from cgd_deploy.bench import QUALITY_BATCH, OnProgress, environment
 from cgd_deploy.datasets import read_evaluation
 from cgd_deploy.engine import load
@@ -120,14 +120,14 @@ def by_onnxruntime(source: Source) -> Run:
     return OnnxRuntimeBackend(source.onnx.read_bytes(), threads=source.threads).run
 
 
-def by_openvino(source: Source, *, precision: str = "f32", model: openvino.Model | None = None) -> Run:
+def by_openvino(source: Source, *, precision: str = "f32", model: Any = None) -> Run:
     """The FP32 ONNX, or what is made of it, with the settings of our engines but for the arithmetic of floats."""
     settings = {
         "INFERENCE_NUM_THREADS": source.threads,
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": precision,
     }
-    compiled = openvino.Core().compile_model(model or str(source.onnx), "CPU", settings)
+    compiled = import_openvino().Core().compile_model(model or str(source.onnx), "CPU", settings)
     found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if found != precision:
         raise EngineError(f"OpenVINO was asked for {precision} and takes {found} on this CPU; leave it out.")
@@ -144,13 +144,13 @@ def by_nncf(source: Source, *, float_head: bool = False) -> Run:
     nncf.set_log_level(logging.ERROR)
     images = calibration_list(source.onnx, None)
     data = nncf.Dataset([pixels for _, pixels in batches(images, source.spec, batch_size=1)])
-    model = openvino.Core().read_model(str(source.onnx))
+    model = import_openvino().Core().read_model(str(source.onnx))
     ignored = nncf.IgnoredScope(names=head_names(model)) if float_head else None
     quantized = nncf.quantize(model, data, subset_size=len(images), ignored_scope=ignored)
     return by_openvino(source, model=quantized)
 
 
-def head_names(model: openvino.Model) -> list[str]:
+def head_names(model: Any) -> list[str]:
     """The operations of the descriptor head: all that come after the backbone's last feature map."""
     operations = [one for one in model.get_ordered_ops() if one.get_type_name() not in ("Constant", "Result")]
     last = next(place for place, one in enumerate(operations) if FEATURES in one.output(0).get_names())

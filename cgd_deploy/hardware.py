@@ -11,12 +11,24 @@ from pathlib import Path
 CGROUP2 = Path("/sys/fs/cgroup/cpu.max")
 CGROUP1 = Path("/sys/fs/cgroup/cpu")
 FAST_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"}
-
-
 SLOW_INT8 = (
-    "this CPU has no instruction for sums of 8-bit products (VNNI, AMX or i8mm): INT8 may be no faster than FP32 here, "
-    "and its sums may overflow; believe only what bench measures."
+    "this CPU has no VNNI, AMX or i8mm: INT8 may be no faster than FP32 here, and sums of its products saturate unless "
+    "weights have 7 bits."
 )
+
+ONEDNN_LIMIT = "ONEDNN_MAX_CPU_ISA"
+ONEDNN_ALLOWS = {
+    "sse41": (),
+    "avx": (),
+    "avx2": ("avx2",),
+    "avx2_vnni": ("avx2", "avx_vnni"),
+    "avx2_vnni_2": ("avx2", "avx_vnni"),
+    "avx512_core": ("avx2", "avx512f"),
+    "avx512_core_vnni": ("avx2", "avx512f", "avx512_vnni"),
+    "avx512_core_bf16": ("avx2", "avx512f", "avx512_vnni", "avx512_bf16"),
+    "avx512_core_fp16": ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
+}
+"""Instruction sets that OpenVINO's oneDNN uses under this value of ONEDNN_MAX_CPU_ISA; any other value allows all."""
 
 
 def available_threads() -> int:
@@ -43,16 +55,17 @@ def cpu_name() -> str:
     for line in _cpuinfo():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return platform.machine()  # platform.processor() would start a process
 
 
 def instruction_sets() -> list[str]:
-    """The instruction sets that decide INT8 and BF16 speed, as Linux names them."""
+    """The instruction sets that decide INT8 and BF16, as Linux names them, within the limit of ONEDNN_MAX_CPU_ISA."""
     wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+    allowed = ONEDNN_ALLOWS.get(os.environ.get(ONEDNN_LIMIT, "").lower(), wanted)
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             found = set(line.split())
-            return [name for name in wanted if name in found]
+            return [name for name in wanted if name in found and name in allowed]
     return []
 
 

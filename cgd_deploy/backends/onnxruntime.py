@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +23,13 @@ MAX_BATCH = 32
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module; raises MissingDependency without it, or with two wheels of it."""
+    """The onnxruntime module, loaded without telemetry; raises MissingDependency without it, or with two wheels of it.
+
+    Newer releases upload events and keep a device id in ~/.cache, unless this variable is set before the import. A
+    caller who wants that sets the variable to 0.
+    """
     check_runtime()
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -42,6 +48,7 @@ class OnnxRuntimeBackend(Backend):
     streams     on CUDA lanes, see ``Streams``, by default 2; each holds the weights once more. On the CPU the number of
                 threads that will call ``run`` at the same time, by default 1; they share ``threads``
     max_batch   the largest batch on CUDA
+    fused       on the CPU, whether nodes may be fused; if not, INT8 layers compute in float between their codes
 
     Raises EngineError if the model cannot be loaded or the device is not there.
     """
@@ -54,6 +61,7 @@ class OnnxRuntimeBackend(Backend):
         threads: int | None = None,
         streams: int | None = None,
         max_batch: int = MAX_BATCH,
+        fused: bool = True,
     ) -> None:
         ort = import_onnxruntime()
         if device not in PROVIDERS:
@@ -64,7 +72,7 @@ class OnnxRuntimeBackend(Backend):
             )
         if device == "cpu":
             each = max(1, (threads or available_threads()) // (streams or 1))
-            self._session = _session(ort, payload, device, each)
+            self._session = _session(ort, payload, device, each, fused=fused)
             self.concurrency = streams or 1
             return
 
@@ -129,9 +137,16 @@ class OnnxRuntimeLane:
 
 
 def _session(
-    ort: Any, payload: bytes, device: str, threads: int | None, options: Mapping[str, str] | None = None
+    ort: Any,
+    payload: bytes,
+    device: str,
+    threads: int | None,
+    options: Mapping[str, str] | None = None,
+    fused: bool = True,
 ) -> Any:
     settings = ort.SessionOptions()
+    if not fused:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.intra_op_num_threads = threads or available_threads()
     settings.log_severity_level = ERROR_ONLY
     try:

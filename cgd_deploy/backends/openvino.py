@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -11,6 +12,27 @@ from numpy.typing import NDArray
 from ..errors import EngineError, MissingDependency
 from ..hardware import available_threads
 from .base import Backend
+
+TELEMETRY = "openvino_telemetry"
+
+
+def import_openvino() -> Any:
+    """The openvino module, loaded without telemetry; raises MissingDependency without it.
+
+    `import openvino` sends an event: it starts a process, opens a socket and writes to ~/intel. OpenVINO has a stub for
+    machines without the package openvino_telemetry, so this import hides that package and leaves all else as it is.
+    """
+    loaded = sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingDependency("OpenVINO is not installed; run `pip install 'cgd-deploy[cpu]'`.") from error
+    finally:
+        del sys.modules[TELEMETRY]
+        if loaded:
+            sys.modules[TELEMETRY] = loaded
+    return openvino
 
 
 class OpenVinoBackend(Backend):
@@ -29,10 +51,7 @@ class OpenVinoBackend(Backend):
             raise EngineError(
                 f"OpenVINO engines run on the CPU here, not on {device!r}; build one with `--backend onnxruntime`."
             )
-        try:
-            import openvino
-        except ModuleNotFoundError as error:
-            raise MissingDependency("OpenVINO is not installed; run `pip install 'cgd-deploy[cpu]'`.") from error
+        openvino = import_openvino()
         core = openvino.Core()
         settings = {
             "INFERENCE_NUM_THREADS": threads or available_threads(),
