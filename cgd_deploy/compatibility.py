@@ -1,4 +1,7 @@
-"""Whether this machine can run a TensorRT plan, from the manifest alone: TensorRT itself crashes or says little."""
+"""Whether this machine can run an engine, from the manifest alone.
+
+TensorRT itself crashes or says little about a plan for another machine, and CPU runtimes compute wrong INT8 in silence.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from .backends.tensorrt import MODULES, import_tensorrt
 from .cuda import Device, find_device
 from .enginefile import Manifest
 from .errors import EngineError
+from .hardware import has_fast_int8, instruction_sets
+from .spec import Precision
 
 AMPERE = "8.0"
 """Where hardware compatibility begins."""
@@ -27,6 +32,26 @@ def check_compatibility(path: str | Path, manifest: Manifest) -> None:
     device = find_device()
     installed = str(import_tensorrt(manifest.backend).__version__)
     check_plan(path, manifest, installed, device)
+
+
+def is_proven_here(manifest: Manifest) -> bool:
+    """Whether a CPU engine may run without a replay of its golden pictures.
+
+    INT8 may not where the CPU differs from the one that built the engine, or has no VNNI, AMX or i8mm: there, runtimes
+    add products of 8-bit codes in 16 bits, and the sums saturate.
+    """
+    same_cpu = manifest.builder.get("instruction_sets", "").split() == instruction_sets()
+    return manifest.precision is not Precision.INT8 or (same_cpu and has_fast_int8())
+
+
+def repair(manifest: Manifest) -> str:
+    """What the user can do about an engine that gives other descriptors here than when it was built."""
+    if manifest.precision is not Precision.INT8 or manifest.backend in MODULES or has_fast_int8():
+        return "build it again on this machine"
+    return (
+        "this CPU has no VNNI, AMX or i8mm, so sums of INT8 products saturate: build it again with "
+        "`cgd-deploy build-engine --int8 --reduced-range`"
+    )
 
 
 def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Device) -> None:

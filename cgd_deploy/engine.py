@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .backends import BACKENDS, DEVICES, Backend
 from .backends.parallel import Parallel
-from .compatibility import check_compatibility
+from .compatibility import check_compatibility, is_proven_here, repair
 from .enginefile import EngineFile, Manifest, read_engine
 from .errors import EngineError, InputError
 from .hardware import available_threads
@@ -146,7 +146,7 @@ class Engine:
         if not smallest >= SELF_TEST_COSINE:
             raise EngineError(
                 f"{self._file.path} gives other descriptors than when it was built (cosine {smallest:.4f} < "
-                f"{SELF_TEST_COSINE}); build it again on this machine."
+                f"{SELF_TEST_COSINE}); {repair(self.manifest)}."
             )
         return smallest
 
@@ -241,6 +241,8 @@ def load(
               same time, or batches of ``submit``, that share the threads, None: 1
     batching  how ``submit`` gathers pictures
 
+    An INT8 engine replays its golden pictures first where this CPU differs from the one that built it.
+
     Raises EngineError if the file is damaged or not for this machine, MissingDependency without its backend.
     """
     return open_engine(read_engine(path), device, threads, streams, batching)
@@ -280,4 +282,11 @@ def open_engine(
     if streams > threads:
         raise InputError(f"streams={streams} cannot share threads={threads}; ask for no more streams than threads.")
     runner = BACKENDS[backend](file.payload, device=device, threads=threads, streams=streams)
-    return Engine(file, runner, streams, batching)
+    engine = Engine(file, runner, streams, batching)
+    if not is_proven_here(file.manifest):
+        try:
+            engine.self_test()
+        except EngineError:
+            engine.close()
+            raise
+    return engine

@@ -53,14 +53,14 @@ def build_summary(path: Path, manifest: Manifest) -> str:
     parity, proof = manifest.parity or {}, manifest.proof or {}
     shares = ", ".join(f"{share:.1%} {name}" for name, share in proof["flops_share"].items())
     layers = ", ".join(f"{count} {name}" for name, count in proof["layers"].items())
-    close = f"mean cosine {parity['cosine_mean']:.5f}"
-    if parity["overlap_at_10"] is not None:
-        close += f", overlap@10 {parity['overlap_at_10']:.3f}"
+    close = _closeness(parity)
     lines = [
         f"{path}: {manifest.backend} {manifest.precision.value}, {path.stat().st_size / 1e6:.1f} MB",
         f"  convolution work: {shares} (layers: {layers}; read from the {proof['from']})",
         f"  against FP32: {close} over {parity['pictures']} pictures (run on the {parity['measured_on']})",
     ]
+    if full := parity.get("full_range"):
+        lines.append(f"  weights have 7 bits (reduced range); with 8 bits it would be {_closeness(full)}")
     if found := manifest.retrieval:
         told = [f"overlap@10 {found['overlap_at_10']:.3f}"]
         if drop := found["recall_drop_pp"].get("1"):
@@ -76,6 +76,11 @@ def build_summary(path: Path, manifest: Manifest) -> str:
             setting = Setting(**tuning[purpose])
             lines.append(f"  best {purpose} here: {setting}, {speeds[setting]['images_per_second']:.1f} images/s")
     return "\n".join(lines)
+
+
+def _closeness(parity: Mapping[str, Any]) -> str:
+    overlap = parity["overlap_at_10"]
+    return f"mean cosine {parity['cosine_mean']:.5f}" + ("" if overlap is None else f", overlap@10 {overlap:.3f}")
 
 
 def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:

@@ -30,7 +30,7 @@ from cgd_train.checkpoint import save_tensors
 from .calibrate import Ranges
 from .graph import Graph
 from .metadata import get_metadata
-from .quantize import CONVOLUTIONS, SMALLEST_SCALE, Layout, backbone, convolutions, int8_edges
+from .quantize import CONVOLUTIONS, FULL_RANGE, SMALLEST_SCALE, Layout, backbone, convolutions, int8_edges
 from .tensorrt import OnStep
 
 STEPS = 120
@@ -52,6 +52,7 @@ def distilled(
     *,
     keep_float: Collection[str] = (),
     layout: Layout = Layout.SYMMETRIC,
+    weight_range: int = FULL_RANGE,
     steps: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
@@ -60,8 +61,8 @@ def distilled(
 ) -> tuple[onnx.ModelProto, Ranges]:
     """Weights and ranges whose INT8 descriptors are closer to the FP32 descriptors of ``model``.
 
-    Both are for ``quantized`` with the same ``layout`` and ``keep_float``: what it writes is what was trained. Only
-    the backbone's weights and biases change, and the ranges of what ``layout`` rounds.
+    Both are for ``quantized`` with the same ``layout``, ``keep_float`` and ``weight_range``: what it writes is what was
+    trained. Only the backbone's weights and biases change, and the ranges of what ``layout`` rounds.
 
     model, ranges   an FP32 model and its ranges, see ``Activations.ranges``
     images          pictures without labels; at most steps x batch_size of them are used, held decoded in memory
@@ -80,11 +81,11 @@ def distilled(
             "pass at least one of each."
         )
     pixels, targets = _described(model, images.sample(steps * batch_size), batch_size, on_step)
-    student = FakeQuantized(model, ranges, layout, keep_float)
+    student = FakeQuantized(model, ranges, layout, keep_float, weight_range)
     student.check(pixels[:batch_size], targets[:batch_size])
     run = _Run(student, steps)
     rounding = sorted((name, f"{value:.4g}") for name, value in ranges.items())  # measured anew they differ by less
-    settings = repr((rounding, layout, sorted(keep_float), steps, batch_size, seed))
+    settings = repr((rounding, layout, sorted(keep_float), weight_range, steps, batch_size, seed))
     parts = (model.SerializeToString(), pixels.tobytes(), settings.encode())
     identity = sha256_bytes("".join(map(sha256_bytes, parts)).encode())
     if state and state.exists():
@@ -124,14 +125,14 @@ class FakeQuantize(torch.autograd.Function):
         return passed, ((gradient * rounded).sum() - (passed * x).sum()) / scale, None, None
 
 
-def rounded_weight(weight: Tensor, axis: int) -> Tensor:
+def rounded_weight(weight: Tensor, axis: int, weight_range: int = FULL_RANGE) -> Tensor:
     """The weight that the codes of ``quantized`` stand for; the gradient goes straight through, for nothing is clipped.
 
     axis   of the output channels, each of which has its own scale
     """
     with torch.no_grad():
-        scale = _half(_largest(weight, axis) / 127)
-        error = (weight / scale).round().clamp(-127, 127) * scale - weight
+        scale = _half(_largest(weight, axis) / weight_range)
+        error = (weight / scale).round().clamp(-weight_range, weight_range) * scale - weight
     return weight + error
 
 
@@ -143,19 +144,27 @@ def distance(found: Tensor, target: Tensor) -> Tensor:
 class FakeQuantized:
     """A model that rounds where ``quantized`` will, and the tensors in it that train.
 
-    offsets      for each weight and bias behind the first convolution: how far it has moved, in 127ths of its largest
-                 magnitude, which for a convolution's output channel is one INT8 code
+    offsets      for each weight and bias behind the first convolution: how far it has moved, in INT8 codes if it has
+                 them, else in as small a part of its largest magnitude
     log_scales   natural logarithm of each range's scale
     """
 
-    def __init__(self, model: onnx.ModelProto, ranges: Ranges, layout: Layout, keep_float: Collection[str]) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        ranges: Ranges,
+        layout: Layout,
+        keep_float: Collection[str],
+        weight_range: int = FULL_RANGE,
+    ) -> None:
         self._graph = Graph(model)
+        self._weight_range = weight_range
         self._edges = {(edge.node, edge.position): edge for edge in int8_edges(model, layout, keep_float)}
         axes = {node.input[1]: CONVOLUTIONS[node.op_type] for node in convolutions(model)}
         int8 = [node for node in convolutions(model) if node.name not in keep_float]
         self._rounded = {node.input[1]: axes[node.input[1]] for node in int8}
         self._units = {
-            name: _largest(self._graph.initializers[name], axes.get(name)) / 127
+            name: _largest(self._graph.initializers[name], axes.get(name)) / weight_range
             for name in _trained(model, self._graph.initializers)
         }
         self.offsets = {name: torch.zeros_like(self._graph.initializers[name]).requires_grad_() for name in self._units}
@@ -168,7 +177,7 @@ class FakeQuantized:
         """uint8 [N, H, W, 3] -> the descriptors float32 [N, D] that the INT8 model will give."""
         tensors = self._graph.initializers | self._weights()
         for name, axis in self._rounded.items():
-            tensors[name] = rounded_weight(tensors[name], axis)
+            tensors[name] = rounded_weight(tensors[name], axis, self._weight_range)
         made: dict[str, Tensor] = {}  # one tensor may be read in many places
 
         def read(node: onnx.NodeProto, position: int, x: Tensor) -> Tensor:

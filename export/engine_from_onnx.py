@@ -23,7 +23,7 @@ from cgd_deploy.enginefile import Manifest, write_engine
 from cgd_deploy.errors import EngineError, ExportError, InputError, MissingDependency, not_installed
 from cgd_deploy.files import sha256_file
 from cgd_deploy.golden import golden_images
-from cgd_deploy.hardware import package_version
+from cgd_deploy.hardware import has_fast_int8, instruction_sets, package_version
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import batches
 from cgd_deploy.retrieval import Descriptors
@@ -36,7 +36,7 @@ from .fp16 import halved, rounded
 from .guard import guarded
 from .metadata import check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
-from .parity import parity_of, run_in_batches, run_onnx
+from .parity import open_onnx, parity_of, run_in_batches, run_onnx
 from .proof import graph_precisions, prove
 from .quantize import Layout, quantized
 from .recipe import DEFAULT, Int8Models, Recipe
@@ -95,6 +95,7 @@ def engine_from_onnx(
     backend: str = "auto",
     calibration: ImageList | None = None,
     recipe: Recipe | None = None,
+    reduced_range: bool | None = None,
     on_pictures: Callable[[int], None] | None = None,
     options: BuildOptions | None = None,
     keep_float: Collection[str] = (),
@@ -109,6 +110,7 @@ def engine_from_onnx(
     model_path    an FP32 model from ``onnx_from_checkpoint``
     calibration   pictures for INT8, see ``calibration_list``; FP16 measures its parity on them
     recipe        how INT8 is made of FP32; None for the plain one, unless ``budget`` needs a better one
+    reduced_range 7-bit weights, which sum right on CPUs without VNNI, AMX or i8mm; None: if this CPU is one of them
     on_pictures   called with the number of calibration pictures just measured, in each pass over them
     options       batch sizes, and what only TensorRT knows
     keep_float    convolutions that INT8 leaves out, by node name
@@ -141,17 +143,21 @@ def engine_from_onnx(
         )
     if distill and precision is not Precision.INT8:
         raise InputError(f"distillation tunes INT8, and {precision.value} was asked; pass --int8, or no --distill.")
-    tune = None
+    if reduced_range and precision is not Precision.INT8:
+        raise InputError(
+            f"a reduced range is for INT8 weights, and {precision.value} was asked; pass --int8, or no --reduced-range."
+        )
+    tune, search = None, recipe is None and not distill
+    recipe = _with_range(recipe or (Recipe() if distill else DEFAULT), reduced_range, backend)
     if distill:
-        recipe = recipe or Recipe()
-        if recipe != Recipe(recipe.calibration):
+        if recipe.equalized or recipe.bias_corrected:
             raise InputError(
                 f"distillation moves weights and biases itself and {recipe} was asked; pass --calibration "
                 f"{recipe.calibration.value}, or no --distill."
             )
         state = Path(output).with_name(f"{Path(output).name}.unfinished")
-        tune = _tuning(distill, distill_steps, LAYOUTS[backend], keep_float, state, on_step)
-    typing = _typing(model, backend, precision, calibration, on_pictures, tune, recipe or DEFAULT)
+        tune = _tuning(distill, distill_steps, LAYOUTS[backend], keep_float, recipe.weight_range, state, on_step)
+    typing = _typing(model, backend, precision, calibration, on_pictures, tune, recipe)
     retrieval = None
     if budget:
         trial = guarded(
@@ -161,13 +167,13 @@ def engine_from_onnx(
             budget,
             keep_float,
             recipe,
+            search,
             on_step,
             on_trial,
         )
         recipe, keep_float = trial.recipe, trial.keep_float
         measured_on = "graph" if backend in MODULES else "engine"
         retrieval = {**retrieval_facts(trial, budget), "measured_on": measured_on}
-    recipe = recipe or DEFAULT
     typed = typing(recipe, keep_float)
     onnx.checker.check_model(typed, full_check=True)
     plan, proof = _built(typed, metadata.spec, backend, precision, options, keep_float, on_step)
@@ -177,7 +183,11 @@ def engine_from_onnx(
         precision=precision,
         payload="engine.plan" if backend in MODULES else "model.onnx",
         profile=options.profile,
-        builder={**plan.builder, "cgd_deploy": package_version("cgd-deploy") or "unknown"},
+        builder={
+            **plan.builder,
+            "cgd_deploy": package_version("cgd-deploy") or "unknown",
+            "instruction_sets": " ".join(instruction_sets()),
+        },
         gpu=plan.gpu,
         source={
             "onnx_sha256": sha256_file(model_path),
@@ -202,10 +212,19 @@ def engine_from_onnx(
     descriptors = _engine_descriptors(backend, plan, images) if runs_here else run_onnx(rounded(typed), images, BATCH)
     if not np.isfinite(descriptors).all():
         raise ExportError(f"the {precision.value} engine gives descriptors that are not numbers; build with --fp32.")
-    parity = parity_of(descriptors[compared], run_onnx(model, images[compared], BATCH))
-    told = {**asdict(parity), "measured_on": "engine" if runs_here else "graph"}
+    images, reference = images[compared], run_onnx(model, images[compared], BATCH)
+    told = {**asdict(parity_of(descriptors[compared], reference)), "measured_on": "engine" if runs_here else "graph"}
+    if recipe.reduced_range and precision is Precision.INT8 and not distill:
+        full = rounded(typing(replace(recipe, reduced_range=False), keep_float))
+        told["full_range"] = asdict(parity_of(run_onnx(full, images, BATCH), reference))
     write_engine(output, replace(manifest, parity=told), plan.payload, golden, descriptors[: len(golden)])
     return replace(manifest, parity=told)
+
+
+def _with_range(recipe: Recipe, reduced: bool | None, backend: str) -> Recipe:
+    """``recipe`` with the range of weights that was asked for, or else the one that this CPU needs."""
+    needed = "cpu" in DEVICES[backend] and not has_fast_int8()
+    return replace(recipe, reduced_range=recipe.reduced_range or needed if reduced is None else reduced)
 
 
 def _typing(
@@ -231,7 +250,9 @@ def _typing(
     tuned = tune(model, models.ranges(recipe)) if tune else None
 
     def typed(recipe: Recipe, keep_float: Collection[str]) -> onnx.ModelProto:
-        result = quantized(*tuned, layout, keep_float) if tuned else models.make(recipe, keep_float)
+        result = (
+            quantized(*tuned, layout, keep_float, recipe.weight_range) if tuned else models.make(recipe, keep_float)
+        )
         return halved(result) if backend in MODULES else result
 
     return typed
@@ -242,6 +263,7 @@ def _tuning(
     steps: int | None,
     layout: Layout,
     keep_float: Collection[str],
+    weight_range: int,
     state: Path,
     on_step: OnStep | None,
 ) -> Tune:
@@ -250,14 +272,22 @@ def _tuning(
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from error
     return lambda model, ranges: distilled(
-        model, ranges, images, keep_float=keep_float, layout=layout, steps=steps, state=state, on_step=on_step
+        model,
+        ranges,
+        images,
+        keep_float=keep_float,
+        layout=layout,
+        weight_range=weight_range,
+        steps=steps,
+        state=state,
+        on_step=on_step,
     )
 
 
 def _opened(backend: str, typed: onnx.ModelProto) -> Backend:
     """The graph on the runtime that will run the engine, or, for a plan that is yet to be built, on ONNX Runtime."""
     if backend in MODULES:
-        return OnnxRuntimeBackend(rounded(typed).SerializeToString())
+        return open_onnx(rounded(typed))
     return BACKENDS[backend](typed.SerializeToString(), device=DEVICES[backend][0])
 
 

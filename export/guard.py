@@ -48,7 +48,8 @@ def guarded(
     open_int8: Callable[[Recipe, Float], Backend],
     budget: Budget,
     keep_float: Collection[str] = (),
-    recipe: Recipe | None = None,
+    recipe: Recipe = DEFAULT,
+    search: bool = True,
     on_step: OnStep | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Trial:
@@ -57,7 +58,8 @@ def guarded(
     model        FP32; read for its spec and its convolutions
     open_int8    opens the INT8 model of a recipe that leaves the named convolutions float, as the engine will run it
     keep_float   convolutions that are float in any case
-    recipe       the only one to use, or None to search for one if plain INT8 misses the budget
+    recipe       of plain INT8
+    search       whether to look for a better recipe if plain INT8 misses the budget
     on_step      hears of each phase, its step and its number of steps
     on_trial     hears of everything that was measured
 
@@ -76,10 +78,9 @@ def guarded(
     Raises GateError if the budget is missed with half of the work in float, ExportError for descriptors that are not
     numbers, InputError for pictures that cannot be read.
     """
-    search = _Search(
+    return _Search(
         model, open_fp32, open_int8, budget, frozenset(keep_float), recipe, on_step or _unheard, on_trial or _unheard
-    )
-    return search.run()
+    ).run(search)
 
 
 def blocks(model: onnx.ModelProto) -> list[tuple[str, ...]]:
@@ -115,12 +116,12 @@ class _Search:
         open_int8: Callable[[Recipe, Float], Backend],
         budget: Budget,
         keep_float: Float,
-        recipe: Recipe | None,
+        recipe: Recipe,
         on_step: OnStep,
         on_trial: Callable[[Trial], None],
     ) -> None:
         self._open_int8, self._budget, self._always = open_int8, budget, keep_float
-        self._recipe, self._searches = recipe or DEFAULT, recipe is None
+        self._recipe = recipe
         self._on_step, self._on_trial = on_step, on_trial
         self._work = convolution_work(model)
         self._blocks = [tuple(name for name in block if name not in keep_float) for block in blocks(model)]
@@ -134,11 +135,11 @@ class _Search:
         self._sampled: dict[tuple[Recipe, Float], float] = {}
         self._measured: dict[tuple[Recipe, Float], Trial] = {}
 
-    def run(self) -> Trial:
+    def run(self, search: bool) -> Trial:
         plain = self._measure(())
         if self._budget.holds(plain):
             return plain
-        if self._searches:
+        if search:
             self._recipe = self._best_recipe()
             if self._budget.holds(better := self._measure(())):
                 return better

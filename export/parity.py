@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cgd_deploy.backends import Backend
 from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
+from cgd_deploy.hardware import has_fast_int8
 from cgd_deploy.retrieval import Descriptors, cosines, neighbours, overlap
 
 
@@ -35,8 +36,14 @@ def parity_of(descriptors: Descriptors, reference: Descriptors) -> Parity:
 
 def run_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int) -> Descriptors:
     """Descriptors float32 [N, D] of uint8 [N, H, W, 3] by ONNX Runtime on the CPU."""
-    with OnnxRuntimeBackend(model.SerializeToString()) as backend:
+    with open_onnx(model) as backend:
         return run_in_batches(backend, images, batch_size)
+
+
+def open_onnx(model: onnx.ModelProto) -> OnnxRuntimeBackend:
+    """A graph on ONNX Runtime, right on every CPU: where sums of INT8 products saturate, it computes in float."""
+    int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    return OnnxRuntimeBackend(model.SerializeToString(), fused=has_fast_int8() or not int8)
 
 
 def run_in_batches(backend: Backend, images: NDArray[np.uint8], batch_size: int) -> Descriptors:

@@ -29,6 +29,10 @@ POOL_OR_MOVE = ("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "
 KEEPS_SIGN = {**dict.fromkeys(POOL_OR_MOVE, 1), "Add": 2, "Mul": 2}
 """Operator -> how many of its inputs, the first ones, must never be negative so that its output never is."""
 
+FULL_RANGE, REDUCED_RANGE = 127, 64
+"""The largest magnitude of a weight's code. CPUs without VNNI, AMX or i8mm add two products of codes in 16 bits. An
+activation's code is at most 255, so 2 x 255 x 64 fits and 2 x 255 x 127 does not."""
+
 SMALLEST_SCALE = 2.0**-24
 """The smallest FP16 above zero, for a tensor or a weight row that is zero throughout."""
 
@@ -88,12 +92,17 @@ class Edge:
 
 
 def quantized(
-    model: onnx.ModelProto, ranges: Ranges, layout: Layout, keep_float: Collection[str] = ()
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    layout: Layout,
+    keep_float: Collection[str] = (),
+    weight_range: int = FULL_RANGE,
 ) -> onnx.ModelProto:
     """A copy of ``model`` with QuantizeLinear/DequantizeLinear around its convolutions; biases stay FP32.
 
     ranges       of every tensor that some edge of ``int8_edges`` is ranged by, see ``Activations.ranges``
     keep_float   names of convolutions to leave in FP32
+    weight_range FULL_RANGE or REDUCED_RANGE
 
     Raises ExportError for a model without a marked feature map or without convolutions.
     """
@@ -106,7 +115,7 @@ def quantized(
     nodes = []
     for node in graph.node:
         if node.op_type in CONVOLUTIONS and (node.name, 0) in edges and node.name not in keep_float:
-            nodes.append(_quantize_weight(graph, node))
+            nodes.append(_quantize_weight(graph, node, weight_range))
         for position, tensor in enumerate(node.input):
             if (node.name, position) in edges:
                 node.input[position] = f"{tensor}_dq"
@@ -235,14 +244,14 @@ def _pair(graph: onnx.GraphProto, tensor: str, codes: Codes, largest: float) -> 
     ]
 
 
-def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto) -> onnx.NodeProto:
+def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto, weight_range: int) -> onnx.NodeProto:
     """Replace a convolution's weight by int8 codes, one scale an output channel, behind a DequantizeLinear."""
     name, axis = convolution.input[1], CONVOLUTIONS[convolution.op_type]
     position = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == name)
     weight = numpy_helper.to_array(graph.initializer[position])  # (out, in / groups, h, w) or (in, out)
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = _scales(np.abs(weight).max(axis=others, keepdims=True) / 127)
-    codes = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
+    scale = _scales(np.abs(weight).max(axis=others, keepdims=True) / weight_range)
+    codes = np.clip(np.round(weight / scale), -weight_range, weight_range).astype(np.int8)
     del graph.initializer[position]
     zero = np.zeros(scale.size, np.int8)
     tensors: dict[str, NDArray[Any]] = {f"{name}_q": codes, f"{name}_scale": scale.ravel(), f"{name}_zero": zero}

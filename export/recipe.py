@@ -18,9 +18,10 @@ from .bias import bias_corrected
 from .calibrate import Activations, Calibration, Ranges
 from .equalize import equalized
 from .metadata import get_metadata
-from .quantize import Layout, convolutions, int8_edges, quantized
+from .quantize import FULL_RANGE, REDUCED_RANGE, Layout, convolutions, int8_edges, quantized
 
-EQUALIZED, BIAS_CORRECTED = "equalized", "bias corrected"
+EXTRAS = {"equalized": "equalized", "bias_corrected": "bias corrected", "reduced_range": "reduced range"}
+"""Fields of a recipe that are on or off, and their names in its text."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,32 @@ class Recipe:
     calibration      see ``Calibration``
     equalized        see ``equalize``
     bias_corrected   see ``bias``
+    reduced_range    weights have 7 bits, so that sums of products are right on CPUs without VNNI, AMX or i8mm
     """
 
     calibration: Calibration = Calibration.MEAN
     equalized: bool = False
     bias_corrected: bool = False
+    reduced_range: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """The recipe that ``str`` tells; raises InputError for any other text."""
         method, *extras = (part.strip() for part in text.split("+"))
         known = [calibration.value for calibration in Calibration]
-        if method not in known or len(extras) > len({EQUALIZED, BIAS_CORRECTED}.intersection(extras)):
+        if method not in known or len(extras) > len(set(extras).intersection(EXTRAS.values())):
             raise InputError(
                 f"calibration {text!r} is unknown; expected auto, {', '.join(known[:-1])} or {known[-1]}, and after it "
-                f"'+ {EQUALIZED}', '+ {BIAS_CORRECTED}', both or neither."
+                f"any of {', '.join(repr(f'+ {name}') for name in EXTRAS.values())}."
             )
-        return cls(Calibration(method), EQUALIZED in extras, BIAS_CORRECTED in extras)
+        return cls(Calibration(method), **{field: name in extras for field, name in EXTRAS.items()})
 
     def __str__(self) -> str:
-        extras = ((self.equalized, EQUALIZED), (self.bias_corrected, BIAS_CORRECTED))
-        return " + ".join([self.calibration.value, *(name for done, name in extras if done)])
+        return " + ".join([self.calibration.value, *(name for field, name in EXTRAS.items() if getattr(self, field))])
+
+    @property
+    def weight_range(self) -> int:
+        return REDUCED_RANGE if self.reduced_range else FULL_RANGE
 
 
 DEFAULT = Recipe(bias_corrected=True)
@@ -82,7 +88,7 @@ class Int8Models:
         ONNX Runtime.
         """
         measured = self._activations(recipe)
-        result = quantized(measured.model, self.ranges(recipe), self._layout, keep_float)
+        result = quantized(measured.model, self.ranges(recipe), self._layout, keep_float, recipe.weight_range)
         return bias_corrected(result, measured.model, measured.means) if recipe.bias_corrected else result
 
     def ranges(self, recipe: Recipe) -> Ranges:

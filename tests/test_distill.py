@@ -20,7 +20,7 @@ from cgd_export import distill
 from cgd_export.distill import FakeQuantize, FakeQuantized, distance, distilled, rounded_weight
 from cgd_export.metadata import get_metadata, load_onnx
 from cgd_export.parity import run_onnx
-from cgd_export.quantize import Layout, backbone, convolutions, int8_edges, quantized
+from cgd_export.quantize import FULL_RANGE, REDUCED_RANGE, Layout, backbone, convolutions, int8_edges, quantized
 
 LAYOUTS = list(Layout)
 
@@ -94,16 +94,17 @@ def test_gradients_of_rounded_activations_by_loops(values: list[float], low: int
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_weights_round_as_their_export_does(axis: int) -> None:
+@pytest.mark.parametrize("most", [FULL_RANGE, REDUCED_RANGE])
+def test_weights_round_as_their_export_does(axis: int, most: int) -> None:
     random = np.random.default_rng(0)
     weight = torch.tensor(random.normal(size=(5, 4)), dtype=torch.float32)
     weight.select(axis, 1).zero_()
     weight.requires_grad_()
-    found = rounded_weight(weight, axis)
+    found = rounded_weight(weight, axis, most)
     for channel in range(weight.shape[axis]):
         row = weight.detach().select(axis, channel).numpy()
-        scale = np.float32(np.float16(max(np.abs(row).max() / np.float32(127), 2.0**-24)))
-        expected = [max(-127, min(127, round(float(value / scale)))) * scale for value in row]
+        scale = np.float32(np.float16(max(np.abs(row).max() / np.float32(most), 2.0**-24)))
+        expected = [max(-most, min(most, round(float(value / scale)))) * scale for value in row]
         assert found.detach().select(axis, channel).numpy() == pytest.approx(expected, rel=1e-6)
     above = torch.arange(20.0).view(5, 4)
     (above * found).sum().backward()
@@ -128,10 +129,12 @@ def test_a_few_steps_bring_the_descriptors_back(model, ranges, tuned, seen, layo
     assert 1 - after < 0.7 * (1 - before)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_trained_is_what_is_exported(model, ranges, seen, layout) -> None:
+@pytest.mark.parametrize(
+    ("layout", "most"), [*((layout, FULL_RANGE) for layout in LAYOUTS), (Layout.MIXED, REDUCED_RANGE)]
+)
+def test_what_trained_is_what_is_exported(model, ranges, seen, layout, most) -> None:
     kept = [convolutions(model)[i].name for i in (0, 5)]
-    student = FakeQuantized(model, ranges, layout, kept)
+    student = FakeQuantized(model, ranges, layout, kept, most)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for offset in student.offsets.values():
@@ -140,7 +143,7 @@ def test_what_trained_is_what_is_exported(model, ranges, seen, layout) -> None:
             scale += 0.2 * torch.randn((), generator=random)
         expected = student.describe(torch.from_numpy(seen)).numpy()
     assert cosines(expected, run_onnx(model, seen, 8)).max() < 0.99  # far from where it began
-    exported = quantized(student.written(model), {**ranges, **student.ranges()}, layout, kept)
+    exported = quantized(student.written(model), {**ranges, **student.ranges()}, layout, kept, most)
     assert cosines(run_onnx(exported, seen, 8), expected).min() > 0.999
     if layout is Layout.MIXED:
         with OpenVinoBackend(exported.SerializeToString(), threads=1) as backend:

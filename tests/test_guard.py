@@ -115,7 +115,10 @@ class Search:
     def run(self, budget: Budget, keep_float: Collection[str] = (), recipe: Recipe | None = PLAIN) -> Trial:
         reference = lambda: FakeBackend(b'{"dim": 24}')  # noqa: E731
         hear = lambda *step: self.steps.append(step)  # noqa: E731
-        return guarded(self.model, reference, self.open, budget, keep_float, recipe, hear, self.trials.append)
+        search = recipe is None
+        return guarded(
+            self.model, reference, self.open, budget, keep_float, recipe or DEFAULT, search, hear, self.trials.append
+        )
 
     @property
     def full(self) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""Loading an engine opens no socket, starts no process and writes no file, whatever its runtime would like to report."""
+"""Loading an engine opens no socket, starts no process and writes no file, whatever its runtime likes to report."""
 
 from __future__ import annotations
 

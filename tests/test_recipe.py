@@ -42,8 +42,9 @@ def models(model, calibration) -> Int8Models:
 @pytest.mark.parametrize("calibrated", Calibration)
 @pytest.mark.parametrize("equalized", [False, True])
 @pytest.mark.parametrize("corrected", [False, True])
-def test_what_a_recipe_tells_can_be_read(calibrated, equalized, corrected):
-    recipe = Recipe(calibrated, equalized, corrected)
+@pytest.mark.parametrize("reduced", [False, True])
+def test_what_a_recipe_tells_can_be_read(calibrated, equalized, corrected, reduced):
+    recipe = Recipe(calibrated, equalized, corrected, reduced)
     assert Recipe.parse(str(recipe)) == Recipe.parse(str(recipe).replace(" + ", "+")) == recipe
 
 
@@ -51,6 +52,7 @@ def test_how_recipes_are_told():
     assert str(Recipe()) == "mean"
     assert str(Recipe(Calibration.MSE, equalized=True, bias_corrected=True)) == "mse + equalized + bias corrected"
     assert Recipe.parse("min-max+bias corrected+equalized") == Recipe(Calibration.MIN_MAX, True, True)
+    assert str(Recipe(reduced_range=True)) == "mean + reduced range"
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,14 @@ def build_engine(
             "misses a limit, what keeps most neighbours."
         ),
     ] = "auto",
+    reduced_range: Annotated[
+        bool | None,
+        typer.Option(
+            "--reduced-range/--full-range",
+            help="INT8 weights of 7 or 8 bits. A CPU without VNNI, AMX or i8mm needs 7: there, sums of 8 bits saturate "
+            "[default: what this CPU needs].",
+        ),
+    ] = None,
     distill: Annotated[
         Path | None, typer.Option(help="Pictures, without labels, to tune INT8 on until it describes like FP32.")
     ] = None,
@@ -285,6 +293,7 @@ def build_engine(
                 backend=backend,
                 calibration=pictures,
                 recipe=recipe,
+                reduced_range=reduced_range,
                 on_pictures=on_pictures,
                 options=options,
                 on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
