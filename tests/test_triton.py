@@ -219,7 +219,10 @@ def server(engines, tmp_path_factory) -> Iterator[SimpleNamespace]:
     for name, path in paths.items():
         export_triton(path, folder / "models", name=name, max_delay_ms=0 if name == "fake" else 200)
     loaded = [f"--load-model={name}" for name in ("fake", "held", "real")]
-    with ExitStack() as stack:
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder / "home"))
+        patch.delenv("CI", raising=False)  # where telemetry keeps quiet
+        (folder / "home").mkdir()
         try:
             urls = stack.enter_context(
                 script("tritonserver").serving(folder / "models", "--model-control-mode=explicit", *loaded)
@@ -230,7 +233,7 @@ def server(engines, tmp_path_factory) -> Iterator[SimpleNamespace]:
             stack.enter_context(library.InferenceServerClient(url))
             for library, url in zip((http, grpc), urls, strict=True)
         ]
-        yield SimpleNamespace(http=clients[0], grpc=clients[1], urls=urls, paths=paths)
+        yield SimpleNamespace(http=clients[0], grpc=clients[1], urls=urls, paths=paths, home=folder / "home")
 
 
 def images_for(client: Any, pixels: np.ndarray, datatype: str = "UINT8") -> list[Any]:
@@ -273,6 +276,11 @@ def test_the_server_answers_as_the_engine_does(server, pixels, protocol, count):
         found = ask(client, name, pictures)
         assert (found.dtype, found.shape) == (np.float32, expected.shape)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_the_server_writes_nothing_into_its_home(server, pixels):
+    ask(server.http, "real", pixels[:1])
+    assert list(server.home.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["held", "real"])
