@@ -68,6 +68,18 @@ def test_the_kernel_sees_none_either(backend, engines, pictures, tmp_path):
     assert [line for line in lines if "O_CREAT" in line and "/dev/shm" not in line] == []
 
 
+@pytest.mark.slow
+def test_workers_of_ray_report_nothing_either(engines, pictures, tmp_path):
+    """Ray itself keeps a token for its own processes in ~/.ray."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    command = [sys.executable, "-m", "cgd_deploy", "embed", pictures, "-e", engines["openvino", "int8"]]
+    home = tmp_path / "home"
+    options = ["-o", tmp_path / "index.parquet", "--ray", "--workers", "1"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment(home))
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in home.iterdir()} <= {".ray"}
+
+
 def test_openvino_stays_whole_for_the_rest_of_the_process():
     code = """
 import sys
