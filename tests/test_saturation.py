@@ -17,12 +17,15 @@ from conftest import NoisyBackend, write_fake_engine
 from onnx import numpy_helper
 
 from cgd_deploy import load
+from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.compatibility import is_proven_here
 from cgd_deploy.enginefile import Manifest, read_engine
 from cgd_deploy.errors import EngineError, InputError
 from cgd_deploy.hardware import ONEDNN_LIMIT, has_fast_int8, instruction_sets
+from cgd_deploy.retrieval import cosines
 from cgd_deploy.spec import Precision
 from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
+from cgd_export.parity import run_onnx
 from cgd_export.quantize import FULL_RANGE, REDUCED_RANGE, Layout
 from cgd_export.recipe import Int8Models, Recipe
 
@@ -97,6 +100,27 @@ def test_onnxruntime_saturates_too(engines, reduced):
     )
     wrong, right = map(float, done.stdout.split())
     assert wrong < 0.995 and right > 0.999
+
+
+@pytest.mark.parametrize(("limit", "literal"), [("DEFAULT", False), (OLD_CPU, True)])
+@needs_vnni
+def test_a_graph_that_stands_for_an_engine_is_computed_in_float_on_an_old_cpu(
+    limit, literal, engines, pixels, monkeypatch
+):
+    file = read_engine(engines["onnxruntime", "int8"])
+    made = []
+    make = OnnxRuntimeBackend.__init__
+
+    def note(self: OnnxRuntimeBackend, payload: bytes, **options: bool) -> None:
+        made.append(options)
+        make(self, payload, **options)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "__init__", note)
+    monkeypatch.setenv(ONEDNN_LIMIT, limit)
+    found = run_onnx(onnx.load_from_string(file.payload), pixels, 8)
+    assert made == [{"fused": not literal}]
+    with load(file.path) as engine:
+        assert cosines(found, engine.embed(pixels)).min() > 0.999
 
 
 @pytest.mark.parametrize("weight_range", [REDUCED_RANGE, FULL_RANGE])
