@@ -68,6 +68,11 @@ class Manifest:
     tuning: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def statement(self) -> str | None:
+        """Whether its descriptors and FP32's may share a gallery: begins with "safe" or "not safe"; None: unknown."""
+        return (self.retrieval or {}).get("statement")
+
     def to_dict(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {"schema": SCHEMA, **fields, "spec": self.spec.to_dict(), "precision": self.precision.value}
@@ -94,7 +99,7 @@ class Manifest:
         if not all(isinstance(table, Mapping) for table in (*tables, *(o for o in optional if o is not None))):
             raise TypeError("a field that is no table")
         texts = (self.backend, self.payload, *self.sha256, *self.sha256.values())
-        texts += tuple(text for text in self.source.values() if text is not None)
+        texts += tuple(text for text in (*self.source.values(), self.statement) if text is not None)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a field that is no text")
         _check_counts(self.profile, "min", "opt", "max")

@@ -54,6 +54,11 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def reason(error: CgdError, path: str) -> str:
+    """The sentence about the picture at ``path`` without its path: "cannot be decoded (...); replace the file."."""
+    return str(error).replace(path, "the picture", 1).removeprefix("the picture ")
+
+
 class Overloaded(CgdError):
     """Too many pictures wait for an engine already; the caller may try again, or shed the request."""
 

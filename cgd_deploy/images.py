@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,17 @@ class ImageList:
         """Of names, classes and boxes, not of the pixels or of where the folder lies."""
         return sha256_bytes(self._tsv(self.names).encode(errors="surrogateescape"))
 
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each file, -1 for a file that is not there."""
+        return [size for size, _ in map(_size_and_time, self.paths)]
+
+    @property
+    def files_sha256(self) -> str:
+        """Of each file's name, size and modification time: changes when a picture is replaced, and reads none."""
+        files = [(name, *_size_and_time(path)) for name, path in zip(self.names, self.paths, strict=True)]
+        return sha256_bytes(json.dumps(files).encode())
+
     def write(self, path: str | Path) -> Path:
         """Write a LIST.tsv with absolute paths."""
         return write_text(path, self._tsv([str(p.absolute()) for p in self.paths]))
@@ -152,6 +164,15 @@ def leaves(name: str) -> bool:
     """Whether a name in a list, taken as a path, leaves the list's folder; symbolic links are not looked at."""
     path = Path(name)
     return path.is_absolute() or ".." in path.parts
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes, and nanoseconds when they were last written; -1 and -1 for a file that is not there."""
+    try:
+        there = path.stat()
+    except OSError:
+        return -1, -1
+    return there.st_size, there.st_mtime_ns
 
 
 def _read_folder(folder: Path) -> ImageList:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,21 +22,41 @@ from .errors import InputError, in_one_line
 from .files import replacing, sha256_file, sync
 from .images import ImageList
 from .parquet import import_pyarrow, load_table, save_table
+from .paths import RELATIVE, index_names, paths_from_here
 from .retrieval import Descriptors, Indices, neighbours
 from .shards import load_shards
+from .spec import Precision
 
 SUFFIXES = (".npy", ".parquet")
 
 
+class Mixing(NamedTuple):
+    """What is known of queries of one precision that search an index of another.
+
+    safe   whether a measurement found it safe
+    told   the measurement or that there is none, and what to do: a sentence without its full stop
+    """
+
+    safe: bool
+    told: str
+
+
 @dataclass(frozen=True)
 class Index:
-    """Descriptors of ``paths``, made by an engine of model space ``space_id`` and ``stored`` as ``compact`` says."""
+    """Descriptors of pictures, with what must be known to search them.
+
+    stored      the descriptors, in the form ``compact``
+    paths       of the pictures, as they can be opened from the current folder
+    space_id    of the engine that made it, as precision
+    statement   what that engine says of sharing a gallery with FP32, see ``Manifest``
+    """
 
     stored: Stored
     paths: Sequence[str]
     space_id: str
     precision: str
     compact: Compact
+    statement: str | None = None
 
     @cached_property
     def descriptors(self) -> Descriptors:
@@ -48,12 +68,33 @@ class Index:
 
         Raises InputError if ``engine`` describes another space than the index or k is too large.
         """
+        self._check_space(engine)
+        return neighbours(self.compact.project(queries), self.descriptors, k)
+
+    def mixing(self, engine: Engine) -> Mixing | None:
+        """What is known of searching with ``engine`` if its precision is another than the index's, else None.
+
+        Only mixing with FP32 is ever measured, when the other engine is built within limits; that engine knows it, and
+        so does an index that it made. Raises InputError if ``engine`` describes another space than the index.
+        """
+        self._check_space(engine)
+        indexed, asking = self.precision, engine.precision.value
+        if indexed == asking:
+            return None
+        told = f"the index holds {indexed} descriptors and the engine makes {asking} ones"
+        known = {indexed: engine.manifest.statement, asking: self.statement}.get(Precision.FP32.value)
+        again = "make the index again with this engine"
+        if known is None:
+            return Mixing(False, f"{told}, and whether they may be mixed was not measured; {again}")
+        safe = known.startswith("safe")
+        return Mixing(safe, f"{told}, measured as {known}" + ("" if safe else f"; {again}"))
+
+    def _check_space(self, engine: Engine) -> None:
         if engine.spec.space_id != self.space_id:
             raise InputError(
                 f"the index describes space {self.space_id}, the engine {engine.spec.space_id}; "
                 "make the index again with this model's engine."
             )
-        return neighbours(self.compact.project(queries), self.descriptors, k)
 
 
 def check_index_path(path: str | Path) -> None:
@@ -94,11 +135,14 @@ def index_images(
     paths = [str(images.path(index)) for index in kept]
     descriptors = np.concatenate(parts)
     compact = fit(descriptors, descriptor_dtype, pca)
-    return Index(compact.store(descriptors), paths, engine.spec.space_id, engine.precision.value, compact)
+    stored, manifest = compact.store(descriptors), engine.manifest
+    return Index(stored, paths, engine.spec.space_id, engine.precision.value, compact, manifest.statement)
 
 
-def write_index(index: Index, path: str | Path) -> Path:
+def write_index(index: Index, path: str | Path, paths_are: str = RELATIVE) -> Path:
     """Write atomically; a .npy gets its paths and space_id in a .npy.json, a PCA lies beside as .pca.npy.
+
+    paths_are   "relative" to the index's folder, or "absolute", see ``paths``
 
     All are whole before the first gets its name, so a full disk leaves an older index as it was. The descriptors get
     theirs last, so files of two runs, as a killed process leaves them, are recognised by their checksums.
@@ -106,7 +150,13 @@ def write_index(index: Index, path: str | Path) -> Path:
     check_index_path(path)
     path = Path(path)
     compact = index.compact
-    facts = {"space_id": index.space_id, "precision": index.precision, **compact.facts}
+    facts = {
+        "space_id": index.space_id,
+        "precision": index.precision,
+        "statement": index.statement,
+        "paths_are": paths_are,
+        **compact.facts,
+    }
     with ExitStack() as files:
         temporary = files.enter_context(replacing(path))
         if compact.projection is not None:
@@ -118,7 +168,8 @@ def write_index(index: Index, path: str | Path) -> Path:
         else:
             _save(temporary, index.stored)
             facts["sha256"] = sha256_file(temporary)
-            told = json.dumps({**facts, "paths": list(index.paths)}, indent=0)
+            names = index_names(index.paths, path.parent, paths_are)
+            told = json.dumps({**facts, "paths": names}, indent=0)
             files.enter_context(replacing(sidecar(path))).write_text(told, encoding="utf-8")
         sync(temporary)  # the largest; what lies beside would have its name long before it
     if compact.projection is None:
@@ -142,9 +193,11 @@ def read_index(path: str | Path) -> Index:
         compact.check(stored)
         if len(paths) != len(stored):
             raise ValueError(f"{len(paths)} paths for {len(stored)} descriptors")
-        if not all(isinstance(text, str) for text in (*paths, facts["space_id"], facts["precision"])):
+        statement = facts.get("statement")
+        texts = (*paths, facts["space_id"], facts["precision"], *([] if statement is None else [statement]))
+        if not all(isinstance(text, str) for text in texts):
             raise TypeError("a path or a name that is no text")
-        return Index(stored, paths, facts["space_id"], facts["precision"], compact)
+        return Index(stored, paths, facts["space_id"], facts["precision"], compact, statement)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
         raise InputError(
             f"{path} is not an index of cgd-deploy embed ({in_one_line(error)}); make it again."
@@ -178,7 +231,8 @@ def _load(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
     facts = json.loads(sidecar(path).read_text(encoding="utf-8"))
     if sha256_file(path) != facts["sha256"]:
         raise InputError(f"{path} and {sidecar(path)} belong to different runs; make the index again.")
-    return np.load(path, allow_pickle=False), facts["paths"], facts
+    paths = paths_from_here(facts["paths"], path.parent, facts.get("paths_are"))
+    return np.load(path, allow_pickle=False), paths, facts
 
 
 def _projection(path: Path, facts: dict[str, Any]) -> Descriptors | None:

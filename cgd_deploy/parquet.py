@@ -1,4 +1,7 @@
-"""Parquet tables of paths and descriptors, with facts as JSON in their footers; knows no engine and no list."""
+"""Parquet tables of paths and descriptors, with facts as JSON in their footers; knows no engine and no list.
+
+The fact ``paths_are`` says how the table stores paths, see ``paths``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 from .compact import Stored
 from .errors import InputError, MissingDependency
+from .paths import index_names, paths_from_here
 
 
 def save_table(path: Path, stored: Stored, paths: Sequence[str], facts: dict[str, Any]) -> None:
@@ -16,7 +20,7 @@ def save_table(path: Path, stored: Stored, paths: Sequence[str], facts: dict[str
     pa = import_pyarrow()
     column = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1])
     try:
-        names = pa.array(paths, pa.string())
+        names = pa.array(index_names(paths, path.parent, facts["paths_are"]), pa.string())
     except UnicodeEncodeError as error:
         raise InputError(f"the path {error.object!r} is not UTF-8; rename the file, or write .npy.") from error
     table = pa.table({"path": names, "descriptor": column}).replace_schema_metadata({"cgd": json.dumps(facts)})
@@ -25,12 +29,16 @@ def save_table(path: Path, stored: Stored, paths: Sequence[str], facts: dict[str
 
 
 def load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    """Descriptors [N, W], paths and facts. Raises OSError, KeyError or ValueError for a damaged or foreign file."""
+    """Descriptors [N, W], paths that can be opened here, and facts.
+
+    Raises OSError, KeyError or ValueError for a damaged or foreign file.
+    """
     table = import_pyarrow().parquet.read_table(path, page_checksum_verification=True)
     facts = json.loads(table.schema.metadata[b"cgd"])
     column = table.column("descriptor").combine_chunks()
     width = table.schema.field("descriptor").type.list_size
-    return column.flatten().to_numpy().reshape(len(column), width), table.column("path").to_pylist(), facts
+    paths = paths_from_here(table.column("path").to_pylist(), path.parent, facts.get("paths_are"))
+    return column.flatten().to_numpy().reshape(len(column), width), paths, facts
 
 
 def table_facts(path: Path) -> tuple[int, dict[str, Any]]:

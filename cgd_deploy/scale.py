@@ -12,8 +12,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ from .errors import CgdError, InputError, not_installed
 from .files import sha256_file
 from .hardware import available_threads, package_version
 from .images import ImageList
-from .shards import Run, Shards
+from .limits import Limits, limits, set_limits
+from .paths import RELATIVE, check_paths_are
+from .shards import Run, Shard, Shards
 
 SHARD = 1024
 """Pictures a shard: what a killed worker has to do again, and a multiple of the usual batches."""
 TRIES = 3
 """Workers that may die over one shard; Ray itself would go on for ever with a file that kills its decoder."""
+LOOKS = 32
+"""Shards whose picture files are looked at together: a network's file system answers many as fast as one."""
 QUEUE = 2
 """Ranges that a worker has been given: one that it computes and the next, so that the last ones are shared."""
 
@@ -45,6 +50,8 @@ class Job:
     images       an empty list with the root that names start from
     folder       where a relative root starts, None for an absolute one
     strict       stop at the first bad picture
+    paths_are    see ``paths``
+    limits       of the driver's process, for the workers'
     release      of cgd-deploy, which every node must have
     """
 
@@ -54,6 +61,8 @@ class Job:
     threads: int
     streams: int | None
     strict: bool
+    paths_are: str
+    limits: Limits
     release: str | None
 
 
@@ -62,7 +71,9 @@ class Written:
     """What a run found and did.
 
     pictures, left_out      in all its shards: how many, and why each of the others is not there
-    shards, resumed         how many there are, and how many of them were there before
+    shards, resumed         how many there are, and how many of them were there before and stayed
+    redone                  shards that were there before and were written again: picture files had changed, or the
+                            shard does not say which state of them it was made from, or it stores paths otherwise
     killed                  workers that died over a shard, which another one then wrote
     """
 
@@ -70,6 +81,7 @@ class Written:
     left_out: list[str]
     shards: int
     resumed: int
+    redone: int
     killed: int
 
 
@@ -84,17 +96,19 @@ def embed_on_ray(
     *,
     fast_decode: bool = False,
     descriptor_dtype: str = "float32",
+    paths_are: str = RELATIVE,
     shard: int = SHARD,
     workers: int | None = None,
     threads: int | None = None,
     streams: int | None = None,
     address: str | None = None,
 ) -> Written:
-    """Embed a list into the folder ``out``, see ``shards``, or what of it is still missing there.
+    """Embed a list into the folder ``out``, see ``shards``: the shards that are missing or no longer right.
 
     on_error     told of each picture that is left out, also by runs before; without it the first raises InputError
     on_pictures  told of how many have been embedded since, those that were there first
     on_killed    told of a worker that died
+    paths_are    "relative" to ``out``, or "absolute", see ``paths``
     workers      engines at the same time; None: as many as fit
     threads      CPU threads of each; None: as many as leave room for ``workers``, or for one on each node or GPU
     streams      see ``load``
@@ -105,6 +119,7 @@ def embed_on_ray(
     Raises InputError for what does not fit together, MissingDependency without Ray.
     """
     _import_ray()
+    check_paths_are(paths_are)
     shards = Shards(out, _run(images, file, descriptor_dtype, shard, fast_decode))
     shards.check()
 
@@ -117,15 +132,16 @@ def embed_on_ray(
             on_pictures(len(part) - len(left_out))
 
     before = shards.done()
-    for part, left_out in before.items():
-        count(part, left_out)
-    missing = [part for part in shards.run.ranges if part not in before]
+    kept = _still_right(before, images, paths_are)
+    for part in kept:
+        count(part, before[part].left_out)
+    missing = [part for part in shards.run.ranges if part not in kept]
     killed = 0
     if missing:
         with _connected(address) as ray:
             workers, threads = _places(ray.nodes(), workers, threads, _on_gpu(file), may_grow=address is not None)
             shards.begin()
-            job = _job(images, batch_size, threads, streams, strict=on_error is None)
+            job = _job(images, batch_size, threads, streams, strict=on_error is None, paths_are=paths_are)
             for part, tries, left_out in _results(ray, images, missing, file, shards, job, workers):
                 killed += tries - 1
                 if tries > 1 and on_killed:
@@ -134,10 +150,10 @@ def embed_on_ray(
     done = shards.done()
     shards.check_complete(done)
     shards.end()
-    reasons = [reason for left_out in done.values() for reason in left_out.values()]
+    reasons = [reason for written in done.values() for reason in written.left_out.values()]
     if len(reasons) == len(images):
         raise InputError(f"none of the {len(images)} pictures could be read ({reasons[0].rstrip('.')}); list others.")
-    return Written(len(images) - len(reasons), reasons, len(done), len(before), killed)
+    return Written(len(images) - len(reasons), reasons, len(done), len(kept), len(before) - len(kept), killed)
 
 
 class Worker:
@@ -176,6 +192,7 @@ class Worker:
         run, job = self._shards.run, self._job
         boxes = tuple(tuple(box) for box in task["boxes"]) if task["boxes"] else None
         images = replace(job.images, names=tuple(task["names"]), boxes=boxes)
+        files_sha256 = images.files_sha256  # before any is read: a picture that changes meanwhile is found next time
         left_out: dict[int, str] = {}
 
         def leave_out(index: int, error: InputError) -> None:
@@ -188,7 +205,13 @@ class Worker:
             kept += indices
             parts.append(descriptors)
         stored = Compact(run.descriptor_dtype, run.dim).store(np.concatenate(parts))
-        self._shards.write(part, stored, [str(images.path(index)) for index in kept], left_out)
+        shard = Shard(
+            left_out=left_out,
+            files_sha256=files_sha256,
+            paths_are=job.paths_are,
+            statement=self._engine.manifest.statement,
+        )
+        self._shards.write(part, stored, [str(images.path(index)) for index in kept], shard)
         return left_out
 
 
@@ -196,6 +219,7 @@ def _open(file: EngineFile, job: Job) -> Engine:
     here = package_version("cgd-deploy")
     if here != job.release:
         raise InputError(f"node {os.uname().nodename} has cgd-deploy {here}, not {job.release}; install one release.")
+    set_limits(**asdict(job.limits))
     if job.folder:
         try:
             os.chdir(job.folder)  # the process is this worker's alone
@@ -223,7 +247,18 @@ def _run(images: ImageList, file: EngineFile, descriptor_dtype: str, shard: int,
     )
 
 
-def _job(images: ImageList, batch: int, threads: int, streams: int | None, strict: bool) -> Job:
+def _still_right(there: Mapping[range, Shard], images: ImageList, paths_are: str) -> list[range]:
+    """The shards made from the picture files as they are now, and with paths stored as asked."""
+    with ThreadPoolExecutor(LOOKS) as pool:
+        now = pool.map(lambda part: images.subset(part).files_sha256, there)
+        return [
+            part
+            for (part, shard), files_sha256 in zip(there.items(), now, strict=True)
+            if (shard.files_sha256, shard.paths_are) == (files_sha256, paths_are)
+        ]
+
+
+def _job(images: ImageList, batch: int, threads: int, streams: int | None, strict: bool, paths_are: str) -> Job:
     return Job(
         images=replace(images, names=(), classes=None, boxes=None),
         folder=None if images.root.is_absolute() else os.getcwd(),
@@ -231,6 +266,8 @@ def _job(images: ImageList, batch: int, threads: int, streams: int | None, stric
         threads=threads,
         streams=streams,
         strict=strict,
+        paths_are=paths_are,
+        limits=limits(),
         release=package_version("cgd-deploy"),
     )
 

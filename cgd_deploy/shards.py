@@ -1,14 +1,15 @@
 """An index in many Parquet files: a folder of shards, each named after its range of a list. Knows nothing of Ray.
 
-A shard gets its name when it is whole, so a run that was killed goes on with what is missing. No picture can be there
-twice: it belongs to one range, and a range has one name.
+A shard gets its name when it is whole, so a run that was killed goes on with what is missing. A shard's footer tells
+which state of the picture files it was made from, so a later run can replace it. No picture can be there twice: it
+belongs to one range, and a range has one name.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,6 +72,24 @@ class Run:
         return sha256_bytes(self.text.encode())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """What the footer of a shard says of its pictures.
+
+    left_out      number in the list -> why, for those that could not be used
+    files_sha256  of the picture files just before they were read, see ``ImageList``
+    paths_are     see ``paths``
+    statement     see ``Index``
+
+    Release 0.1.0 wrote only ``left_out``; the others are None then.
+    """
+
+    left_out: dict[int, str]
+    files_sha256: str | None
+    paths_are: str | None
+    statement: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Shards:
     """The folder of one run. Any number of processes may write to it; the same shard twice is the same file."""
@@ -119,11 +138,8 @@ class Shards:
             return len(tries.read_text(encoding="utf-8").splitlines())
         return 1
 
-    def write(self, part: range, stored: Stored, paths: list[str], left_out: Mapping[int, str]) -> None:
-        """Write a shard atomically.
-
-        stored, paths  of the pictures that could be used, in order
-        left_out       number in the list -> why, for those that could not
+    def write(self, part: range, stored: Stored, paths: list[str], shard: Shard) -> None:
+        """Write a shard atomically, with ``stored`` and ``paths`` of the pictures that could be used, in order.
 
         Raises InputError where the folder cannot be written.
         """
@@ -134,15 +150,16 @@ class Shards:
             **Compact(run.descriptor_dtype, run.dim).facts,
             "run_sha256": run.sha256,
             "first": part[0],
-            "left_out": sorted(left_out.items()),
+            **asdict(shard),
+            "left_out": sorted(shard.left_out.items()),
         }
         with replacing(self.path(part)) as temporary:
             save_table(temporary, stored, paths, facts)
         with suppress(OSError):
             self._tries(part).unlink()
 
-    def done(self) -> dict[range, dict[int, str]]:
-        """Each shard that is there, in order, with what it left out, from the footers.
+    def done(self) -> dict[range, Shard]:
+        """Each shard that is there, in order, from the footers.
 
         Raises InputError for a shard that is damaged, of another run or of another range, and for Parquet files that
         are none.
@@ -153,24 +170,30 @@ class Shards:
         there = [part for part in self.run.ranges if self.path(part).name in names]
         if strange := names - {self.path(part).name for part in there}:
             raise InputError(f"{self.folder / min(strange)} is no shard of this run; move it out of the folder.")
-        return {part: self._left_out(part) for part in there}
+        return {part: self._read(part) for part in there}
 
-    def check_complete(self, done: Mapping[range, Mapping[int, str]]) -> None:
+    def check_complete(self, done: Collection[range]) -> None:
         """Raise InputError if a shard is missing in what ``done`` gave."""
         if lacking := len(self.run.ranges) - len(done):
             raise InputError(f"{self.folder} lacks {lacking} of its {len(self.run.ranges)} shards; {AGAIN}.")
 
-    def _left_out(self, part: range) -> dict[int, str]:
+    def _read(self, part: range) -> Shard:
         path = self.path(part)
         try:
             rows, facts = table_facts(path)
             left_out = dict(facts["left_out"])
+            shard = Shard(
+                left_out=left_out,
+                files_sha256=facts.get("files_sha256"),
+                paths_are=facts.get("paths_are"),
+                statement=facts.get("statement"),
+            )
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged ({in_one_line(error)}); remove it and {AGAIN}.") from error
         told = (facts.get("run_sha256"), facts.get("first"), rows + len(left_out))
         if told != (self.run.sha256, part[0], len(part)) or left_out.keys() - set(part):
             raise InputError(f"{path} is of another run or range; remove it and {AGAIN}.")
-        return left_out
+        return shard
 
     def _tries(self, part: range) -> Path:
         return self.folder / f".{self.path(part).stem}.tries"
@@ -183,14 +206,14 @@ class Shards:
 
 
 def load_shards(folder: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    """All descriptors [N, W] of a folder in the list's order, with their paths and facts.
+    """All descriptors [N, W] of a folder in the list's order, with paths that can be opened here, and their facts.
 
     Raises InputError if a shard is missing or damaged, or if it is no folder of shards.
     """
     shards = Shards(folder, _read_run(folder))
     done = shards.done()
     shards.check_complete(done)
-    rows = sum(len(part) - len(left_out) for part, left_out in done.items())
+    rows = sum(len(part) - len(shard.left_out) for part, shard in done.items())
     first, _, facts = load_table(shards.path(shards.run.ranges[0]))
     stored = np.empty((rows, first.shape[1]), first.dtype)  # whole at once: a gallery may be half of the memory
     paths: list[str] = []

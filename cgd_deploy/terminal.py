@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,10 @@ from .report import form_name, headline
 from .tuning import Setting
 
 NUMBER_WIDTH = 6
+FIRST = 10
+"""Lines of one kind that are printed one by one."""
+REASONS = 5
+"""Different reasons that are told of the others."""
 KEPT_AS = "engine, gallery kept as"
 TRIED = "recipe, in float"
 
@@ -34,6 +40,28 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def first_few(title: str) -> Iterator[Callable[[str, str], None]]:
+    """Print the first lines on stderr; if there are more, one last line tells how many, and the most common reasons.
+
+    Call what it yields with a line and its reason. Reasons that differ only in numbers, or in the advice after the
+    semicolon, are counted together.
+    """
+    reasons: Counter[str] = Counter()
+
+    def tell(line: str, reason: str) -> None:
+        reasons[re.sub(r"\d[\d,]*", "N", reason.rpartition("; ")[0] or reason)] += 1
+        if reasons.total() <= FIRST:
+            errors.print(line, style="yellow")
+
+    yield tell
+    if reasons.total() > FIRST:
+        told = [f"{count} x {reason}" for reason, count in reasons.most_common(REASONS)]
+        if others := reasons.total() - sum(count for _, count in reasons.most_common(REASONS)):
+            told.append(f"{others} x other reasons")
+        errors.print(f"{title}: {reasons.total()} in all, {', '.join(told)}", style="yellow")
+
+
+@contextmanager
 def phases() -> Iterator[Callable[[str, float], None]]:
     """A progress bar for each thing that is named; call what it yields with the name and the fraction done."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
@@ -46,6 +74,16 @@ def phases() -> Iterator[Callable[[str, float], None]]:
             progress.update(tasks[what], completed=done)
 
         yield update
+
+
+def search_lines(found: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> str:
+    """Each query, and below it rank, similarity and path of its neighbours in columns."""
+    blocks = []
+    for query, neighbours in found:
+        width = len(str(len(neighbours)))
+        lines = [f"  {rank:>{width}}  {s:7.4f}  {path}" for rank, (path, s) in enumerate(neighbours, start=1)]
+        blocks.append("\n".join([str(query), *lines]))
+    return "\n\n".join(blocks)
 
 
 def build_summary(path: Path, manifest: Manifest) -> str:

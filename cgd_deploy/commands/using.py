@@ -92,6 +92,9 @@ def embed(
     pca: Annotated[
         int | None, typer.Option(help="Keep that many principal components of the index's descriptors.")
     ] = None,
+    paths: Annotated[
+        str, typer.Option(help="How the index names pictures: relative to its own folder, or absolute.")
+    ] = "relative",
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEG files smaller: pixels differ by about one level.")
     ] = False,
@@ -125,21 +128,18 @@ def embed(
     from ..compact import Compact
     from ..engine import open_engine
     from ..enginefile import read_engine
+    from ..errors import reason
     from ..images import read_images
     from ..index import check_index_path, index_images, write_index
+    from ..paths import check_paths_are
     from ..scale import SHARD, embed_on_ray
-    from ..terminal import counting, errors
+    from ..terminal import counting, first_few
     from ..tuning import setting_here
 
     check_index_path(out)
+    check_paths_are(paths)
     listed = read_images(images)
-    bad: list[str] = []
-
-    def leave_out(_: int, error: InputError) -> None:
-        bad.append(str(error))
-        errors.print(f"left out: {error}", style="yellow")
-
-    on_error = None if strict or len(listed) == 1 else leave_out
+    left_out: list[dict[str, str]] = []
     file = read_engine(engine)
     spec = file.manifest.spec
     tuned = setting_here(file.manifest, "throughput")
@@ -147,7 +147,18 @@ def embed(
         threads, streams = tuned.threads, tuned.streams
     batch = batch or (tuned.batch if tuned else 8)
     shards: dict[str, object] = {}
-    with counting("Embedding", len(listed)) as advance:
+    with (
+        first_few("left out") as tell_left_out,
+        first_few("workers that died") as tell_killed,
+        counting("Embedding", len(listed)) as advance,
+    ):
+
+        def leave_out(number: int, error: InputError) -> None:
+            path = str(listed.path(number))
+            left_out.append({"path": path, "reason": reason(error, path)})
+            tell_left_out(f"left out: {error}", left_out[-1]["reason"])
+
+        on_error = None if strict or len(listed) == 1 else leave_out
         if ray:
             written = embed_on_ray(
                 listed,
@@ -156,9 +167,10 @@ def embed(
                 batch,
                 on_error,
                 advance,
-                lambda told: errors.print(told, style="yellow"),
+                lambda told: tell_killed(told, told),
                 fast_decode=fast_decode,
                 descriptor_dtype=descriptor_dtype,
+                paths_are=paths,
                 shard=shard or SHARD,
                 workers=workers,
                 threads=threads,
@@ -166,7 +178,7 @@ def embed(
                 address=ray_address,
             )
             form, count = Compact(descriptor_dtype, spec.dim), written.pictures
-            shards = {"shards": written.shards, "resumed": written.resumed, "killed": written.killed}
+            shards = {name: getattr(written, name) for name in ("shards", "resumed", "redone", "killed")}
         else:
             with open_engine(file, threads=threads, streams=streams) as loaded:
                 index = index_images(
@@ -179,12 +191,12 @@ def embed(
                     descriptor_dtype=descriptor_dtype,
                     pca=pca,
                 )
-            write_index(index, out)
+            write_index(index, out, paths)
             form, count = index.compact, len(index.paths)
     facts = {
         "path": str(out),
         "pictures": count,
-        "left_out": bad,
+        "left_out": left_out,
         "space_id": spec.space_id,
         "descriptor_dtype": form.dtype,
         "pca": form.pca,
@@ -193,7 +205,7 @@ def embed(
     }
     kept = f"{form.length} values each as {form.dtype}, {form.bytes_per_descriptor} bytes a descriptor"
     counted = "".join(f", {number} {name}" for name, number in shards.items())
-    tell(facts, f"{out}: {count} pictures, {kept}, {len(bad)} left out{counted}", as_json)
+    tell(facts, f"{out}: {count} pictures, {kept}, {len(left_out)} left out{counted}", as_json)
 
 
 def search(
@@ -202,6 +214,10 @@ def search(
     index: Annotated[Path, typer.Option(help="Made by cgd-deploy embed.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours to show.")] = 8,
     html: Annotated[Path | None, typer.Option(help="Write a page of pictures here.")] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse an engine of another precision than the index, unless measured as safe."),
+    ] = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -213,10 +229,15 @@ def search(
     from ..images import read_images
     from ..index import read_index
     from ..report import Neighbour, QueryRow, write_search_page
+    from ..terminal import errors, search_lines
 
     gallery = read_index(index)
     queries = read_images(query).paths
     with load(engine, threads=threads) as loaded:
+        if mixing := gallery.mixing(loaded):
+            if strict and not mixing.safe:
+                raise InputError(f"{mixing.told}, or leave --strict out.")
+            errors.print(f"{'note' if mixing.safe else 'warning'}: {mixing.told}.", style="yellow")
         indices, similarities = gallery.search(loaded, loaded.embed(queries), k)
     found = [
         (path, [(gallery.paths[i], round(float(s), 5)) for i, s in zip(row, scores, strict=True)])
@@ -231,8 +252,7 @@ def search(
     facts = [
         {"query": str(path), "neighbours": [{"path": p, "similarity": s} for p, s in strip]} for path, strip in found
     ]
-    lines = [f"{path}\n" + "\n".join(f"  {s:.4f}  {p}" for p, s in strip) for path, strip in found]
-    tell(facts, "\n".join(lines), as_json)
+    tell(facts, search_lines(found), as_json)
 
 
 def inspect(
