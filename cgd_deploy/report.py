@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,8 @@ from .images import Box
 from .preprocess import decode
 
 THUMBNAIL = 112
+CAPTION = 26
+"""Characters of a picture's name, and of its folder: each fits into three lines below one of ten neighbours."""
 UNKNOWN = "n/a"
 QUALITY = (
     "bytes",
@@ -113,6 +116,7 @@ def _write(path: str | Path, template: str, rows: Sequence[QueryRow], **context:
     page = _TEMPLATES.get_template(template).render(
         rows=rows,
         album=_album([(row.query, row.box) for row in rows] + [(n.path, n.box) for n in found]),
+        captions=_captions({row.query for row in rows}, {n.path for n in found}),
         with_classes=any(n.correct is not None for n in found),
         with_changes=any(n.changed for n in found),
         **context,
@@ -143,6 +147,26 @@ def _thumbnail(name: str, path: Path, box: Box | None) -> _Thumbnail | None:
     image.save(jpeg, "JPEG", quality=82)
     uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
     return _Thumbnail(name, image.width, image.height, uri)
+
+
+def _captions(queries: Collection[Path], found: Collection[Path]) -> dict[Path, tuple[str, str]]:
+    """Of each picture its folder, or nothing where names alone tell all of them apart, and its name.
+
+    Neighbours in several folders show their folders, for a folder is often a class.
+    """
+    whole = {path: Path(os.path.abspath(path)).parts for path in {*queries, *found}}
+    shown = 2 if len({whole[path][:-1] for path in found}) > 1 else 1
+    while len({parts[-shown:] for parts in whole.values()}) < len(set(whole.values())):
+        shown += 1
+    return {path: (_shortened("/".join(parts[-shown:-1])), _shortened(path.name)) for path, parts in whole.items()}
+
+
+def _shortened(text: str) -> str:
+    """``text``, without its middle if it is long; two thirds of the rest are its end, where names mostly differ."""
+    if len(text) <= CAPTION:
+        return text
+    start = CAPTION // 3
+    return f"{text[:start]}\N{HORIZONTAL ELLIPSIS}{text[start + 1 - CAPTION :]}"
 
 
 def _by_engine(runs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -245,7 +245,7 @@ def search(
     ]
     if html:
         rows = [
-            QueryRow(path, None, None, {"neighbours": [Neighbour(Path(p), None, None, s) for p, s in strip]})
+            QueryRow(path, None, None, {"Neighbours": [Neighbour(Path(p), None, None, s) for p, s in strip]})
             for path, strip in found
         ]
         write_search_page(html, f"Neighbours in {index}", rows)
