@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from graphs import activation_ranges, ranged_tensors
 from onnx import helper, numpy_helper
+from PIL import Image, ImageOps
 
 from cgd_deploy.backends.openvino import OpenVinoBackend
 from cgd_deploy.errors import ExportError, InputError
@@ -243,10 +245,15 @@ def test_a_state_of_anything_else_is_refused(model, ranges, images, tmp_path, mo
     other.graph.node[-1].name += "x"
     wider = {name: 2 * value for name, value in ranges.items()}
     kept = [convolutions(model)[0].name]
+    for index, name in enumerate(images.names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.mirror(Image.open(images.path(index))).save(tmp_path / name)
+    changed_in_place = replace(images, root=tmp_path)
     for changed in (
         lambda: distilled(other, ranges, images, **options),
         lambda: distilled(model, wider, images, **options),
         lambda: distilled(model, ranges, images.subset([0, 1]), **options),
+        lambda: distilled(model, ranges, changed_in_place, **options),
         lambda: distilled(model, ranges, images, **options | {"steps": 3}),
         lambda: distilled(model, ranges, images, **options, seed=1),
         lambda: distilled(model, ranges, images, **options, keep_float=kept),

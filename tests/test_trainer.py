@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.preprocess import preprocess
 from cgd_train import trainer
-from cgd_train.checkpoint import load_checkpoint
+from cgd_train.checkpoint import load_checkpoint, save_checkpoint
 from cgd_train.config import TrainConfig
 from cgd_train.losses import RANKING_LOSSES
 from cgd_train.model import CGD
@@ -223,6 +224,35 @@ def test_resuming_with_other_pictures_is_refused(folder, straight):
     training, testing = read_images(folder).split_classes()
     with pytest.raises(InputError, match="was trained with data="):
         train(tiny(folder, straight, learn_p=True, resume=True), testing, training)
+
+
+@pytest.fixture
+def copied(folder, straight, tmp_path) -> TrainConfig:
+    """The finished run and its pictures, both copied to other places; resuming it."""
+    shutil.copytree(folder, tmp_path / "pictures", copy_function=shutil.copyfile)
+    shutil.copytree(straight, tmp_path / "run")
+    return tiny(tmp_path / "pictures", tmp_path / "run", learn_p=True, resume=True)
+
+
+def test_a_copied_data_set_is_resumed_with(copied):
+    """Its files have other times."""
+    assert train(copied) == copied.out / "best.pt"
+
+
+def test_resuming_with_changed_pictures_of_the_same_names_counts_them(copied):
+    for name in ("class0/1.png", "class7/5.png"):
+        Image.new("RGB", (40, 40)).save(copied.data / name)
+    with pytest.raises(InputError, match=r"2 of 48 pictures have other sizes .*class0/1\.png for one; put the former"):
+        train(copied)
+
+
+def test_a_run_that_stored_no_sizes_is_resumed_with_a_note(copied, capsys):
+    """Release 0.1.0 stored none."""
+    last = load_checkpoint(copied.out / "last.pt")
+    del last.trainer["sizes"]
+    save_checkpoint(last, copied.out / "last.pt")
+    train(copied)
+    assert "last.pt was written by a release that stored no sizes of pictures" in capsys.readouterr().err
 
 
 def test_an_existing_run_is_not_overwritten(folder, straight):

@@ -1,7 +1,8 @@
 """A run folder (best.pt, last.pt, metrics.jsonl): started, saved after every epoch, resumed. Knows no training step.
 
-The trainer state in last.pt is {"settings": what decided the numbers so far, "metrics": the lines of metrics.jsonl,
-"stepper": that of the optimizer}. The batches and crops follow from the seed and the epoch, so no generator is stored.
+The trainer state in last.pt is {"settings": what decided the numbers so far, "sizes": bytes of each picture file,
+"metrics": the lines of metrics.jsonl, "stepper": that of the optimizer}. The batches and crops follow from the seed and
+the epoch, so no generator is stored.
 """
 
 from __future__ import annotations
@@ -54,12 +55,18 @@ def start_run(
             f"{config.out} already holds best.pt and no last.pt to resume from; move it away, or choose another "
             "-o folder."
         )
-    state = {"settings": settings, "metrics": [], "stepper": {}}
+    state = {"settings": settings, "sizes": _sizes(training, testing), "metrics": [], "stepper": {}}
     return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state)
 
 
-def resume_run(path: Path, settings: dict[str, object]) -> Checkpoint:
-    """What ``save_epoch`` last wrote to ``path``; raises InputError that names a setting which is not as it was."""
+def resume_run(
+    path: Path, settings: dict[str, object], training: ImageList, testing: Evaluation
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    """What ``save_epoch`` last wrote to ``path``, and a note if nobody can tell whether pictures changed since.
+
+    Raises InputError that names a setting which is not as it was, or counts the pictures whose files have other sizes.
+    Times of files are not compared: a data set that was copied to another machine has others.
+    """
     if not path.is_file():
         raise InputError(f"there is no {path} to resume from; leave --resume out to start a new run.")
     checkpoint = load_checkpoint(path)
@@ -71,7 +78,25 @@ def resume_run(path: Path, settings: dict[str, object]) -> Checkpoint:
                 f"{path} was trained with {field}={before.get(field)!r}, now it is {value!r}; "
                 f"resume with the same {field}, or choose another -o folder."
             )
-    return checkpoint
+    sizes = _sizes(training, testing)
+    if "sizes" in checkpoint.trainer:
+        _check_sizes(path, checkpoint.trainer["sizes"], sizes, [*training.paths, *testing.images.paths])
+        return checkpoint, ()
+    checkpoint.trainer["sizes"] = sizes
+    note = f"{path} was written by a release that stored no sizes of pictures: changes before now are not noticed"
+    return checkpoint, (note,)
+
+
+def _check_sizes(path: Path, before: list[int], now: list[int], pictures: list[Path]) -> None:
+    if changed := [picture for picture, old, new in zip(pictures, before, now, strict=True) if old != new]:
+        raise InputError(
+            f"{len(changed)} of {len(pictures)} pictures have other sizes than when the run of {path} began, "
+            f"{changed[0]} for one; put the former pictures back, or choose another -o folder."
+        )
+
+
+def _sizes(training: ImageList, testing: Evaluation) -> list[int]:
+    return training.sizes + testing.images.sizes
 
 
 def save_epoch(checkpoint: Checkpoint, out: Path) -> None:

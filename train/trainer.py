@@ -70,7 +70,8 @@ def _train(
 
     settings = run_settings(config, training, testing)
     if config.resume:
-        checkpoint = resume_run(config.out / "last.pt", settings)
+        checkpoint, unknown = resume_run(config.out / "last.pt", settings, training, testing)
+        notes += unknown
     else:
         checkpoint = start_run(config, settings, training, testing, classes=len(labels))
     model = checkpoint.model.to(device).to(memory_format=torch.channels_last)
