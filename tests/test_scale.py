@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.index import Index, read_index
-from cgd_deploy.scale import TRIES, Worker, _job, _places, _run
+from cgd_deploy.limits import Limits, set_limits
+from cgd_deploy.scale import TRIES, Worker, _job, _places, _run, _still_right
 from cgd_deploy.shards import Shards
 
 pytest.importorskip("pyarrow")
@@ -34,6 +35,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),  # of Ray 2.40, of its node
     pytest.mark.filterwarnings("ignore:unclosed file .*/ray/session_:ResourceWarning"),
 ]
+
+
+BAD = {7, 8, *range(40, 50)}
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +65,10 @@ def desk(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def boxed(desk) -> ImageList:
     """60 boxes of 6 pictures, and files that are none at 7, 8 and 40 to 49."""
-    bad = {7, 8, *range(40, 50)}
     lines = ["image\tclass\tx1\ty1\tx2\ty2"]
     for number in range(60):
-        name = f"bad-{number}.jpg" if number in bad else f"{number % 6}.jpg"
-        if number in bad:
+        name = f"bad-{number}.jpg" if number in BAD else f"{number % 6}.jpg"
+        if number in BAD:
             Path(name).write_bytes(b"no picture")
         lines.append(f"{name}\tx\t{number % 20}\t{number // 20}\t{40 + number % 20}\t64")
     for number in range(6):
@@ -88,10 +91,15 @@ def test_it_gives_what_the_local_run_gives(cli, ray_of_two, boxed, dtype):
     code, out, told = cli(*embed, "-o", "ray.parquet", "--ray", "--workers", 2, "--shard", 8)
     assert code == 0, told
     facts, ours = json.loads(local), json.loads(out)
-    assert (ours.pop("shards"), ours.pop("resumed"), ours.pop("killed")) == (8, 0, 0)
-    assert sorted(ours.pop("left_out")) == sorted(facts.pop("left_out"))
+    assert [ours.pop(name) for name in ("shards", "resumed", "redone", "killed")] == [8, 0, 0, 0]
+    left_out, left_out_locally = ours.pop("left_out"), facts.pop("left_out")
+    assert sorted(map(str, left_out)) == sorted(map(str, left_out_locally))
+    assert {one["path"] for one in left_out} == {f"bad-{number}.jpg" for number in BAD}
+    assert {one["reason"].split(" (")[0] for one in left_out} == {"cannot be decoded"}
     assert {**ours, "path": ""} == {**facts, "path": ""} and facts["pictures"] == 48
-    assert sorted(told.splitlines()) == sorted(told_locally.splitlines()) and told.count("left out: bad-") == 12
+    assert told.count("left out: bad-") == told_locally.count("left out: bad-") == 10
+    assert told.splitlines()[-1] == told_locally.splitlines()[-1]
+    assert told.splitlines()[-1].startswith("left out: 12 in all, 12 x cannot be decoded (no picture in one of")
     assert same(read_index("ray.parquet"), read_index("local.parquet"))
     code, found, _ = cli("search", "3.jpg", "-e", "fake.cgd", "--index", "ray.parquet", "-k", 2, "--json")
     assert code == 0 and len(json.loads(found)[0]["neighbours"]) == 2
@@ -121,6 +129,19 @@ def test_the_same_command_again_computes_only_what_is_missing(cli, ray_of_two, b
     }
     assert touched == set(lost)
     assert same(read_index("ray.parquet"), whole)
+
+
+def test_shards_of_pictures_that_changed_are_made_again(cli, ray_of_two, boxed):
+    """Under the same name: a file that was no picture is one now."""
+    embed = ["embed", "list.tsv", "-e", "fake.cgd", "-o", "ray.parquet", "--ray", "--shard", 30, "--json"]
+    assert json.loads(cli(*embed)[1])["pictures"] == 48
+    Path("bad-7.jpg").write_bytes(Path("1.jpg").read_bytes())
+    facts = json.loads(cli(*embed)[1])
+    assert [facts[name] for name in ("pictures", "shards", "resumed", "redone")] == [49, 2, 1, 1]
+    assert len(facts["left_out"]) == 11
+    assert cli("embed", "list.tsv", "-e", "fake.cgd", "-o", "local.npy")[0] == 0
+    found, local = read_index("ray.parquet"), read_index("local.npy")
+    assert list(found.paths) == list(local.paths) and np.allclose(found.stored, local.stored, atol=1e-6)
 
 
 def test_strict_stops_at_a_bad_picture_also_of_a_run_before(cli, ray_of_two, boxed):
@@ -236,7 +257,7 @@ def worker(ray_of_two, boxed) -> Callable[[], dict]:
     task = json.dumps({"first": 0, "names": boxed.names[:8], "boxes": boxed.boxes[:8]})
 
     def call(**changes: object) -> dict:
-        job = replace(_job(boxed, 4, 1, None, strict=False), **changes)
+        job = replace(_job(boxed, 4, 1, None, strict=False, paths_are="relative"), **changes)
         [told] = Worker(ray.put(file), shards, job)({"task": [task]})["told"]
         return json.loads(told)
 
@@ -257,6 +278,43 @@ def test_a_shard_that_another_worker_died_over_is_done(worker):
     worker.shards.begin_shard(range(0, 8))
     told = worker()
     assert (told["error"], told["tries"], [number for number, _ in told["left_out"]]) == (None, 2, [7])
+
+
+@pytest.mark.parametrize("change", ["content", "size", "gone", "paths", "footer"])
+def test_a_shard_is_right_for_the_files_it_was_made_of(worker, boxed, change):
+    worker()
+    there = worker.shards.done()
+    assert _still_right(there, boxed, "relative") == [range(0, 8)]
+    before = Path("3.jpg").stat()
+    if change == "content":
+        os.utime("3.jpg", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    elif change == "size":
+        Path("3.jpg").write_bytes(b"longer" * 10_000)
+        os.utime("3.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif change == "gone":
+        Path("3.jpg").unlink()
+    elif change == "footer":  # of release 0.1.0
+        there = {part: replace(shard, files_sha256=None) for part, shard in there.items()}
+    asked = "absolute" if change == "paths" else "relative"
+    assert _still_right(there, boxed, asked) == []
+
+
+@pytest.mark.parametrize("paths_are", ["relative", "absolute"])
+def test_pictures_of_shards_are_found_from_another_folder(worker, monkeypatch, paths_are):
+    here = Path.cwd()
+    worker(paths_are=paths_are)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    [shard] = (here / "ray.parquet").glob("*.parquet")
+    assert [Path(path) for path in read_index(shard).paths[:3]] == [here / f"{number}.jpg" for number in range(3)]
+
+
+def test_workers_keep_the_limits_of_the_driver(worker):
+    try:
+        left_out = worker(limits=Limits(pixels=64))["left_out"]
+    finally:
+        set_limits(**asdict(Limits()))
+    assert len(left_out) == 8 and "the limit pixels is 64" in left_out[0][1]
 
 
 def test_a_node_with_another_release_is_told(worker):

@@ -15,7 +15,7 @@ pytest.importorskip("pyarrow")
 from cgd_deploy.compact import DTYPES, Compact
 from cgd_deploy.errors import InputError
 from cgd_deploy.index import read_index
-from cgd_deploy.shards import RUN, Run, Shards
+from cgd_deploy.shards import RUN, Run, Shard, Shards
 
 DIM = 24
 THE_RUN = Run(
@@ -41,7 +41,8 @@ def write(shards: Shards, part: range, left_out: tuple[int, ...] = ()) -> None:
     kept = [number for number in part if number not in left_out]
     stored = Compact(shards.run.descriptor_dtype, DIM).store(gallery(shards.run)[kept])
     bad = {number: f"{number}.jpg is bad." for number in part if number in left_out}
-    shards.write(part, stored, [f"{number}.jpg" for number in kept], bad)
+    shard = Shard(left_out=bad, files_sha256="e" * 64, paths_are="relative", statement="safe to mix")
+    shards.write(part, stored, [str(shards.folder / f"{number}.jpg") for number in kept], shard)
 
 
 @pytest.fixture
@@ -78,10 +79,11 @@ def test_shards_are_one_index_in_the_order_of_the_list(tmp_path, dtype):
         write(shards, part, left_out=(17, 18))
     index = read_index(shards.folder)
     kept = [number for number in range(50) if number not in (17, 18)]
-    assert list(index.paths) == [f"{number}.jpg" for number in kept]
+    assert list(index.paths) == [str(shards.folder / f"{number}.jpg") for number in kept]
     assert np.array_equal(index.stored, Compact(dtype, DIM).store(gallery(THE_RUN)[kept]))
     assert (index.space_id, index.precision, index.compact.dtype) == ("c" * 16, "int8", dtype)
-    assert shards.done()[range(16, 32)] == {17: "17.jpg is bad.", 18: "18.jpg is bad."}
+    assert index.statement == "safe to mix"
+    assert shards.done()[range(16, 32)].left_out == {17: "17.jpg is bad.", 18: "18.jpg is bad."}
 
 
 def test_other_readers_see_one_table(shards):
@@ -91,7 +93,23 @@ def test_other_readers_see_one_table(shards):
     table = parquet.read_table(shards.folder)
     assert table["path"].to_pylist() == [f"{number}.jpg" for number in range(50)]
     alone = read_index(shards.path(range(16, 32)))
-    assert list(alone.paths) == [f"{number}.jpg" for number in range(16, 32)]
+    assert list(alone.paths) == [str(shards.folder / f"{number}.jpg") for number in range(16, 32)]
+
+
+def test_shards_of_release_0_1_0_are_read(shards):
+    """Their footers say nothing of picture files, statements or paths, which are as the user gave them."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for part in THE_RUN.ranges:
+        write(shards, part, left_out=(17,))
+        table = parquet.read_table(shards.path(part))
+        facts = json.loads(table.schema.metadata[b"cgd"])
+        for name in ("files_sha256", "paths_are", "statement"):
+            del facts[name]
+        parquet.write_table(table.replace_schema_metadata({"cgd": json.dumps(facts)}), shards.path(part))
+    assert list(read_index(shards.folder).paths) == [f"{number}.jpg" for number in range(50) if number != 17]
+    assert shards.done()[range(16, 32)] == Shard(
+        left_out={17: "17.jpg is bad."}, files_sha256=None, paths_are=None, statement=None
+    )
 
 
 @pytest.mark.parametrize("part", THE_RUN.ranges)
@@ -99,7 +117,7 @@ def test_a_shard_of_which_nothing_could_be_read_is_a_shard(shards, part):
     for one in THE_RUN.ranges:
         write(shards, one, left_out=tuple(part))
     assert len(read_index(shards.folder).paths) == 50 - len(part)
-    assert len(shards.done()[part]) == len(part)
+    assert len(shards.done()[part].left_out) == len(part)
 
 
 def test_a_missing_shard_is_refused_and_known(shards):
