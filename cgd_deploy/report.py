@@ -158,11 +158,19 @@ def _captions(queries: Collection[Path], found: Collection[Path]) -> dict[Path, 
     shown = 2 if len({whole[path][:-1] for path in found}) > 1 else 1
     while len({parts[-shown:] for parts in whole.values()}) < len(set(whole.values())):
         shown += 1
-    return {path: (_shortened("/".join(parts[-shown:-1])), _shortened(path.name)) for path, parts in whole.items()}
+    folders = {path: "/".join(parts[-shown:-1]) for path, parts in whole.items()}
+    folder, name = _shortened(set(folders.values())), _shortened({path.name for path in whole})
+    return {path: (folder[folders[path]], name[path.name]) for path in whole}
 
 
-def _shortened(text: str) -> str:
-    """``text``, without its middle if it is long; two thirds of the rest are its end, where names mostly differ."""
+def _shortened(texts: Collection[str]) -> dict[str, str]:
+    """Long texts without their middle, unless that leaves two of them alike."""
+    short = {text: _without_middle(text) for text in texts}
+    return short if len(set(short.values())) == len(short) else {text: text for text in texts}
+
+
+def _without_middle(text: str) -> str:
+    """At most CAPTION characters; two thirds of them are the end of ``text``, where names mostly differ."""
     if len(text) <= CAPTION:
         return text
     start = CAPTION // 3

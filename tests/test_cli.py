@@ -269,7 +269,54 @@ def test_embed_then_search(cli, fake, pictures, suffix):
     assert found["neighbours"][0] == {"path": str(query), "similarity": pytest.approx(1, abs=1e-4)}
     assert "2.jpg" in Path("found.html").read_text()
     code, told, _ = cli("search", query, "-e", fake, "--index", out, "-k", 1)
-    assert told.splitlines()[0] == str(query) and str(query) in told.splitlines()[1]
+    assert told == f"{query}\n  1   1.0000  {query}\n"
+
+
+def test_search_tells_queries_in_blocks_and_neighbours_in_columns(cli, fake, pictures):
+    os.symlink(pictures, "pictures")
+    assert cli("embed", "pictures", "-e", fake, "-o", "index.npy")[0] == 0
+    code, told, _ = cli("search", "pictures/kind-*/0.jpg", "-e", fake, "--index", "index.npy", "-k", 10)
+    blocks = told.strip().split("\n\n")
+    assert code == 0 and [block.splitlines()[0] for block in blocks] == [f"pictures/kind-{n}/0.jpg" for n in range(6)]
+    for block in blocks:
+        rows = block.splitlines()[1:]
+        assert [int(row[:4]) for row in rows] == list(range(1, 11))
+        assert {row.index("pictures/") for row in rows} == {15}
+
+
+def test_the_page_of_another_folder_shows_every_picture(cli, fake, pictures, monkeypatch):
+    Path("made").mkdir()
+    os.symlink(pictures, "pictures")
+    assert cli("embed", "pictures", "-e", fake, "-o", "made/index.npy")[0] == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    search = ["search", "../pictures/kind-3/2.jpg", "-e", "../fake.cgd", "--index", "../made/index.npy"]
+    assert cli(*search, "--html", "found.html")[0] == 0
+    page = Path("found.html").read_text()
+    assert "cannot<br>be opened" not in page and page.count('class="label folder"') == 9
+
+
+@pytest.mark.parametrize("statement", [None, "not safe to mix with an FP32 gallery: overlap@10 80.0 %", "safe to mix"])
+def test_search_tells_once_that_precisions_are_mixed(cli, fake, pictures, statement):
+    retrieval = statement and {"statement": statement}
+    int8 = write_fake_engine(Path("int8.cgd"), precision=Precision.INT8, retrieval=retrieval)
+    assert cli("embed", pictures, "-e", int8, "-o", "index.npy")[0] == 0
+    search = ["search", pictures / "kind-1", "--index", "index.npy", "-k", 1, "-e"]
+    assert cli(*search, int8, "--strict")[2] == ""
+    code, _, err = cli(*search, fake)
+    assert code == 0 and err.count("\n") == 1 and "holds int8 descriptors and the engine makes fp32 ones" in err
+    assert err.startswith("note: " if statement == "safe to mix" else "warning: ")
+    assert (statement or "was not measured") in err
+    code, out, err = cli(*search, fake, "--strict")
+    if statement == "safe to mix":
+        assert (code, err.startswith("note: ")) == (0, True)
+    else:
+        assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("cgd-deploy: the index holds int8")
+
+
+def test_an_unknown_way_to_name_pictures_is_refused_before_any_work(cli, fake, pictures):
+    code, _, err = cli("embed", pictures, "-e", fake, "-o", "index.npy", "--paths", "near")
+    assert (code, err) == (2, "cgd-deploy: paths='near' is unknown; expected one of relative, absolute.\n")
 
 
 def test_embed_compactly_then_search(cli, fake, pictures):
@@ -338,6 +385,24 @@ def test_embed_leaves_out_bad_pictures_and_names_them(cli, fake, pictures):
     assert err.count("left out: ") == 2 and "[red]a[%nope].jpg" in err
     assert "1 pictures" in out and "2 left out" in out
     assert list(read_index("o.npy").paths) == ["some/good.jpg"]
+
+
+def test_many_bad_pictures_are_told_in_few_lines(cli, fake, pictures):
+    Path("some").mkdir()
+    shutil.copy(pictures / "kind-0" / "0.jpg", "some/a.jpg")
+    whole = Path("some/a.jpg").read_bytes()
+    for number in range(30):
+        Path(f"some/b{number:02}.jpg").write_bytes(b"no picture")
+    for number in range(5):
+        Path(f"some/c{number}.jpg").write_bytes(whole[: len(whole) // 2 + number])
+    code, out, err = cli("embed", "some", "-e", fake, "-o", "o.npy", "--json")
+    *told, last = err.splitlines()
+    assert code == 0 and len(told) == 10 and all(line.startswith("left out: some/b0") for line in told)
+    assert last.startswith("left out: 35 in all, 30 x cannot be decoded (no picture in one of the formats ")
+    assert ", 5 x cannot be decoded (" in last
+    left_out = json.loads(out)["left_out"]
+    assert len(left_out) == 35 and left_out[0]["path"] == "some/b00.jpg"
+    assert left_out[0]["reason"].startswith("cannot be decoded (no picture in one of the formats ")
 
 
 def test_a_name_in_another_encoding_is_told_as_it_is(fake, pictures):

@@ -17,6 +17,7 @@ from cgd_deploy.engine import load
 from cgd_deploy.errors import InputError, MissingDependency
 from cgd_deploy.images import ImageList
 from cgd_deploy.index import Index, beside, check_index_path, index_images, read_index, sidecar, write_index
+from cgd_deploy.spec import Precision
 
 
 @pytest.fixture
@@ -77,6 +78,89 @@ def test_an_engine_of_another_space_is_refused(index, tmp_path):
     other = write_fake_engine(tmp_path / "other.cgd", replace(FAKE_SPEC, space_id="f" * 16))
     with load(other) as engine, pytest.raises(InputError, match=f"space {FAKE_SPEC.space_id}, the engine f{{16}}"):
         index.search(engine, index.descriptors, 1)
+
+
+def built(path: Path, precision: str, statement: str | None) -> Path:
+    retrieval = None if statement is None else {"statement": statement}
+    return write_fake_engine(path, precision=Precision(precision), retrieval=retrieval)
+
+
+SAFE = "safe to mix with an FP32 gallery: overlap@10 97.0 %"
+UNSAFE = "not safe to mix with an FP32 gallery: overlap@10 80.0 %"
+
+
+@pytest.mark.parametrize(
+    ("indexed", "asking", "statement", "safe"),
+    [
+        ("fp32", "int8", SAFE, True),
+        ("int8", "fp32", SAFE, True),
+        ("fp32", "int8", UNSAFE, False),
+        ("int8", "fp32", UNSAFE, False),
+        ("fp32", "int8", None, False),
+        ("int8", "fp32", None, False),
+        ("int8", "fp16", SAFE, False),  # the statement is about FP32
+        ("int8", "int8", UNSAFE, None),
+        ("fp32", "fp32", None, None),
+    ],
+)
+def test_mixing_precisions_is_known_by_either_side(picture_list, path, tmp_path, indexed, asking, statement, safe):
+    engines = {
+        precision: built(tmp_path / f"{precision}.cgd", precision, statement if precision == "int8" else None)
+        for precision in (indexed, asking)
+    }
+    with load(engines[indexed]) as engine:
+        write_index(index_images(engine, picture_list), path)
+    with load(engines[asking]) as engine:
+        mixing = read_index(path).mixing(engine)
+    if safe is None:
+        assert mixing is None
+        return
+    assert mixing.safe is safe
+    assert mixing.told.startswith(f"the index holds {indexed} descriptors and the engine makes {asking} ones, ")
+    known = statement is not None and "fp16" not in (indexed, asking)
+    assert (f"measured as {statement}" if known else "was not measured") in mixing.told
+    assert mixing.told.endswith("make the index again with this engine") is not safe
+
+
+def test_the_statement_of_a_build_is_one_that_mixing_understands(index, tmp_path):
+    pytest.importorskip("torch")
+    from cgd_export.budget import Trial, statement
+    from cgd_export.recipe import Recipe
+
+    for overlap, safe in ((0.99, True), (0.5, False)):
+        trial = Trial(
+            recipe=Recipe(),
+            keep_float=(),
+            int8_share=1.0,
+            pictures=20,
+            overlap_at_10=overlap,
+            cross_overlap={"int8 searches fp32": overlap},
+        )
+        with load(built(tmp_path / "int8.cgd", "int8", statement(trial))) as engine:
+            assert index.mixing(engine).safe is safe
+
+
+def test_an_engine_of_another_space_is_not_said_to_mix(index, tmp_path):
+    other = write_fake_engine(tmp_path / "other.cgd", replace(FAKE_SPEC, space_id="f" * 16), precision=Precision.INT8)
+    with load(other) as engine, pytest.raises(InputError, match="make the index again with this model's engine"):
+        index.mixing(engine)
+
+
+@pytest.mark.parametrize("paths_are", ["relative", "absolute"])
+def test_the_pictures_of_an_index_are_found_from_another_folder(engine, pictures, path, monkeypatch, paths_are):
+    monkeypatch.chdir(pictures.parent)
+    index = index_images(engine, ImageList(Path(pictures.name), ("kind-0/0.jpg", "kind-1/1.jpg")))
+    write_index(index, path, paths_are)
+    for folder in (path.parent, pictures / "kind-1"):
+        monkeypatch.chdir(folder)
+        found = [Path(name) for name in read_index(path).paths]
+        assert [name.resolve() for name in found] == [pictures / "kind-0/0.jpg", pictures / "kind-1/1.jpg"]
+
+
+def test_an_index_of_unknown_names_is_refused(index, tmp_path):
+    path = write_index(index, tmp_path / "index.npy")
+    sidecar(path).write_text(json.dumps({**json.loads(sidecar(path).read_text()), "paths_are": "near"}))
+    refused(path, r"is not an index of cgd-deploy embed \(paths_are is 'near'\)")
 
 
 def test_more_neighbours_than_there_are_pictures_are_refused(index, engine):
@@ -225,6 +309,7 @@ def test_an_index_of_before_there_were_forms_is_read(index, tmp_path):
     again = read_index(path)
     assert np.array_equal(again.descriptors, index.descriptors)
     assert (again.compact.dtype, again.compact.pca) == ("float32", None)
+    assert list(again.paths) == old["paths"] and again.statement is None
 
 
 def test_a_parquet_of_before_there_were_forms_is_read(index, tmp_path):

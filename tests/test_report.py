@@ -237,6 +237,47 @@ def test_search_page_without_classes_has_no_marks(tmp_path, pictures):
     assert not page.all("figure", "correct") + page.all("figure", "wrong") + page.all("figure", "changed")
 
 
+def captions(tmp_path, *names, query="q.jpg"):
+    """What the page says below the query and below each neighbour, without rank and similarity."""
+    found = [Neighbour(tmp_path / name, None, None, 0.5) for name in names]
+    page = Page(write_search_page(tmp_path / "s.html", "s", [QueryRow(tmp_path / query, None, None, {"N": found})]))
+    assert {a["title"] for a in page.all("span", "label")} == {str(tmp_path / name) for name in (*names, query)}
+    text = page.text.partition(" Query ")[2].replace("cannot be opened ", "").replace(" N ", " ")
+    return re.sub(r" \d 0\.500", ",", text).strip()
+
+
+@pytest.mark.parametrize(
+    ("names", "query", "text"),
+    [
+        (["crow/1.jpg", "crow/2.jpg"], "q.jpg", "q.jpg, 1.jpg, 2.jpg"),
+        (["crow/1.jpg", "rook/2.jpg"], "new/q.jpg", "new/ q.jpg, crow/ 1.jpg, rook/ 2.jpg"),
+        (["crow/1.jpg"], "new/1.jpg", "new/ 1.jpg, crow/ 1.jpg"),
+        (["a/crow/1.jpg", "b/crow/1.jpg"], "c/d/1.jpg", "c/d/ 1.jpg, a/crow/ 1.jpg, b/crow/ 1.jpg"),
+    ],
+)
+def test_folders_are_shown_where_names_do_not_tell_enough(tmp_path, names, query, text):
+    assert captions(tmp_path, *names, query=query) == text
+
+
+def test_one_picture_under_two_paths_needs_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = [Neighbour(Path("1.jpg"), None, None, 1.0)]
+    page = Page(write_search_page("s.html", "s", [QueryRow(tmp_path / "1.jpg", None, None, {"N": found})]))
+    assert not page.all("span", "folder")
+
+
+def test_long_names_lose_their_middle(tmp_path):
+    names = [f"IMG_2024_holiday_in_the_mountains_{number:05}.jpg" for number in range(2)]
+    assert captions(tmp_path, *names) == "q.jpg, IMG_2024…untains_00000.jpg, IMG_2024…untains_00001.jpg"
+    text = captions(tmp_path, "Long-tailed_and_long-named_Bird/1.jpg", "crow/1.jpg")
+    assert "Long-tai…d_long-named_Bird/ 1.jpg" in text
+
+
+def test_long_names_that_differ_in_the_middle_stay_whole(tmp_path):
+    names = [f"IMG_2024_{number:05}_holiday_in_the_mountains.jpg" for number in range(2)]
+    assert captions(tmp_path, *names) == f"q.jpg, {names[0]}, {names[1]}"
+
+
 def test_a_page_loads_nothing(tmp_path, rows):
     page = Page(write_bench_report(tmp_path / "r.html", bench(), rows))
     assert not page.all("script") + page.all("link") + page.all("iframe")
