@@ -31,10 +31,10 @@ SUFFIXES = (".npy", ".parquet")
 
 
 class Mixing(NamedTuple):
-    """What is known of queries of one precision that search an index of another.
+    """Whether an engine of one precision may search an index of another.
 
-    safe   whether a measurement found it safe
-    told   the measurement or that there is none, and what to do: a sentence without its full stop
+    safe   True if a measurement found it safe, False if not, or if nobody measured
+    told   the measurement, or that there is none, and what to do: a sentence without its full stop
     """
 
     safe: bool
@@ -72,22 +72,22 @@ class Index:
         return neighbours(self.compact.project(queries), self.descriptors, k)
 
     def mixing(self, engine: Engine) -> Mixing | None:
-        """What is known of searching with ``engine`` if its precision is another than the index's, else None.
+        """Whether ``engine`` may search this index although it has another precision; None if it has the same.
 
-        Only mixing with FP32 is ever measured, when the other engine is built within limits; that engine knows it, and
-        so does an index that it made. Raises InputError if ``engine`` describes another space than the index.
+        `build-engine --data` measures mixing with FP32 alone. The engine that it builds keeps the statement, and so
+        does every index of that engine. Raises InputError if ``engine`` describes another space than the index.
         """
         self._check_space(engine)
         indexed, asking = self.precision, engine.precision.value
         if indexed == asking:
             return None
         told = f"the index holds {indexed} descriptors and the engine makes {asking} ones"
-        known = {indexed: engine.manifest.statement, asking: self.statement}.get(Precision.FP32.value)
+        statement = {indexed: engine.manifest.statement, asking: self.statement}.get(Precision.FP32.value)
         again = "make the index again with this engine"
-        if known is None:
+        if statement is None:
             return Mixing(False, f"{told}, and whether they may be mixed was not measured; {again}")
-        safe = known.startswith("safe")
-        return Mixing(safe, f"{told}, measured as {known}" + ("" if safe else f"; {again}"))
+        safe = statement.startswith("safe")
+        return Mixing(safe, f"{told}, measured as {statement}" + ("" if safe else f"; {again}"))
 
     def _check_space(self, engine: Engine) -> None:
         if engine.spec.space_id != self.space_id:

@@ -1,6 +1,6 @@
 """Parquet tables of paths and descriptors, with facts as JSON in their footers; knows no engine and no list.
 
-The fact ``paths_are`` says how the table stores paths, see ``paths``.
+Paths go in and out as they can be opened from the current folder; the fact ``paths_are`` says how they are stored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def save_table(path: Path, stored: Stored, paths: Sequence[str], facts: dict[str
 
 
 def load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    """Descriptors [N, W], paths that can be opened here, and facts.
+    """Descriptors [N, W], paths and facts.
 
     Raises OSError, KeyError or ValueError for a damaged or foreign file.
     """

@@ -1,8 +1,8 @@
-"""How an index names its pictures, so that they are found from other folders. Opens no file.
+"""How an index names its pictures, so that they are found from any folder. Opens no file.
 
-Relative names start from the index's own folder, as those of a LIST.tsv start from the list's. They are the default:
-they hold where index and pictures are moved or mounted together, and tell nothing of the machine. Absolute names hold
-where the index moves alone.
+Relative names start from the index's own folder, as in a LIST.tsv. They are the default: they stay right when index and
+pictures move or are mounted elsewhere together, and they tell nothing of the machine. Absolute names stay right when
+the index moves alone.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def check_paths_are(paths_are: str) -> None:
 
 
 def index_names(paths: Iterable[str], folder: Path, paths_are: str) -> list[str]:
-    """What an index in ``folder`` stores for paths that can be opened here."""
+    """The names that an index in ``folder`` stores for paths that can be opened from the current folder."""
     check_paths_are(paths_are)
     return [os.path.abspath(path) if paths_are == ABSOLUTE else os.path.relpath(path, folder) for path in paths]
 
 
 def paths_from_here(names: list[str], folder: Path, paths_are: str | None) -> list[str]:
-    """The inverse: paths that can be opened here, absolute where they leave the current folder.
+    """The inverse of ``index_names``: relative paths inside the current folder, absolute paths outside.
 
-    An index without the fact ``paths_are`` is of release 0.1.0, which stored paths as the user gave them. Raises
-    ValueError for a fact of a later release.
+    Release 0.1.0 stored paths as the user gave them and no fact ``paths_are``; they come back unchanged. Raises
+    ValueError for a value that this release does not know.
     """
     if paths_are is None:
         return names

@@ -37,8 +37,8 @@ SHARD = 1024
 """Pictures a shard: what a killed worker has to do again, and a multiple of the usual batches."""
 TRIES = 3
 """Workers that may die over one shard; Ray itself would go on for ever with a file that kills its decoder."""
-LOOKS = 32
-"""Shards whose picture files are looked at together: a network's file system answers many as fast as one."""
+STAT_THREADS = 32
+"""Threads that ask for sizes and times of picture files: a network file system answers many of them at once."""
 QUEUE = 2
 """Ranges that a worker has been given: one that it computes and the next, so that the last ones are shared."""
 
@@ -71,9 +71,9 @@ class Written:
     """What a run found and did.
 
     pictures, left_out      in all its shards: how many, and why each of the others is not there
-    shards, resumed         how many there are, and how many of them were there before and stayed
-    redone                  shards that were there before and were written again: picture files had changed, or the
-                            shard does not say which state of them it was made from, or it stores paths otherwise
+    shards, resumed         how many there are, and how many of them a run before had written and this one kept
+    redone                  shards that a run before had written and this one wrote again: picture files had changed,
+                            the shard is of release 0.1.0, which did not notice that, or paths were asked in another way
     killed                  workers that died over a shard, which another one then wrote
     """
 
@@ -103,7 +103,7 @@ def embed_on_ray(
     streams: int | None = None,
     address: str | None = None,
 ) -> Written:
-    """Embed a list into the folder ``out``, see ``shards``: the shards that are missing or no longer right.
+    """Embed a list into the folder ``out``, see ``shards``; only shards that are missing or out of date are computed.
 
     on_error     told of each picture that is left out, also by runs before; without it the first raises InputError
     on_pictures  told of how many have been embedded since, those that were there first
@@ -132,7 +132,7 @@ def embed_on_ray(
             on_pictures(len(part) - len(left_out))
 
     before = shards.done()
-    kept = _still_right(before, images, paths_are)
+    kept = _up_to_date(before, images, paths_are)
     for part in kept:
         count(part, before[part].left_out)
     missing = [part for part in shards.run.ranges if part not in kept]
@@ -192,7 +192,7 @@ class Worker:
         run, job = self._shards.run, self._job
         boxes = tuple(tuple(box) for box in task["boxes"]) if task["boxes"] else None
         images = replace(job.images, names=tuple(task["names"]), boxes=boxes)
-        files_sha256 = images.files_sha256  # before any is read: a picture that changes meanwhile is found next time
+        files_sha256 = images.files_sha256  # before reading, so that the next run notices a change in between
         left_out: dict[int, str] = {}
 
         def leave_out(index: int, error: InputError) -> None:
@@ -247,9 +247,9 @@ def _run(images: ImageList, file: EngineFile, descriptor_dtype: str, shard: int,
     )
 
 
-def _still_right(there: Mapping[range, Shard], images: ImageList, paths_are: str) -> list[range]:
-    """The shards made from the picture files as they are now, and with paths stored as asked."""
-    with ThreadPoolExecutor(LOOKS) as pool:
+def _up_to_date(there: Mapping[range, Shard], images: ImageList, paths_are: str) -> list[range]:
+    """The shards whose picture files have not changed since, and whose paths are stored as asked."""
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
         now = pool.map(lambda part: images.subset(part).files_sha256, there)
         return [
             part

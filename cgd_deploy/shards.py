@@ -206,7 +206,7 @@ class Shards:
 
 
 def load_shards(folder: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    """All descriptors [N, W] of a folder in the list's order, with paths that can be opened here, and their facts.
+    """All descriptors [N, W] of a folder in the list's order, with their paths and facts.
 
     Raises InputError if a shard is missing or damaged, or if it is no folder of shards.
     """

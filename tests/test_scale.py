@@ -23,7 +23,7 @@ from cgd_deploy.errors import InputError
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.index import Index, read_index
 from cgd_deploy.limits import Limits, set_limits
-from cgd_deploy.scale import TRIES, Worker, _job, _places, _run, _still_right
+from cgd_deploy.scale import TRIES, Worker, _job, _places, _run, _up_to_date
 from cgd_deploy.shards import Shards
 
 pytest.importorskip("pyarrow")
@@ -284,7 +284,7 @@ def test_a_shard_that_another_worker_died_over_is_done(worker):
 def test_a_shard_is_right_for_the_files_it_was_made_of(worker, boxed, change):
     worker()
     there = worker.shards.done()
-    assert _still_right(there, boxed, "relative") == [range(0, 8)]
+    assert _up_to_date(there, boxed, "relative") == [range(0, 8)]
     before = Path("3.jpg").stat()
     if change == "content":
         os.utime("3.jpg", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
@@ -296,7 +296,7 @@ def test_a_shard_is_right_for_the_files_it_was_made_of(worker, boxed, change):
     elif change == "footer":  # of release 0.1.0
         there = {part: replace(shard, files_sha256=None) for part, shard in there.items()}
     asked = "absolute" if change == "paths" else "relative"
-    assert _still_right(there, boxed, asked) == []
+    assert _up_to_date(there, boxed, asked) == []
 
 
 @pytest.mark.parametrize("paths_are", ["relative", "absolute"])
