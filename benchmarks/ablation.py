@@ -31,11 +31,12 @@ from cgd_deploy.engine import load
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import sha256_file, write_text
 from cgd_deploy.golden import golden_images
-from cgd_deploy.hardware import available_threads, cpu_name, package_version
+from cgd_deploy.hardware import available_threads, cpu_clock, cpu_name, package_version
 from cgd_deploy.images import ImageList
 from cgd_deploy.retrieval import Descriptors
 from cgd_deploy.spec import Precision
-from cgd_deploy.timing import interleaved, percentiles_ms
+from cgd_deploy.terminal import warn
+from cgd_deploy.timing import interleaved, load_between, load_warning, percentiles_ms
 from cgd_export.engine_from_onnx import engine_from_onnx
 from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cgd_train.checkpoint import load_checkpoint
@@ -68,7 +69,9 @@ def main() -> None:
         "environment": _environment(options, dataset.testing.images),
         "models": [{"descriptors": name, **_cost(options, name), "seeds": seeds} for name, seeds in models.items()],
     }
-    _add_latency(result["models"], options)
+    result["environment"]["load"] = _add_latency(result["models"], options)
+    if warning := load_warning(result["environment"]["load"]):
+        warn(warning)
     write_text(options.json, json.dumps(result, indent=1) + "\n")
     chart(result, options.json.with_suffix(".svg"))
     Console().print(f"{options.json}, {options.json.with_suffix('.svg')}", highlight=False)
@@ -182,8 +185,11 @@ def _cost(options: argparse.Namespace, name: str) -> dict[str, int]:
     return {"dim": options.dim * len(runs), "parameters": sum(p.numel() for p in deployed)}
 
 
-def _add_latency(models: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Milliseconds of one call, by batch size; the ensemble asks its three engines one after another."""
+def _add_latency(models: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of one call, by batch size; the ensemble asks its three engines one after another.
+
+    Returns the machine's load meanwhile.
+    """
     with ExitStack() as stack:
         engines = {}
         for name in (*SINGLES, *options.combined):
@@ -193,6 +199,7 @@ def _add_latency(models: list[dict[str, Any]], options: argparse.Namespace) -> N
             engines[name] = stack.enter_context(load(run / "model.cgd"))
         calls: dict[str, Callable[..., object]] = {name: engine.embed for name, engine in engines.items()}
         calls[ENSEMBLE] = lambda pixels: ensemble([engines[name].embed(pixels) for name in SINGLES])
+        started = cpu_clock()
         for batch in BATCHES:
             pixels = golden_images(engines["S"].spec, batch)
             taken = interleaved(
@@ -201,6 +208,7 @@ def _add_latency(models: list[dict[str, Any]], options: argparse.Namespace) -> N
             for model in models:
                 latency = percentiles_ms(taken[model["descriptors"]])
                 model.setdefault("latency_ms", {})[str(batch)] = latency
+        return load_between(started, cpu_clock(), available_threads())
 
 
 def _environment(options: argparse.Namespace, testing: ImageList) -> dict[str, Any]:

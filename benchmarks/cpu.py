@@ -35,13 +35,13 @@ from cgd_deploy.errors import EngineError, InputError, MissingDependency
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import replacing, sha256_file
 from cgd_deploy.golden import golden_images
-from cgd_deploy.hardware import available_threads, package_version
+from cgd_deploy.hardware import available_threads, cpu_clock, package_version
 from cgd_deploy.preprocess import batches
 from cgd_deploy.quality import K, retrieval_quality
 from cgd_deploy.retrieval import Descriptors, Retrieved
 from cgd_deploy.spec import ModelSpec
-from cgd_deploy.terminal import errors
-from cgd_deploy.timing import interleaved, percentiles_ms
+from cgd_deploy.terminal import errors, warn
+from cgd_deploy.timing import interleaved, load_between, load_warning, percentiles_ms
 from cgd_export.engine_from_onnx import calibration_list
 from cgd_export.metadata import FEATURES, load_onnx
 from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
@@ -324,9 +324,13 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         contestants = [reference, *others, *ours]
         found = retrieve(contestants, evaluation, source.spec, on_progress)
         multiplied = matmuls()
+        started = cpu_clock()
         samples = time(contestants, multiplied, source.spec, options, on_progress)
+        machine_load = load_between(started, cpu_clock(), options.threads)
+    if warning := load_warning(machine_load):
+        warn(warning)
     peak = peaks(multiplied, samples)
-    around = environment(evaluation.images, options.threads, samples)
+    around = environment(evaluation.images, options.threads, samples, machine_load)
     if version := package_version("nncf"):
         around["packages"]["nncf"] = version
     return {

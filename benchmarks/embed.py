@@ -19,12 +19,12 @@ from cgd_deploy.engine import open_engine
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import CgdError
 from cgd_deploy.files import write_text
-from cgd_deploy.hardware import available_threads
+from cgd_deploy.hardware import available_threads, cpu_clock
 from cgd_deploy.images import read_images
 from cgd_deploy.index import index_images
 from cgd_deploy.preprocess import batches
-from cgd_deploy.terminal import phases
-from cgd_deploy.timing import interleaved
+from cgd_deploy.terminal import phases, warn
+from cgd_deploy.timing import interleaved, load_between, load_warning
 from cgd_deploy.tuning import Setting, setting_here
 
 
@@ -46,14 +46,18 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         def from_files() -> None:
             index_images(engine, images, batch, fast_decode=options.fast_decode)
 
+        started = cpu_clock()
         taken = interleaved(
             {"memory": from_memory, "files": from_files}, options.seconds, lambda done: on_progress("timing", done)
         )
+        load = load_between(started, cpu_clock(), threads)
+    if warning := load_warning(load):
+        warn(warning)
     memory, files = (len(images) / float(np.median(taken[name])) for name in ("memory", "files"))
     sizes = [path.stat().st_size for path in images.paths]
     return {
         "schema": 1,
-        "environment": environment(images, threads, {batch: taken}),
+        "environment": environment(images, threads, {batch: taken}, load),
         "engine": {"backend": manifest.backend, "precision": manifest.precision.value},
         "setting": {"threads": threads, "streams": streams, "batch": batch, "fast_decode": options.fast_decode},
         "bytes_per_picture": round(float(np.mean(sizes))),

@@ -33,7 +33,7 @@ from cgd_deploy.files import replacing
 from cgd_deploy.golden import golden_images
 from cgd_deploy.hardware import available_threads, cpu_name, instruction_sets, package_version
 from cgd_deploy.retrieval import Descriptors
-from cgd_deploy.timing import percentiles_ms
+from cgd_deploy.timing import percentile, percentiles_ms
 from running import run
 
 Send: TypeAlias = Callable[[NDArray[np.uint8]], "Future[Any]"]
@@ -74,6 +74,7 @@ class Answers:
 
     def facts(self) -> dict[str, Any]:
         """``served_per_second`` and ``of_peak`` count the answers that came while requests did."""
+        p99 = percentile(self.full_batches, 99)
         return {
             "sent": self.sent,
             "served": len(self.latencies),
@@ -84,7 +85,7 @@ class Answers:
             "served_per_second": round(self.in_time / self.seconds, 2),
             "of_peak": round(self.in_time / self.at_peak, 4),
             "latency_ms": percentiles_ms(self.latencies) if self.latencies else None,
-            "p99_full_batches": round(float(np.percentile(self.full_batches, 99)), 3) if self.latencies else None,
+            "p99_full_batches": None if p99 is None else round(p99, 3),
         }
 
 

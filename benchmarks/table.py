@@ -84,9 +84,7 @@ def load_table(result: dict[str, Any]) -> str:
     ]
     for name in dict.fromkeys(one["server"] for one in steps):
         of = {one["load"]: one for one in steps if one["server"] == name}
-        cells = [
-            f"{of[load]['latency_ms']['p99']:.0f} ({of[load]['p99_full_batches']:.1f})" for load in loads if load < 1
-        ]
+        cells = [_tail(of[load]) for load in loads if load < 1]
         cells.append(f"{of[over]['of_peak']:.0%}")
         cells.append(f"{of[over]['shed'] / of[over]['sent']:.0%}")
         cells.append(f"{result['closed_loop']['servers'][name]['of_peak']:.0%}")
@@ -117,6 +115,12 @@ def main() -> None:
         sys.exit(any(text != path.read_text() for path, text in made.items()))
     for path, text in made.items():
         path.write_text(text)
+
+
+def _tail(step: dict[str, Any]) -> str:
+    """The 99th percentile in milliseconds and in full batches; empty where too few requests were answered for it."""
+    p99 = step["latency_ms"] and step["latency_ms"]["p99"]
+    return "" if p99 is None else f"{p99:.0f} ({step['p99_full_batches']:.1f})"
 
 
 def _mean(model: dict[str, Any], value: Callable[[dict[str, Any]], float]) -> float:

@@ -14,8 +14,8 @@ from .engine import open_engine
 from .enginefile import Manifest, read_engine, write_engine
 from .errors import InputError
 from .golden import golden_images
-from .hardware import available_threads
-from .timing import interleaved
+from .hardware import available_threads, cpu_clock
+from .timing import interleaved, load_between
 from .tuning import Setting, candidates, choice
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -59,12 +59,14 @@ def autotune(
             engine = loaded[setting.threads, setting.streams]
             return lambda: engine.embed(pixels[: setting.batch])
 
+        started = cpu_clock()
         taken = interleaved(
             {str(setting): call(setting) for setting in settings},
             SECONDS if seconds is None else seconds,
             lambda done: on_progress("Tuning", done),
         )
+        load = load_between(started, cpu_clock(), available_threads())
     tuning = choice({setting: setting.batch / float(np.median(taken[str(setting)])) for setting in settings})
-    tuned = replace(manifest, tuning=tuning)
+    tuned = replace(manifest, tuning={**tuning, "load": load})
     write_engine(path, tuned, file.payload, *file.golden)
     return tuned

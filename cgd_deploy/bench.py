@@ -27,14 +27,15 @@ from .evaluation import Evaluation
 from .examples import example_queries
 from .files import sha256_file
 from .golden import golden_images
-from .hardware import available_threads, cpu_name, instruction_sets, package_version
+from .hardware import available_threads, cpu_clock, cpu_name, instruction_sets, package_version
 from .images import ImageList
 from .preprocess import batches
+from .provenance import stale
 from .quality import K, compact_forms, compact_quality, retrieval_quality
 from .report import QueryRow
 from .retrieval import Descriptors, Retrieved
 from .spec import ModelSpec, Precision
-from .timing import interleaved, percentiles_ms
+from .timing import interleaved, load_between, percentiles_ms
 
 SCHEMA = 1
 QUALITY_BATCH = 8
@@ -53,7 +54,11 @@ OnProgress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something that embeds: an engine, or the reference."""
+    """Something that embeds: an engine, or the reference.
+
+    checkpoint   sha256 of the checkpoint it was made from, None if that is unknown
+    stale        why an engine is not of the model beside it, see ``provenance.stale``
+    """
 
     title: str
     backend: str
@@ -61,6 +66,8 @@ class Contestant:
     spec: ModelSpec
     run: Callable[[NDArray[np.uint8]], Descriptors]
     path: Path
+    checkpoint: str | None = None
+    stale: str | None = None
 
 
 def bench(
@@ -110,7 +117,9 @@ def bench(
         for dtype, pca in forms:
             check_form(dtype, pca, base.spec.dim, len(evaluation.gallery))
         found = _retrieve([base, *engines], evaluation, on_progress)
+        started = cpu_clock()
         samples = {size: _time([base, *engines], size, seconds, on_progress) for size in batch_sizes}
+        machine_load = load_between(started, cpu_clock(), threads)
     expected = found[base.title]
     runs = []
     for engine in engines:
@@ -118,7 +127,6 @@ def bench(
         on_form = partial(on_progress, f"compact forms of {engine.title}")
         compact = compact_quality(found[engine.title], expected, evaluation, forms, on_form)
         for size in batch_sizes:
-            speed = _speed(samples[size], engine, base, size)
             runs.append(
                 {
                     "path": str(engine.path),
@@ -127,19 +135,24 @@ def bench(
                     "batch": size,
                     "threads": threads,
                     "streams": streams,
-                    **speed,
+                    **_speed(samples[size], engine, base, size),
                     "bytes": engine.path.stat().st_size,
                     **quality,
                     "compact": compact,
+                    "stale": engine.stale or _of_another_checkpoint(engine, base),
                 }
             )
     result = {
         "schema": SCHEMA,
-        "environment": environment(evaluation.images, threads, samples),
+        "environment": environment(evaluation.images, threads, samples, machine_load),
         "reference": {
             "backend": base.backend,
             "precision": base.precision,
             "recall": evaluation.recall(expected.indices),
+            "runs": [
+                {"batch": size, "threads": threads, **_speed(taken, base, base, size)}
+                for size, taken in samples.items()
+            ],
         },
         "engines": runs,
         "gate": gate(runs, limits),
@@ -163,13 +176,19 @@ def gate(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float] | None =
     return {"passed": not failures, "limits": allowed, "failures": failures}
 
 
-def environment(images: ImageList, threads: int, samples: Mapping[int, Mapping[str, list[float]]]) -> dict[str, Any]:
-    """Everything around the numbers that could have changed them."""
+def environment(
+    images: ImageList, threads: int, samples: Mapping[int, Mapping[str, list[float]]], load: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything around the numbers that could have changed them.
+
+    load   of the machine while ``samples`` were taken, see ``load_between``
+    """
     versions = {name: version for name in PACKAGES if (version := package_version(name))}
     return {
         "cpu": cpu_name(),
         "instruction_sets": instruction_sets(),
         "threads": threads,
+        "load": dict(load),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": versions,
@@ -184,7 +203,10 @@ def _engine(engine: Engine, path: Path, name: str) -> Contestant:
     manifest = engine.manifest
     precision = manifest.precision.value
     title = f"{name}: {manifest.backend} {precision}"
-    return Contestant(title, manifest.backend, precision, engine.spec, engine.embed, path)
+    checkpoint = manifest.source.get("checkpoint_sha256")
+    return Contestant(
+        title, manifest.backend, precision, engine.spec, engine.embed, path, checkpoint, stale(path, manifest)
+    )
 
 
 def _reference(stack: ExitStack, path: str | Path, threads: int) -> tuple[Contestant, Evaluation | None]:
@@ -193,7 +215,8 @@ def _reference(stack: ExitStack, path: str | Path, threads: int) -> tuple[Contes
     if path.suffix == ".cgd":
         return _engine(stack.enter_context(load(path, threads=threads)), path, "reference"), None
     torch = stack.enter_context(TorchBackend(path, threads=threads))
-    return Contestant("reference: torch fp32", "torch", "fp32", torch.spec, torch.run, path), torch.evaluation
+    title = "reference: torch fp32"
+    return Contestant(title, "torch", "fp32", torch.spec, torch.run, path, sha256_file(path)), torch.evaluation
 
 
 def _recorded_checkpoint(manifest: Manifest) -> Path:
@@ -218,6 +241,11 @@ def _evaluation(data: str | Path | None, recorded: Evaluation | None) -> Evaluat
         )
     evaluation.images.check_present("test", "--data")
     return evaluation
+
+
+def _of_another_checkpoint(engine: Contestant, base: Contestant) -> str | None:
+    known = engine.checkpoint and base.checkpoint
+    return "made from another checkpoint than the reference" if known and engine.checkpoint != base.checkpoint else None
 
 
 def _retrieve(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 import platform
+import time
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 CGROUP2 = Path("/sys/fs/cgroup/cpu.max")
 CGROUP1 = Path("/sys/fs/cgroup/cpu")
+PROC_STAT = Path("/proc/stat")
 FAST_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"}
 SLOW_INT8 = (
     "this CPU has no VNNI, AMX or i8mm: INT8 may be no faster than FP32 here, and sums of its products saturate unless "
@@ -49,6 +52,42 @@ def _cgroup_quota() -> float | None:
         except OSError:
             return None
     return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuClock:
+    """Seconds on several clocks at one moment; only the differences between two moments mean something.
+
+    wall     real time
+    ours     this process on any core
+    all      every process, on the cores that this process may use
+    stolen   what the hypervisor gave to other machines of those cores
+    cores    how many cores these are
+    """
+
+    wall: float
+    ours: float
+    all: float
+    stolen: float
+    cores: int
+
+
+def cpu_clock() -> CpuClock | None:
+    """The clocks now; None where the system does not keep them, as outside Linux and in some sandboxes."""
+    try:
+        cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        rows = [line.split() for line in PROC_STAT.read_text().splitlines()]
+        ticks = [[int(count) for count in row[1:9]] for row in rows if row and row[0] in cores]
+        user, nice, system, idle, waiting, irq, softirq, steal = map(sum, zip(*ticks, strict=True))
+    except (AttributeError, OSError, ValueError):
+        return None
+    used = user + nice + system + irq + softirq
+    if not used + idle + waiting:
+        return None
+    second = os.sysconf("SC_CLK_TCK")
+    return CpuClock(
+        wall=time.monotonic(), ours=time.process_time(), all=used / second, stolen=steal / second, cores=len(ticks)
+    )
 
 
 def cpu_name() -> str:

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,6 +20,7 @@ from .errors import InputError
 from .files import write_text
 from .images import Box
 from .preprocess import decode
+from .timing import load_warning
 
 THUMBNAIL = 112
 CAPTION = 26
@@ -68,14 +68,16 @@ class QueryRow:
 def write_bench_report(path: str | Path, result: dict[str, Any], rows: Sequence[QueryRow] = ()) -> Path:
     """Write what ``bench --json`` measured as one HTML page, with the retrieval grid of ``rows``; return its path."""
     engines = _by_engine(result["engines"])
+    timed = [*result["reference"]["runs"], *result["engines"]]
     return _write(
         path,
         "bench.html",
         rows,
         result=result,
         headline=headline(result),
-        reference_runs=_reference_runs(result["engines"]),
+        warnings=warnings(result),
         engines=engines,
+        slowest=max((ms for run in timed for ms in run["latency_ms"].values() if ms is not None), default=None),
         quality=[(runs[0], distinct) for runs in engines for distinct in _distinct_quality(runs)],
         compact=[runs[0] for runs in engines if runs[0]["compact"]],
         ks=_sorted_ks(result["reference"]["recall"], *(run["recall"] for run in result["engines"])),
@@ -96,6 +98,8 @@ def headline(result: dict[str, Any]) -> str:
     speed += " images/s"
     if run["speedup_vs_torch"] is not None:
         speed += f", {run['speedup_vs_torch']:.2f} times the speed of {_name(result['reference'])}"
+    if result["environment"]["load"]["busy"]:
+        speed += ", measured on a busy machine"
     shared = _sorted_ks(run["recall_drop_pp"])
     if shared:
         k = shared[0]
@@ -104,6 +108,14 @@ def headline(result: dict[str, Any]) -> str:
     else:
         lost = f"{_percent(run['overlap_at_10'])} of its ten nearest neighbours are the reference's"
     return f"{speed}; {lost}."
+
+
+def warnings(result: dict[str, Any]) -> list[str]:
+    """Sentences on why numbers of a bench may mislead: the machine's load, and engines that are not of the model."""
+    found = [load_warning(result["environment"]["load"])]
+    engines = {run["path"]: run["stale"] for run in result["engines"]}
+    found += [f"{Path(path).name} was {reason}." for path, reason in engines.items() if reason]
+    return [warning for warning in found if warning]
 
 
 def form_name(form: dict[str, Any]) -> str:
@@ -182,18 +194,6 @@ def _by_engine(runs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     for run in runs:
         engines[run["path"], run["backend"], run["precision"]].append(run)
     return list(engines.values())
-
-
-def _reference_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The reference's own throughput; it was timed beside every engine, so the median stands for each setting."""
-    rates = defaultdict(list)
-    for run in runs:
-        if run["speedup_vs_torch"]:
-            rates[run["batch"], run["threads"]].append(run["images_per_second"] / run["speedup_vs_torch"])
-    return [
-        {"batch": batch, "threads": threads, "images_per_second": median(rate), "speedup_vs_torch": 1.0}
-        for (batch, threads), rate in rates.items()
-    ]
 
 
 def _distinct_quality(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .enginefile import Manifest
-from .report import form_name, headline
+from .report import form_name, headline, warnings
+from .timing import load_warning
 from .tuning import Setting
 
 NUMBER_WIDTH = 6
@@ -28,6 +29,11 @@ TRIED = "recipe, in float"
 
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 output = Console(highlight=False, markup=False, emoji=False)
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    errors.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
 
 @contextmanager
@@ -113,6 +119,8 @@ def build_summary(path: Path, manifest: Manifest) -> str:
         for purpose in ("latency", "throughput"):
             setting = Setting(**tuning[purpose])
             lines.append(f"  best {purpose} here: {setting}, {speeds[setting]['images_per_second']:.1f} images/s")
+        if warning := load_warning(tuning["load"]):
+            lines.append(f"  warning: {warning}")
     return "\n".join(lines)
 
 
@@ -149,19 +157,13 @@ def bench_tables(result: dict[str, Any]) -> None:
     """Print a bench result: speed by engine and batch, retrieval by engine and by form, the headline and the gate."""
     reference = result["reference"]
     speed = _table("engine", "backend", "batch", "p50 ms", "p99 ms", "images/s", "x torch")
+    name = f"{reference['backend']} {reference['precision']}"
+    for run in reference["runs"]:
+        speed.add_row("reference", name, *_speed_cells(run))
     for run in result["engines"]:
-        ms, speedup = run["latency_ms"], run["speedup_vs_torch"]
-        speed.add_row(
-            Path(run["path"]).name,
-            f"{run['backend']} {run['precision']}",
-            str(run["batch"]),
-            f"{ms['p50']:.2f}",
-            f"{ms['p99']:.2f}",
-            f"{run['images_per_second']:.1f}",
-            "" if speedup is None else f"{speedup:.2f}",
-        )
+        speed.add_row(Path(run["path"]).name, f"{run['backend']} {run['precision']}", *_speed_cells(run))
     retrieval = _table("engine", "recall@1", "change pp", "95 %", "cross pp", "overlap@10", "min cosine")
-    retrieval.add_row(f"{reference['backend']} {reference['precision']}", _percent(reference["recall"].get("1")))
+    retrieval.add_row(name, _percent(reference["recall"].get("1")))
     engines = {run["path"]: run for run in result["engines"]}.values()
     for run in engines:
         retrieval.add_row(
@@ -178,11 +180,21 @@ def bench_tables(result: dict[str, Any]) -> None:
         if part.row_count:
             output.print(part)
             output.print()
+    for warning in warnings(result):
+        output.print(Text("warning: ", style="yellow").append(warning, style="default"), soft_wrap=True)
     output.print(headline(result), soft_wrap=True)
     for failure in result["gate"]["failures"]:
         output.print(Text("gate failed: ", style="red").append(failure, style="default"), soft_wrap=True)
     if result["gate"]["passed"]:
         output.print("gate passed", style="green")
+
+
+def _speed_cells(run: Mapping[str, Any]) -> Iterator[str]:
+    """Batch, p50, p99, images a second and times torch; empty where a number is unknown."""
+    ms = run["latency_ms"]
+    yield str(run["batch"])
+    for value, digits in ((ms["p50"], 2), (ms["p99"], 2), (run["images_per_second"], 1), (run["speedup_vs_torch"], 2)):
+        yield "" if value is None else f"{value:.{digits}f}"
 
 
 def _compact_table(runs: Iterable[Mapping[str, Any]]) -> Table:

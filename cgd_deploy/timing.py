@@ -1,14 +1,27 @@
-"""Fair timing on a noisy machine: contestants take turns, and every turn starts with a call that does not count."""
+"""Fair timing on a noisy machine: contestants take turns, and every turn starts with a call that does not count.
+
+Turns spread a load over all contestants, but each loses differently by it, so ``load_between`` tells of the load.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from .hardware import CpuClock
+
 CALLS_A_TURN = 3
 MIN_ROUNDS = 4
+MIN_CALLS = {50: 1, 95: 20, 99: 100}
+"""Timed calls below which a percentile is not told: fewer have none of their calls beyond it."""
+
+BUSY = 0.1
+"""Cores. A call waits for its slowest thread, so others on one core for a tenth of the time may slow it by a tenth."""
+SHORTEST_WATCH = 1.0
+"""Seconds. The kernel counts in hundredths of a second on each core."""
 
 
 def interleaved(
@@ -38,6 +51,47 @@ def interleaved(
     return taken
 
 
-def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, 95th and 99th percentile in milliseconds, linear between samples."""
-    return {f"p{p}": round(float(np.percentile(seconds, p)) * 1e3, 4) for p in (50, 95, 99)}
+def percentile(values: Sequence[float], percent: int) -> float | None:
+    """Linear between samples; None for fewer than ``MIN_CALLS``."""
+    return float(np.percentile(values, percent)) if len(values) >= MIN_CALLS[percent] else None
+
+
+def percentiles_ms(seconds: Sequence[float]) -> dict[str, float | None]:
+    """Median, 95th and 99th ``percentile`` in milliseconds."""
+    found = {f"p{percent}": percentile(seconds, percent) for percent in MIN_CALLS}
+    return {name: None if value is None else round(value * 1e3, 4) for name, value in found.items()}
+
+
+def load_between(before: CpuClock | None, after: CpuClock | None, threads: int) -> dict[str, Any]:
+    """Whether others took cores that ``threads`` of this process wanted; what is unknown is None.
+
+    cores    that this process may use
+    others   how many of them other processes used, on average
+    steal    how many of them the hypervisor gave to other machines, on average
+    busy     whether more than ``BUSY`` cores were missing: those stolen, and those that others used beyond the spare
+    """
+    if before is None or after is None or after.wall - before.wall < SHORTEST_WATCH:
+        return dict.fromkeys(("busy", "cores", "others", "steal"))
+    wall = after.wall - before.wall
+    others = max(0.0, (after.all - before.all - (after.ours - before.ours)) / wall)
+    steal = (after.stolen - before.stolen) / wall
+    spare = max(0, after.cores - threads)
+    return {
+        "busy": max(0.0, others - spare) + steal > BUSY,
+        "cores": after.cores,
+        "others": round(others, 2),
+        "steal": round(steal, 2),
+    }
+
+
+def load_warning(load: Mapping[str, Any]) -> str | None:
+    """A sentence on a load under which speeds should not be believed, or on one that is unknown."""
+    if load["busy"] is None:
+        return "whether this machine was busy is unknown (/proc/stat and a second of timing tell); be sure it is quiet."
+    if not load["busy"]:
+        return None
+    steal = f" and the hypervisor {load['steal']:.2f}" if load["steal"] else ""
+    return (
+        f"this machine was busy: other processes took {load['others']:.2f}{steal} of {load['cores']} cores while speed "
+        "was measured; do not trust speeds or their ratios, and measure again on a quiet machine."
+    )

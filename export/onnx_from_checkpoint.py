@@ -26,7 +26,9 @@ MIN_COSINE = 0.9999
 
 
 def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem: bool = False) -> Parity:
-    """Write ``output`` and beside it the checkpoint's calibration list, if it has one (see ``calibration_beside``).
+    """Write ``output`` and beside it the checkpoint's calibration list (see ``calibration_beside``).
+
+    Without a calibration list in the checkpoint, delete the list of an earlier export: it is of another checkpoint.
 
     The ONNX input is ``images`` uint8 [N, H, W, 3] and the output ``descriptors`` float32 [N, D], N dynamic. The file
     is written only if ONNX Runtime gives torch's descriptors for golden pictures (cosine >= 0.9999), singly and in a

@@ -15,9 +15,11 @@ from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.bench import bench, gate
 from cgd_deploy.compact import fit
 from cgd_deploy.engine import load
+from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError
 from cgd_deploy.evaluation import Evaluation
-from cgd_deploy.files import sha256_file
+from cgd_deploy.files import sha256_bytes, sha256_file
+from cgd_deploy.hardware import CpuClock
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.quality import compact_forms
@@ -70,12 +72,20 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
     recall = dict.fromkeys(("1", "2", "4", "8"))
     assert result["schema"] == 1
     assert set(result) == {"schema", "environment", "reference", "engines", "gate"}
-    assert keys(result["reference"]) == {"backend": None, "precision": None, "recall": recall}
+    latency = {"latency_ms": dict.fromkeys(("p50", "p95", "p99"))}
+    speed = {**latency, **dict.fromkeys(("images_per_second", "speedup_vs_torch"))}
+    assert keys(result["reference"]) == {
+        "backend": None,
+        "precision": None,
+        "recall": recall,
+        "runs": [{"batch": None, "threads": None, **speed}],
+    }
+    assert keys(result["environment"]["load"]) == dict.fromkeys(("busy", "cores", "others", "steal"))
     assert keys(result["engines"]) == [
         {
             **dict.fromkeys(("path", "backend", "precision", "batch", "threads", "streams")),
-            "latency_ms": dict.fromkeys(("p50", "p95", "p99")),
-            **dict.fromkeys(("images_per_second", "speedup_vs_torch", "bytes")),
+            **speed,
+            "bytes": None,
             "recall": recall,
             "recall_drop_pp": recall,
             "recall_drop_interval_pp": {k: [None] for k in recall},
@@ -84,6 +94,7 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
             "cosine": {"min": None, "mean": None},
             "rank_flips": None,
             "compact": [],
+            "stale": None,
         }
     ]
     assert set(result["gate"]) == {"passed", "limits", "failures"}
@@ -254,10 +265,29 @@ def test_speed_from_given_seconds(exact, monkeypatch):
         return {title: [0.4, 0.4, 0.1] if title.startswith("reference") else [0.02, 0.04, 0.5] for title in calls}
 
     monkeypatch.setattr(module, "interleaved", taken)
-    one, eight = bench([exact], seconds=0, batch_sizes=(1, 8))[0]["engines"]
-    assert one["latency_ms"]["p50"] == 40.0
+    result, _ = bench([exact], seconds=0, batch_sizes=(1, 8))
+    one, eight = result["engines"]
+    assert one["latency_ms"] == {"p50": 40.0, "p95": None, "p99": None}
+    assert [(run["batch"], run["latency_ms"]["p50"]) for run in result["reference"]["runs"]] == [(1, 400), (8, 400)]
+    assert [run["images_per_second"] for run in result["reference"]["runs"]] == [2.5, 20.0]
+    assert [run["speedup_vs_torch"] for run in result["reference"]["runs"]] == [1.0, 1.0]
     assert (one["images_per_second"], eight["images_per_second"]) == (25.0, 200.0)
     assert one["speedup_vs_torch"] == eight["speedup_vs_torch"] == 10.0
+
+
+@pytest.mark.parametrize(("others", "busy"), [(1.5, True), (0.0, False)])
+def test_the_load_of_the_machine_is_that_of_the_timing(exact, monkeypatch, others, busy):
+    """Four seconds on two cores; the process itself used what is left of them."""
+    clocks = iter(
+        [
+            CpuClock(wall=10.0, ours=3.0, all=20.0, stolen=0.0, cores=2),
+            CpuClock(wall=14.0, ours=3.0 + 4 * (2 - others), all=28.0, stolen=0.0, cores=2),
+        ]
+    )
+    monkeypatch.setattr(module, "cpu_clock", lambda: next(clocks))
+    result, _ = bench([exact], seconds=0, batch_sizes=(1, 2), threads=2)
+    assert result["environment"]["load"] == {"busy": busy, "cores": 2, "others": others, "steal": 0.0}
+    assert result["gate"]["passed"]
 
 
 def test_every_contestant_is_timed_in_one_interleaved_run(exact, hurt, monkeypatch):
@@ -352,7 +382,25 @@ def test_an_engine_may_be_the_reference(exact, hurt, pictures):
     result, _ = bench([hurt], data=pictures, reference=exact, seconds=0, batch_sizes=(1,))
     assert (result["reference"]["backend"], result["reference"]["precision"]) == ("fake", "fp32")
     assert result["engines"][0]["speedup_vs_torch"] is None
+    assert result["reference"]["runs"][0]["speedup_vs_torch"] is None
     assert result["engines"][0]["overlap_at_10"] < 0.9
+
+
+def test_an_engine_of_another_onnx_file_than_the_one_beside_it_is_named(exact, tmp_path):
+    source = {**read_engine(exact).manifest.source, "onnx_sha256": sha256_bytes(b"old")}
+    mixed = [write_fake_engine(tmp_path / folder / "e.cgd", source=source) for folder in ("a", "b")]
+    (tmp_path / "a" / "model.onnx").write_bytes(b"old")
+    (tmp_path / "b" / "model.onnx").write_bytes(b"new")
+    result, _ = bench([exact, *mixed], seconds=0, batch_sizes=(1,))
+    told = "made from another ONNX file than model.onnx beside it"
+    assert [run["stale"] for run in result["engines"]] == [None, None, told]
+
+
+def test_an_engine_of_another_checkpoint_is_named(exact, tmp_path):
+    source = {"checkpoint": "gone.pt", "checkpoint_sha256": sha256_bytes(b"other")}
+    other = write_fake_engine(tmp_path / "other.cgd", source=source)
+    result, _ = bench([exact, other], seconds=0, batch_sizes=(1,))
+    assert [run["stale"] for run in result["engines"]] == [None, "made from another checkpoint than the reference"]
 
 
 def test_engines_of_one_name_in_two_folders_are_kept_apart(exact, tmp_path, pictures):

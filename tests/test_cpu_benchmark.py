@@ -57,7 +57,7 @@ def test_speeds(cpu: ModuleType) -> None:
         for precision in ("int8", "bf16")
     )
     assert int8 == {
-        "latency_ms": {"p50": 500.0, "p95": 590.0, "p99": 598.0},
+        "latency_ms": {"p50": 500.0, "p95": None, "p99": None},
         "images_per_second": 8.0,
         "speedup_vs_torch": 4.0,
         "share_of_peak": 0.25,

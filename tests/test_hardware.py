@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cgd_deploy import hardware
-from cgd_deploy.hardware import available_threads, cpu_name, instruction_sets, package_version
+from cgd_deploy.hardware import available_threads, cpu_clock, cpu_name, instruction_sets, package_version
 
 
 @pytest.fixture
@@ -76,3 +76,37 @@ def test_a_machine_that_tells_nothing(monkeypatch):
 def test_package_versions():
     assert package_version("numpy") == np.__version__
     assert package_version("no-such-package-as-this") is None
+
+
+STAT = """cpu  999 0 999 999 0 0 0 0 0 0
+cpu0 100 10 20 1000 5 1 2 30 7 0
+cpu1 200 0 40 2000 0 0 0 0 0 0
+cpu8 999 0 999 999 0 0 0 999 0 0
+intr 12345
+"""
+
+
+def test_the_clock_counts_the_cores_that_this_process_may_use(machine, monkeypatch, tmp_path):
+    machine()
+    monkeypatch.setattr(hardware, "PROC_STAT", tmp_path / "stat")
+    monkeypatch.setattr(os, "sysconf", lambda _: 100)
+    (tmp_path / "stat").write_text(STAT)
+    clock = cpu_clock()
+    assert (clock.all, clock.stolen, clock.cores) == (pytest.approx(3.73), 0.3, 2)  # cpu8 is not among the first eight
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "cpu0\n", "cpu0 1 2 3\n", "cpu0 a b c d e f g h\n", "cpu0 0 0 0 0 0 0 0 0\n", "cpu9 1 1 1 1 1 1 1 1\n"],
+)
+def test_a_system_that_does_not_count_has_no_clock(machine, monkeypatch, tmp_path, text):
+    machine()
+    monkeypatch.setattr(hardware, "PROC_STAT", tmp_path / "stat")
+    if text is not None:
+        (tmp_path / "stat").write_text(text)
+    assert cpu_clock() is None
+
+
+def test_the_clock_of_a_system_without_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cpu_clock() is None

@@ -99,8 +99,10 @@ def test_latencies_and_answers_in_parts_of_the_peak(benchmark):
     answers = benchmark.Answers(sent=3, seconds=2.0, in_time=3, latencies=[0.202, 0.402, 0.602])
     answers.set_beside(20.0, batch=4, max_delay_ms=2)  # a full batch takes 0.2 s, and 40 pictures could be served
     facts = answers.facts()
-    assert answers.full_batches == pytest.approx([1, 2, 3]) and facts["p99_full_batches"] == pytest.approx(2.98)
+    assert answers.full_batches == pytest.approx([1, 2, 3]) and facts["p99_full_batches"] is None
     assert facts["of_peak"] == 3 / 40
+    answers.full_batches = [float(number) for number in range(101)]
+    assert answers.facts()["p99_full_batches"] == pytest.approx(99)
 
 
 def test_a_run_on_an_engine_without_a_model(benchmark, monkeypatch, fake_engine, tmp_path, capsys):

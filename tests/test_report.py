@@ -71,6 +71,7 @@ def engine(path="artifacts/model-int8.cgd", batch=1, rate=80.0, speedup=3.2, dro
         "cosine": {"min": 0.98765, "mean": 0.99931},
         "rank_flips": 1234,
         "compact": [],
+        "stale": None,
         **changes,
     }
 
@@ -87,11 +88,30 @@ def form(dtype="int8", pca=None, drop=0.75, overlap=0.9012, size=1536):
     }
 
 
-def bench(*engines, passed=True, failures=()):
+QUIET = {"busy": False, "cores": 2, "others": 0.01, "steal": 0.0}
+BUSY = {"busy": True, "cores": 2, "others": 0.98, "steal": 0.25}
+
+
+def torch_run(batch, rate, p50=45.6, **tail):
+    return {
+        "batch": batch,
+        "threads": 2,
+        "latency_ms": {"p50": p50, "p95": None, "p99": None, **tail},
+        "images_per_second": rate,
+        "speedup_vs_torch": 1.0,
+    }
+
+
+def bench(*engines, passed=True, failures=(), load=QUIET):
     return {
         "schema": 1,
-        "environment": {"cpu": "Example CPU", "gpu": None, "versions": {"onnx": "1.17"}},
-        "reference": {"backend": "torch", "precision": "fp32", "recall": dict(REFERENCE)},
+        "environment": {"cpu": "Example CPU", "gpu": None, "versions": {"onnx": "1.17"}, "load": load},
+        "reference": {
+            "backend": "torch",
+            "precision": "fp32",
+            "recall": dict(REFERENCE),
+            "runs": [torch_run(1, 25.5), torch_run(8, 37.5)],
+        },
         "engines": list(engines or (engine(), engine(batch=8, rate=120.0, speedup=4.0))),
         "gate": {"passed": passed, "limits": {"int8": {"max_recall_drop_pp": 0.2}}, "failures": list(failures)},
     }
@@ -99,7 +119,9 @@ def bench(*engines, passed=True, failures=()):
 
 def unlabelled(result):
     result = copy.deepcopy(result)
-    result["reference"]["recall"] = {}
+    result["reference"].update(backend="onnxruntime", recall={})
+    for run in result["reference"]["runs"]:
+        run["speedup_vs_torch"] = None
     for run in result["engines"]:
         run.update({name: {} for name in RECALLS}, speedup_vs_torch=None, rank_flips=None)
     return result
@@ -159,19 +181,52 @@ def test_only_the_first_recall_has_its_interval(tmp_path):
     assert quality.count("95 %:") == 2  # the note and the one cell
 
 
-def test_the_references_own_throughput_is_derived_for_each_batch(tmp_path):
-    engines = [engine(rate=80.0, speedup=3.2), engine("b.cgd", rate=52.0, speedup=2.0), engine(batch=8, rate=120.0)]
-    page = Page(write_bench_report(tmp_path / "r.html", bench(*engines)))
-    reference = page.text.split("torch fp32 reference")[1].split("onnxruntime")[0]
-    assert "batch 1 2 threads 25.5 images/s" in reference  # median of 25 and 26
-    assert "batch 8 2 threads 37.5 images/s" in reference
+def test_the_reference_has_its_own_throughput_and_latency(tmp_path):
+    page = Page(write_bench_report(tmp_path / "r.html", bench()))
+    throughput, latency = (part.split("onnxruntime")[0] for part in page.text.split("torch fp32 reference")[1:3])
+    assert f"batch 1 2 threads 25.5 images/s 1.00{TIMES} batch 8 2 threads 37.5 images/s 1.00{TIMES}" in throughput
+    assert "batch 1 2 threads 45.6 ms batch 8 2 threads 45.6 ms" in latency
+
+
+@pytest.mark.parametrize(
+    ("tail", "told"),
+    [
+        ({}, "45.6 ms batch"),
+        ({"p95": 50.0}, "45.6 ms p95 50.0 batch"),
+        ({"p95": 50.0, "p99": 60.0}, "45.6 ms p95 50.0, p99 60.0 batch"),
+    ],
+)
+def test_a_percentile_of_too_few_calls_has_no_mark(tmp_path, tail, told):
+    result = bench()
+    result["reference"]["runs"][0] = torch_run(1, 25.5, **tail)
+    page = Page(write_bench_report(tmp_path / "r.html", result))
+    assert told in page.text.split("torch fp32 reference")[2]
+    assert len(page.all("div", "tick")) == 4 + len(tail) and len(page.all("div", "p95")) == 2 + ("p95" in tail)
+
+
+@pytest.mark.parametrize("load", [BUSY, QUIET, dict.fromkeys(BUSY)])
+def test_a_busy_machine_is_named_beside_the_verdict_and_in_the_headline(tmp_path, load):
+    page = Page(write_bench_report(tmp_path / "r.html", bench(load=load)))
+    verdict = page.text.split("Throughput")[0]
+    taken = "this machine was busy: other processes took 0.98 and the hypervisor 0.25 of 2 cores"
+    assert (taken in verdict) is (load is BUSY)
+    assert ("4.00 times the speed of torch fp32, measured on a busy machine; recall" in verdict) is (load is BUSY)
+    assert ("whether this machine was busy is unknown" in verdict) is (load["busy"] is None)
+    assert len(page.all("p", "warning")) == (load is not QUIET)
+
+
+def test_an_engine_of_another_model_is_named_once(tmp_path):
+    old = {"stale": "made from another ONNX file than model.onnx beside it"}
+    page = Page(write_bench_report(tmp_path / "r.html", bench(engine("a.cgd", **old), engine("a.cgd", batch=8, **old))))
+    assert page.text.count("a.cgd was made from another ONNX file than model.onnx beside it.") == 1
 
 
 def test_bars_are_in_proportion(tmp_path):
     page = Page(write_bench_report(tmp_path / "r.html", bench(engine(rate=50.0, speedup=None), engine(rate=200.0))))
     widths = [a["style"] for a in page.all("div", "bar")]
-    assert widths == ["width: 31.25%", "width: 25.0%", "width: 100.0%", "width: 61.7%", "width: 61.7%"]
-    assert {a["style"] for a in page.all("div", "p95")} == {"left: 70.3%"}
+    throughput = ["width: 12.75%", "width: 18.75%", "width: 25.0%", "width: 100.0%"]
+    assert widths == [*throughput, "width: 100.0%", "width: 100.0%", "width: 27.06%", "width: 27.06%"]
+    assert {a["style"] for a in page.all("div", "p95")} == {"left: 30.83%"}
 
 
 def test_batches_of_an_engine_share_a_heading_and_a_quality_row(tmp_path):
@@ -208,7 +263,6 @@ def test_gate_passed_and_failed(tmp_path):
 def test_unlabelled_data_and_unknown_speedup(tmp_path):
     page = Page(write_bench_report(tmp_path / "r.html", unlabelled(bench())))
     assert "Recall@" not in page.text and TIMES not in page.text and "No recall" in page.text
-    assert not page.all("div", "reference")
     assert "98.76%" in page.text
 
 
@@ -311,7 +365,7 @@ def test_user_data_is_escaped(tmp_path):
     found = [Neighbour(Path(evil + ".png"), None, evil, 0.5, True, changed=True)]
     row = QueryRow(Path(evil), None, evil, {evil: found})
     result = bench(engine(path=f"{evil}.cgd", backend=evil), passed=False, failures=[evil])
-    result["environment"] = {evil: evil}
+    result["environment"] = {evil: evil, "load": QUIET}
     result["gate"]["limits"] = {evil: {evil: evil}}
     for path in (
         write_bench_report(tmp_path / "r.html", result, [row]),

@@ -153,12 +153,18 @@ def export(
     from ..doctor import check_runtime
 
     check_runtime()
-    from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
+    from cgd_export.onnx_from_checkpoint import calibration_beside, onnx_from_checkpoint
 
-    from ..terminal import errors
+    from ..provenance import changes, contents, stale_engines
+    from ..terminal import errors, warn
 
+    before = contents(out, calibration_beside(out))
     with errors.status("Exporting"):
         parity = onnx_from_checkpoint(checkpoint, out, keep_gem=keep_gem)
+    for change in changes(before):
+        warn(change)
+    for engine, reason in stale_engines(out.parent).items():
+        warn(f"{engine} is stale: {reason}; build it again.")
     tell(
         {"path": str(out), "cosine_min": parity.cosine_min, "pictures": parity.pictures},
         f"{out}: smallest cosine with torch {parity.cosine_min:.7f}, {parity.pictures} pictures singly and in a batch",
@@ -253,13 +259,14 @@ def build_engine(
     from ..backends import DEVICES
     from ..datasets import read_training
     from ..hardware import SLOW_INT8, has_fast_int8
-    from ..terminal import build_summary, errors, phases, trial_table
+    from ..provenance import changes, contents
+    from ..terminal import build_summary, errors, phases, trial_table, warn
 
     backend = choose_backend(backend)
     if autotune:
         check_tunable(backend)
     if precision is Precision.INT8 and "cpu" in DEVICES[backend] and not has_fast_int8():
-        errors.print(f"warning: {SLOW_INT8}", style="yellow", soft_wrap=True)
+        warn(SLOW_INT8)
     recipe = None if calibration == "auto" else Recipe.parse(calibration)
     budget = read_budget(data, max_recall_drop, min_overlap)
 
@@ -276,6 +283,7 @@ def build_engine(
     )
     out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
     pictures = calibration_list(model, calib) if precision is Precision.INT8 or calib else None
+    before = contents(out)
     measured = 0
     trials: list[Trial] = []
     try:
@@ -309,6 +317,8 @@ def build_engine(
     if autotune:
         with phases() as on_progress:
             manifest = tune(out, on_progress=on_progress)
+    for change in changes(before):
+        warn(change)
     facts = manifest.to_dict()
     told = {name: facts[name] for name in ("backend", "precision", "parity", "proof", "retrieval", "tuning")}
     told["trials"] = [trial.to_dict() for trial in trials]

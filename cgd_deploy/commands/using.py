@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Annotated
+from zipfile import is_zipfile
 
 import typer
 
@@ -13,7 +14,10 @@ from .options import ARTIFACTS, Json, Streams, Threads, tell
 
 
 def bench(
-    engines: Annotated[list[Path] | None, typer.Argument(help="Engines [default: every one in artifacts/].")] = None,
+    engines: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Engines [default: those in artifacts/]; with --json also FILE.json, to write there."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Test pictures: a folder a class, or LIST.tsv [default: the checkpoint's].")
     ] = None,
@@ -34,21 +38,33 @@ def bench(
     pca: Annotated[
         list[int] | None, typer.Option(help="Also measure a gallery of that many components; may be repeated.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the result here as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON; --json FILE.json is short for --out FILE.json.")
+    ] = False,
 ) -> None:
     """Measure engines' speed and retrieval against their model. Exit 3 if the gate fails."""
     from ..doctor import check_runtime
 
+    paths, named = _engines_and_json_file(engines or [], as_json)
+    if named and out:
+        raise InputError(f"bench writes one JSON file, and --out {out} and --json {named} name two; leave one out.")
+    out = out or named
+    for written in (out, html):
+        if written and _is_zip(written):
+            raise InputError(f"{written} is an engine or a checkpoint, and bench would replace it; name another file.")
     check_runtime()
-    paths = engines or sorted(ARTIFACTS.glob("*.cgd"))
-    if not paths:
-        raise InputError(f"there are no engines in {ARTIFACTS}/; make one with `cgd-deploy build-engine --int8`.")
     from ..bench import bench as run
     from ..files import write_text
+    from ..provenance import engines_of_one_model
     from ..report import write_bench_report
-    from ..terminal import bench_tables, phases
+    from ..terminal import bench_tables, phases, warn
 
+    if not paths:
+        paths, left_out = engines_of_one_model(ARTIFACTS)
+        for path, reason in left_out.items():
+            warn(f"{path} is left out: {reason}; build it again, or name it to measure it.")
     given = {"max_recall_drop_pp": max_recall_drop, "min_overlap_at_10": min_overlap}
     limits = {name: value for name, value in given.items() if value is not None}
     with phases() as on_progress:
@@ -65,13 +81,34 @@ def bench(
             pcas=pca or (),
             on_progress=on_progress,
         )
-    if json_file:
-        write_text(json_file, json.dumps(result, indent=1) + "\n")
+    if out:
+        write_text(out, json.dumps(result, indent=1) + "\n")
     if html:
         write_bench_report(html, result, rows)
-    bench_tables(result)
+    if as_json and not named:
+        print(json.dumps(result))
+    else:
+        bench_tables(result)
     if failures := result["gate"]["failures"]:
         raise GateError("; ".join(failures))
+
+
+def _engines_and_json_file(arguments: list[Path], as_json: bool) -> tuple[list[Path], Path | None]:
+    """Tell engines from the FILE.json of ``--json FILE.json``, which is an argument since --json is a flag."""
+    if not as_json:
+        return arguments, None
+    files = [path for path in arguments if path.suffix == ".json"]
+    engines = [path for path in arguments if path not in files]
+    if len(files) > 1:
+        raise InputError(f"bench writes one JSON file, and {files[0]} and {files[1]} are two; leave one out.")
+    if odd := next((path for path in engines if path.suffix != ".cgd" and not _is_zip(path)), None):
+        raise InputError(f"{odd} is no engine; to write JSON into it pass --out {odd}, or end its name in .json.")
+    return engines, next(iter(files), None)
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file is a zip, as engines and checkpoints are; does not open a pipe, which would wait."""
+    return path.is_file() and is_zipfile(path)
 
 
 def embed(
@@ -262,8 +299,10 @@ def inspect(
 ) -> None:
     """Show what an engine says of itself. With --self-test also that it still gives its own descriptors."""
     from ..enginefile import read_engine
+    from ..provenance import stale
 
-    facts = read_engine(engine).manifest.to_dict()
+    manifest = read_engine(engine).manifest
+    facts = {**manifest.to_dict(), "stale": stale(engine, manifest)}
     if self_test:
         from ..doctor import check_runtime
         from ..engine import load

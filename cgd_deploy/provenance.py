@@ -1,0 +1,81 @@
+"""Which model an engine was made from, and which files a command replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .enginefile import Manifest, read_engine
+from .errors import EngineError, InputError
+from .files import sha256_file
+
+
+def stale(path: str | Path, manifest: Manifest) -> str | None:
+    """Why an engine is not of a model beside it; None if it is, or if there is no ONNX file to compare with."""
+    models = [model for model in sorted(Path(path).parent.glob("*.onnx")) if model.is_file()]
+    source = manifest.source.get("onnx_sha256")
+    if not source or not models or any(_sha256(model) == source for model in models):
+        return None
+    return f"made from another ONNX file than {' or '.join(model.name for model in models)} beside it"
+
+
+def stale_engines(folder: str | Path) -> dict[Path, str]:
+    """The stale engines of a folder and why; a damaged engine has no model and is not among them."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.cgd")):
+        with suppress(EngineError):
+            if reason := stale(path, read_engine(path).manifest):
+                found[path] = reason
+    return found
+
+
+def engines_of_one_model(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The engines of a folder that can be compared with one checkpoint, and the stale ones with the reason.
+
+    Raises EngineError for a damaged engine, InputError where no engine is left or they are of several models.
+    """
+    manifests = {path: read_engine(path).manifest for path in sorted(folder.glob("*.cgd"))}
+    if not manifests:
+        raise InputError(f"there are no engines in {folder}/; make one with `cgd-deploy build-engine --int8`.")
+    left_out = {path: reason for path, manifest in manifests.items() if (reason := stale(path, manifest))}
+    models: dict[str | None, list[str]] = {}
+    for path, manifest in manifests.items():
+        if path not in left_out:
+            models.setdefault(manifest.source.get("checkpoint_sha256"), []).append(path.name)
+    if not models:
+        told = "; ".join(f"{path.name} was {reason}" for path, reason in left_out.items())
+        raise InputError(f"every engine in {folder}/ is stale ({told}); build them again, or name those to measure.")
+    if len(models) > 1:
+        told = " | ".join(", ".join(names) for names in models.values())
+        raise InputError(f"{folder}/ has engines of {len(models)} models ({told}); name the engines of one model.")
+    return [path for path in manifests if path not in left_out], left_out
+
+
+def contents(*paths: Path) -> dict[Path, Any]:
+    """What ``changes`` compares with the files' later contents."""
+    return {path: _content(path) for path in paths}
+
+
+def changes(before: Mapping[Path, Any]) -> list[str]:
+    """A sentence on each file that was deleted, or replaced by one that differs, since ``contents`` was called."""
+    return [
+        f"{path} was replaced; the earlier file differed." if path.is_file() else f"{path} was deleted."
+        for path, content in before.items()
+        if content is not None and content != _content(path)
+    ]
+
+
+def _content(path: Path) -> Any:
+    """What makes a file differ: of an engine its manifest, since the zip around it also holds the time of writing."""
+    with suppress(EngineError):
+        return read_engine(path).manifest
+    return _sha256(path) if path.is_file() else None
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); make it readable, or move it away.") from error
