@@ -59,11 +59,11 @@ def contents(*paths: Path) -> dict[Path, Any]:
 
 
 def changes(before: Mapping[Path, Any]) -> list[str]:
-    """A sentence on each file that was deleted, or replaced by one that differs, since ``contents`` was called."""
+    """A sentence on each file that was replaced by one that differs since ``contents`` was called."""
     return [
-        f"{path} was replaced; the earlier file differed." if path.is_file() else f"{path} was deleted."
+        f"{path} was replaced; the earlier file differed."
         for path, content in before.items()
-        if content is not None and content != _content(path)
+        if content is not None and path.is_file() and content != _content(path)
     ]
 
 

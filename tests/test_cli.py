@@ -17,7 +17,7 @@ from conftest import FAKE_SPEC, listing, write_fake_engine
 from cgd_deploy import bench as bench_module
 from cgd_deploy import cli as cli_module
 from cgd_deploy.enginefile import read_engine
-from cgd_deploy.files import sha256_file
+from cgd_deploy.files import sha256_bytes, sha256_file
 from cgd_deploy.images import read_images
 from cgd_deploy.index import read_index
 from cgd_deploy.spec import Precision
@@ -74,6 +74,37 @@ def test_bench_alone_takes_every_engine_in_artifacts(cli, monkeypatch, noisy):
     assert (list(asked["batch_sizes"]), asked["seconds"], asked["threads"]) == ([1, 8], 20.0, None)
 
 
+def engine_of(path: str, onnx: bytes, checkpoint: bytes = b"weights") -> Path:
+    """A fake engine that says what it was made from."""
+    source = {"onnx_sha256": sha256_bytes(onnx), "checkpoint_sha256": sha256_bytes(checkpoint)}
+    return write_fake_engine(Path(path), source=source)
+
+
+def test_bench_alone_leaves_stale_engines_out_by_name(cli, monkeypatch, pictures):
+    reference = write_fake_engine(Path("exact.cgd"))
+    engine_of("artifacts/old.cgd", b"old")
+    engine_of("artifacts/new.cgd", b"new")
+    Path("artifacts/model.onnx").write_bytes(b"new")
+    options = ["--reference", reference, "--data", pictures, "--seconds", 0, "--batch", 1]
+    code, out, err = cli("bench", *options)
+    reason = "made from another ONNX file than model.onnx beside it"
+    assert code == 0 and "new.cgd" in out and "old.cgd" not in out
+    assert err == f"warning: artifacts/old.cgd is left out: {reason}; build it again, or name it to measure it.\n"
+    code, out, err = cli("bench", "artifacts/old.cgd", *options, "-o", "b.json", "--html", "r.html")
+    assert (code, err) == (0, "") and f"warning: old.cgd was {reason}." in out
+    assert json.loads(Path("b.json").read_text())["engines"][0]["stale"] == reason
+    assert f"old.cgd was {reason}." in Path("r.html").read_text()
+    assert json.loads(cli("inspect", "artifacts/old.cgd")[1])["stale"] == reason
+    assert json.loads(cli("inspect", "artifacts/new.cgd")[1])["stale"] is None
+
+
+def test_bench_alone_refuses_engines_of_several_models_by_name(cli):
+    engine_of("artifacts/a.cgd", b"1", b"first")
+    engine_of("artifacts/b.cgd", b"2", b"second")
+    code, out, err = cli("bench")
+    assert (code, out) == (2, "") and "artifacts/ has engines of 2 models (a.cgd | b.cgd)" in err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(cli, command):
     code, out, err = cli(command, "--help")
@@ -108,6 +139,13 @@ def test_export_tells_its_parity(cli, monkeypatch, tmp_path):
     assert json.loads(out) == {"path": "artifacts/model.onnx", "cosine_min": 0.99999, "pictures": 5}
     assert asked == [(Path("ckpt.pt"), Path("artifacts/model.onnx"), {"keep_gem": True})]
     assert "0.99999" in cli("export", "ckpt.pt", "-o", "other.onnx")[1]
+
+
+def test_build_engine_names_an_engine_that_it_replaces(cli, model_onnx):
+    build = ["build-engine", model_onnx, "--fp32", "-o", "e.cgd", "--backend", "onnxruntime"]
+    assert cli(*build)[2] == cli(*build)[2] == ""
+    code, _, err = cli(*build, "--max-batch", 32)
+    assert (code, err) == (0, "warning: e.cgd was replaced; the earlier file differed.\n")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -238,6 +276,73 @@ def test_a_missed_gate_is_status_3_and_the_result_is_still_written(cli, noisy, p
     assert err.startswith("cgd-deploy: [hurt].cgd: ") and err.count("\n") == 1
     assert "gate failed: [hurt].cgd: overlap@10" in out
     assert not json.loads(Path("b.json").read_text())["gate"]["passed"] and Path("r.html").is_file()
+
+
+QUICKLY = ["--seconds", 0, "--batch", 1]
+
+
+def test_bench_prints_json_as_every_command_does(cli, fake, pictures):
+    bench = ["bench", fake, "--reference", fake, "--data", pictures, *QUICKLY]
+    before = listing(Path())
+    code, out, err = cli(*bench, "--json")
+    assert (code, err, listing(Path())) == (0, "", before)
+    assert json.loads(out)["engines"][0]["path"] == "fake.cgd"
+    code, out, err = cli(*bench, "--json", "--out", "b.json")
+    assert (code, err, json.loads(out)) == (0, "", json.loads(Path("b.json").read_text()))
+    code, out, err = cli(*bench, "-o", "c.json")
+    assert (code, err) == (0, "") and "gate passed" in out and Path("c.json").is_file()
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_json_with_a_file_still_writes_it_and_prints_tables(cli, fake, pictures, place):
+    options = ["--reference", fake, "--data", pictures, *QUICKLY]
+    arguments = [fake, *options]
+    arguments[place - 1 : place - 1] = ["--json", "b.json"]
+    code, out, err = cli("bench", *arguments)
+    assert (code, err) == (0, "") and "gate passed" in out
+    assert json.loads(Path("b.json").read_text())["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--json", "a.json", "b.json"], "a.json and b.json are two"),
+        (["--json", "a.json", "-o", "b.json"], "--out b.json and --json a.json name two"),
+        (["--json", "b.txt"], "b.txt is no engine; to write JSON into it pass --out b.txt"),
+        (["-o", "fake.cgd"], "fake.cgd is an engine or a checkpoint"),
+        (["--html", "fake.cgd"], "fake.cgd is an engine or a checkpoint"),
+        (["--json", "engine.json"], "engine.json is an engine or a checkpoint"),
+        (["a.json"], "there is no engine at a.json"),
+    ],
+)
+def test_bench_never_writes_over_an_engine(cli, fake, arguments, told):
+    shutil.copy(fake, "engine.json")
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    code, out, err = cli("bench", fake, *arguments)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and told in err
+    assert {path: path.read_bytes() for path in Path().iterdir()} == before
+
+
+def test_a_busy_machine_is_named_in_the_terminal(cli, fake, pictures, monkeypatch):
+    load = {"busy": True, "cores": 2, "others": 1.25, "steal": 0.0}
+    monkeypatch.setattr(bench_module, "load_between", lambda *_: load)
+    code, out, _ = cli("bench", fake, "--reference", fake, "--data", pictures, *QUICKLY)
+    assert code == 0 and "gate passed" in out
+    assert "warning: this machine was busy: other processes took 1.25 of 2 cores while speed was measured" in out
+    assert "images/s, measured on a busy machine; recall@1" in out
+
+
+def test_bench_prints_the_references_own_latency_and_no_percentile_of_few_calls(cli, fake, pictures):
+    _, out, _ = cli("bench", fake, "--reference", fake, "--data", pictures, *QUICKLY, "-o", "b.json")
+    result = json.loads(Path("b.json").read_text())
+    [reference] = result["reference"]["runs"]
+    [line] = [line for line in out.splitlines() if line.startswith("reference ")]
+    assert line.split() == [
+        *("reference", "fake", "fp32", "1"),
+        f"{reference['latency_ms']['p50']:.2f}",
+        f"{reference['images_per_second']:.1f}",
+    ]
+    assert reference["latency_ms"]["p99"] is None  # of twelve calls
 
 
 @pytest.fixture

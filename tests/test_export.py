@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import SPEC, listing
+from conftest import SPEC, listing, write_fake_engine
 from onnx import TensorProto, helper
 
 from cgd_deploy.errors import CgdError, ExportError, InputError, SpecError
@@ -159,6 +160,26 @@ def test_without_pictures_in_the_checkpoint_an_older_list_is_removed(checkpoint,
     (tmp_path / "model.calibration.tsv").write_text("of an earlier model")
     onnx_from_checkpoint(without, tmp_path / "model.onnx")
     assert listing(tmp_path).keys() == {"ckpt.pt", "model.onnx"}
+
+
+def test_the_command_names_what_it_replaces_and_what_becomes_stale(cli, checkpoint, tmp_path, monkeypatch, quick_trace):
+    from cgd_train.checkpoint import load_checkpoint, save_checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    assert cli("export", checkpoint)[2] == ""
+    source = {"onnx_sha256": sha256_file("artifacts/model.onnx")}
+    write_fake_engine(Path("artifacts/model-int8.cgd"), source=source)
+    assert cli("export", checkpoint)[2] == ""  # the same model again changes nothing
+    save_checkpoint(replace(load_checkpoint(checkpoint), calibration=None), Path("ckpt.pt"))
+    code, out, err = cli("export", "ckpt.pt", "--json")
+    assert code == 0 and json.loads(out)["path"] == "artifacts/model.onnx"
+    deleted = "ckpt.pt records no calibration pictures; pass --calib to build INT8 engines."
+    stale = "made from another ONNX file than model.onnx beside it; build it again."
+    assert err.splitlines() == [
+        "warning: artifacts/model.onnx was replaced; the earlier file differed.",
+        f"warning: artifacts/model.calibration.tsv was deleted: {deleted}",
+        f"warning: artifacts/model-int8.cgd is stale: {stale}",
+    ]
 
 
 def test_nothing_is_written_when_parity_is_missed(checkpoint, tmp_path, monkeypatch, quick_trace):

@@ -66,8 +66,9 @@ def test_what_has_no_results_or_no_markers_stays_as_it_is(table: ModuleType, tmp
     assert table.with_tables("no markers") == "no markers"
 
 
-def step(load: float, p99: float, **counts: float) -> dict[str, Any]:
-    return {"server": "ours", "load": load, "latency_ms": {"p99": p99}, "p99_full_batches": p99 / 100, **counts}
+def step(load: float, p99: float | None, **counts: float) -> dict[str, Any]:
+    full_batches = None if p99 is None else p99 / 100
+    return {"server": "ours", "load": load, "latency_ms": {"p99": p99}, "p99_full_batches": full_batches, **counts}
 
 
 LOAD_RESULT = {
@@ -80,3 +81,8 @@ def test_the_load_table_has_latency_below_the_peak_and_throughput_above(table: M
     head, _, line = table.load_table(LOAD_RESULT).splitlines()
     assert head.endswith("| p99 at 40% | p99 at 80% | served at 150% | shed at 150% | 16 clients |")
     assert line == "| ours | 60 (0.6) | 142 (1.4) | 98% | 25% | 99% |"
+
+
+def test_a_percentile_that_is_unknown_is_an_empty_cell(table: ModuleType) -> None:
+    steps = [step(0.4, None), {**step(0.8, None), "latency_ms": None}, LOAD_RESULT["open_loop"][2]]
+    assert table.load_table({**LOAD_RESULT, "open_loop": steps}).endswith("| ours |  |  | 98% | 25% | 99% |")

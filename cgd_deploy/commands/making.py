@@ -158,11 +158,14 @@ def export(
     from ..provenance import changes, contents, stale_engines
     from ..terminal import errors, warn
 
-    before = contents(out, calibration_beside(out))
+    listed = calibration_beside(out)
+    before = contents(out, listed)
     with errors.status("Exporting"):
         parity = onnx_from_checkpoint(checkpoint, out, keep_gem=keep_gem)
     for change in changes(before):
         warn(change)
+    if before[listed] and not listed.exists():
+        warn(f"{listed} was deleted: {checkpoint} records no calibration pictures; pass --calib to build INT8 engines.")
     for engine, reason in stale_engines(out.parent).items():
         warn(f"{engine} is stale: {reason}; build it again.")
     tell(
