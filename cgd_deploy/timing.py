@@ -16,7 +16,7 @@ from .hardware import CpuClock
 CALLS_A_TURN = 3
 MIN_ROUNDS = 4
 MIN_CALLS = {50: 1, 95: 20, 99: 100}
-"""Timed calls below which a percentile is not told: fewer have none of their calls beyond it."""
+"""Fewest timed calls for each percentile: with fewer, no call lies beyond it."""
 
 BUSY = 0.1
 """Cores. A call waits for its slowest thread, so others on one core for a tenth of the time may slow it by a tenth."""
@@ -52,7 +52,7 @@ def interleaved(
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:
-    """Linear between samples; None for fewer than ``MIN_CALLS``."""
+    """The percentile, linear between values; None for fewer values than ``MIN_CALLS``."""
     return float(np.percentile(values, percent)) if len(values) >= MIN_CALLS[percent] else None
 
 
@@ -69,6 +69,8 @@ def load_between(before: CpuClock | None, after: CpuClock | None, threads: int) 
     others   how many of them other processes used, on average
     steal    how many of them the hypervisor gave to other machines, on average
     busy     whether more than ``BUSY`` cores were missing: those stolen, and those that others used beyond the spare
+
+    Other processes of a container that has a CPU quota are not seen to use up that quota.
     """
     if before is None or after is None or after.wall - before.wall < SHORTEST_WATCH:
         return dict.fromkeys(("busy", "cores", "others", "steal"))

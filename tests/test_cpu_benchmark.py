@@ -240,6 +240,7 @@ def test_one_command_measures_a_rival_and_an_engine(
     result = json.loads(output.read_text())
     assert set(result["left_out"]) == {*cpu.RIVALS} - {kept}
     assert result["environment"]["pictures"] == 13
+    assert set(result["environment"]["load"]) == {"busy", "cores", "others", "steal"}
     reference, rival, ours = result["contestants"]
     assert [one["title"] for one in (reference, rival, ours)] == [cpu.REFERENCE, kept, f"cgd-deploy {engine.stem}"]
     assert [one["ours"] for one in (reference, rival, ours)] == [False, False, True]

@@ -164,8 +164,12 @@ def test_build_engine_tunes_what_it_built(cli, model_onnx, tmp_path, monkeypatch
     monkeypatch.setattr("cgd_deploy.autotune.SECONDS", 0.0)
     monkeypatch.setattr("cgd_deploy.autotune.BATCHES", (1, 2))
     monkeypatch.setattr("cgd_deploy.autotune.available_threads", lambda: 2)
+    load = {"busy": True, "cores": 2, "others": 1.25, "steal": 0.0}
+    monkeypatch.setattr("cgd_deploy.autotune.load_between", lambda *_: load)
     code, out, _ = cli("build-engine", model_onnx, "--fp32", "-o", tmp_path / "e.cgd", "--autotune")
     assert code == 0
+    assert "warning: this machine was busy: other processes took 1.25 of 2 cores" in out
+    assert read_engine(tmp_path / "e.cgd").manifest.tuning["load"] == load
     assert re.search(r"best throughput here: \d threads?, \d streams?, batch \d, [\d.]+ images/s", out)
     assert setting_here(read_engine(tmp_path / "e.cgd").manifest, "latency").batch == 1
 

@@ -16,7 +16,7 @@ from .options import ARTIFACTS, Json, Streams, Threads, tell
 def bench(
     engines: Annotated[
         list[Path] | None,
-        typer.Argument(help="Engines [default: those in artifacts/]; with --json also FILE.json, to write there."),
+        typer.Argument(help="Engines [default: those in artifacts/ that are of one model]."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Test pictures: a folder a class, or LIST.tsv [default: the checkpoint's].")
@@ -41,7 +41,7 @@ def bench(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the result here as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON; --json FILE.json is short for --out FILE.json.")
+        bool, typer.Option("--json", help="Print the result as JSON; --json FILE.json writes it there instead.")
     ] = False,
 ) -> None:
     """Measure engines' speed and retrieval against their model. Exit 3 if the gate fails."""
