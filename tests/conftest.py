@@ -160,7 +160,8 @@ def write_fake_engine(path: Path, spec: ModelSpec = FAKE_SPEC, noise: float = 0.
         profile={"min": 1, "opt": 4, "max": 8},
         builder={"name": "fake", "version": "0", "cgd_deploy": "0"},
     )
-    return write_engine(path, replace(manifest, **changes), payload, golden, FakeBackend(payload).run(golden))
+    runner = NoisyBackend(payload) if noise else FakeBackend(payload)
+    return write_engine(path, replace(manifest, **changes), payload, golden, runner.run(golden))
 
 
 @pytest.fixture

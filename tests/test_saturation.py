@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import NoisyBackend, write_fake_engine
+from conftest import write_fake_engine
 from onnx import numpy_helper
 
-from cgd_deploy import load
+from cgd_deploy import engine, load
+from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.compatibility import is_proven_here
 from cgd_deploy.enginefile import Manifest, read_engine
@@ -49,7 +50,8 @@ for path in sys.argv[1:]:
 
 LOAD = """
 import sys
-from cgd_deploy import load
+from cgd_deploy import engine, load
+from cgd_deploy.backends.fake import FakeBackend
 for path in sys.argv[1:]:
     load(path).close()
 """
@@ -220,25 +222,29 @@ def test_int8_is_replayed_unless_the_cpu_is_the_builders_and_sums_in_32_bits(
     assert is_proven_here(manifest) is proven
 
 
-def test_load_replays_an_engine_that_is_not_proven_and_only_that(tmp_path, noisy, monkeypatch):
+def test_load_replays_an_engine_that_is_not_proven_and_only_that(tmp_path, monkeypatch):
     """A backend that computes something else here than where the engine was built."""
     closed = []
-    monkeypatch.setattr(NoisyBackend, "close", lambda self: closed.append(self), raising=False)
-    builder = {"name": "fake", "version": "0", "instruction_sets": " ".join(instruction_sets())}
-    same = write_fake_engine(
-        tmp_path / "same.cgd", noise=0.2, backend="noisy", precision=Precision.INT8, builder=builder
-    )
-    builder = {**builder, "instruction_sets": "avx2 avx_vnni"}
-    other = write_fake_engine(
-        tmp_path / "other.cgd", noise=0.2, backend="noisy", precision=Precision.INT8, builder=builder
-    )
-    if has_fast_int8():
-        load(same).close()
-        closed.clear()
-    with pytest.raises(EngineError, match=r"other\.cgd gives other descriptors than when it was built \(cosine 0\.9"):
-        load(other)
+
+    class Here(FakeBackend):
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setitem(engine.BACKENDS, "noisy", Here)
+    monkeypatch.setitem(engine.DEVICES, "noisy", ("cpu",))
+
+    def write(precision: Precision, sets: list[str]) -> Path:
+        builder = {"name": "fake", "version": "0", "instruction_sets": " ".join(sets)}
+        return write_fake_engine(tmp_path / "e.cgd", noise=0.2, backend="noisy", precision=precision, builder=builder)
+
+    for module in ("hardware", "compatibility"):
+        monkeypatch.setattr(f"cgd_deploy.{module}.instruction_sets", lambda: HERE)
+    load(write(Precision.INT8, HERE)).close()
+    load(write(Precision.FP32, ["avx2"])).close()
+    closed.clear()
+    with pytest.raises(EngineError, match=r"e\.cgd gives other descriptors than when it was built \(cosine 0\.9"):
+        load(write(Precision.INT8, ["avx2", "avx_vnni"]))
     assert len(closed) == 1
-    load(write_fake_engine(tmp_path / "fp32.cgd", noise=0.2, backend="noisy")).close()
 
 
 @pytest.mark.parametrize(
