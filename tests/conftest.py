@@ -25,6 +25,7 @@ from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.spec import ModelSpec, Precision
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's spinning threads are slow wherever cores are shared
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import onnxruntime before cgd-deploy does
 
 SPEC = ModelSpec(backbone="resnet18", descriptors="SMG", dim=96, input_size=(64, 64))
 FAKE_SPEC = replace(SPEC, dim=24, descriptors="SG", input_size=(32, 32), space_id="0123456789abcdef")

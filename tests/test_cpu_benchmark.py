@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import SPEC, script, write_fake_engine
 
+from cgd_deploy.backends.openvino import import_openvino
 from cgd_deploy.errors import CgdError, InputError
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.images import ImageList
@@ -23,7 +24,6 @@ from cgd_deploy.spec import Precision
 from cgd_train.checkpoint import load_checkpoint
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("openvino")
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "cpu.py"
 
 
@@ -141,7 +141,7 @@ def test_without_nncf_the_reason_says_how_to_get_it(cpu: ModuleType, monkeypatch
 
 
 def test_the_head_is_what_comes_after_the_backbone(cpu: ModuleType, model_onnx: Path) -> None:
-    model = cpu.openvino.Core().read_model(str(model_onnx))
+    model = import_openvino().Core().read_model(str(model_onnx))
     names = set(cpu.head_names(model))
     kinds = {True: Counter(), False: Counter()}
     for one in model.get_ordered_ops():
@@ -155,9 +155,9 @@ def test_openvino_that_takes_another_arithmetic_is_refused(
 ) -> None:
     class Compiled:
         def get_property(self, name: str) -> Any:
-            return cpu.openvino.Type.f32
+            return import_openvino().Type.f32
 
-    monkeypatch.setattr(cpu.openvino.Core, "compile_model", lambda *_: Compiled())
+    monkeypatch.setattr(import_openvino().Core, "compile_model", lambda *_: Compiled())
     with pytest.raises(CgdError, match="asked for bf16 and takes f32"):
         cpu.by_openvino(cpu.Source(Path("c.pt"), model_onnx, SPEC, 1), precision="bf16")
 
