@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EngineError, MissingDependency
+from .errors import EngineError, MissingDependency, install_line
 
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 ELSE_CPU = "or build an engine for the CPU with `cgd-deploy build-engine --backend onnxruntime`"
@@ -95,7 +95,7 @@ def import_cudart() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise MissingDependency("cuda-python is not installed; run `pip install 'cgd-deploy[gpu]'`.") from error
+        raise MissingDependency(f"cuda-python is not installed; run `{install_line('gpu', 'cuda-python')}`.") from error
     return runtime
 
 

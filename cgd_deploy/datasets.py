@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError, MissingDependency, in_one_line
+from .errors import InputError, MissingDependency, in_one_line, install_line
 from .evaluation import Evaluation
 from .files import check_file
 from .images import LARGEST_PIXEL, Box, ImageList, leaves, read_images
@@ -341,7 +341,7 @@ def _annotations(path: Path, name: str, below: str = "") -> list[Annotation]:
         from scipy.io import loadmat
     except ImportError as error:
         raise MissingDependency(
-            f"{path} is read with scipy, which is not installed; run `pip install 'cgd-deploy[train]'`."
+            f"{path} is read with scipy, which is not installed; run `{install_line('train')}`."
         ) from error
     try:
         check_file(path, "list_bytes")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .bench import bench
 from .doctor import check_runtime
-from .errors import GateError, MissingDependency
+from .errors import GateError, not_installed
 from .files import replacing, write_text
 from .report import write_bench_report
 from .spec import Precision
@@ -37,7 +37,7 @@ def run_demo(out: Path, seed: int = 0) -> None:
         from cgd_train.made import make_pictures
         from cgd_train.trainer import train
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"the demo needs {error.name}; run `pip install 'cgd-deploy[train]'`.") from error
+        raise not_installed(error, "train") from error
 
     for made_before in ("pictures", "run"):
         shutil.rmtree(out / made_before, ignore_errors=True)

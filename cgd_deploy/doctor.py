@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from .errors import MissingDependency
+from .errors import MissingDependency, install_line
 from .hardware import available_threads, cpu_name, has_fast_int8, instruction_sets, package_version
 
 ROLES = {
@@ -27,14 +27,17 @@ def check_runtime() -> None:
     """Raise MissingDependency if nothing here can run an engine, or if two wheels have overwritten each other."""
     installed = [name for name in RUNTIMES if package_version(name)]
     if not installed:
-        raise MissingDependency(
-            "no runtime is installed; run `pip install 'cgd-deploy[cpu]'`, or 'cgd-deploy[gpu]' on an NVIDIA machine."
-        )
+        raise MissingDependency(f"no runtime is installed; run {runtime_lines()}.")
     if "onnxruntime" in installed and "onnxruntime-gpu" in installed:
         raise MissingDependency(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; run "
-            "`pip uninstall -y onnxruntime onnxruntime-gpu`, then `pip install 'cgd-deploy[cpu]'` or 'cgd-deploy[gpu]'."
+            f"`pip uninstall -y onnxruntime onnxruntime-gpu`, then {runtime_lines()}."
         )
+
+
+def runtime_lines() -> str:
+    """The commands that install a runtime, as part of a sentence."""
+    return f"`{install_line('cpu')}`, or `{install_line('gpu')}` on an NVIDIA machine"
 
 
 def examine() -> dict[str, Any]:

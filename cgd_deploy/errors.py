@@ -13,6 +13,10 @@ CgdError                 one sentence: what was wrong, what was expected, what t
 
 from __future__ import annotations
 
+import shlex
+from importlib import metadata
+from pathlib import Path
+
 
 class CgdError(Exception):
     """Base of every error that a user can cause or mend; the command line prints it as one line."""
@@ -45,8 +49,21 @@ class MissingDependency(CgdError):
 
 
 def not_installed(error: ModuleNotFoundError, extra: str) -> MissingDependency:
-    """What to raise where an import failed that the extra of that name brings."""
-    return MissingDependency(f"{error.name} is not installed; run `pip install 'cgd-deploy[{extra}]'`.")
+    """The error for an import that failed because the packages of ``extra`` are missing."""
+    return MissingDependency(f"{error.name} is not installed; run `{install_line(extra)}`.")
+
+
+def install_line(extra: str, package: str = "") -> str:
+    """The shell command that installs the packages of ``extra``, or only ``package`` of them.
+
+    The command names those packages, so it works wherever cgd-deploy itself was installed from.
+    """
+    try:
+        requirements = [line.partition(";") for line in metadata.requires("cgd-deploy") or ()]
+    except metadata.PackageNotFoundError:  # a checkout that is on the path but not installed
+        return shlex.join(["pip", "install", "-e", f"{Path(__file__).parents[1]}[{extra}]"])
+    needed = [name.strip() for name, _, marker in requirements if marker.strip() == f'extra == "{extra}"']
+    return shlex.join(["pip", "install", *(name for name in needed if name.startswith(package))])
 
 
 def in_one_line(error: BaseException) -> str:

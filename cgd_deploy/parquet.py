@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .compact import Stored
-from .errors import InputError, MissingDependency
+from .errors import InputError, MissingDependency, install_line
 from .paths import index_names, paths_from_here
 
 
@@ -53,7 +53,5 @@ def import_pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise MissingDependency(
-            "Parquet needs pyarrow; run `pip install 'cgd-deploy[parquet]'`, or write .npy."
-        ) from error
+        raise MissingDependency(f"Parquet needs pyarrow; run `{install_line('parquet')}`, or write .npy.") from error
     return pyarrow

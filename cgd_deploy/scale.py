@@ -380,5 +380,5 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except ModuleNotFoundError as error:
-        raise not_installed(error, "cpu,ray") from error
+        raise not_installed(error, "ray") from error
     return ray

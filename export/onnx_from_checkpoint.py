@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from cgd_deploy.errors import ExportError, MissingDependency
+from cgd_deploy.errors import ExportError, not_installed
 from cgd_deploy.files import sha256_file
 from cgd_deploy.golden import golden_images
 from cgd_deploy.spec import Precision
@@ -41,7 +41,7 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
         from cgd_train.checkpoint import load_checkpoint
         from cgd_train.model import DeployModel
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"export needs {error.name}; run `pip install 'cgd-deploy[train]'`.") from error
+        raise not_installed(error, "train") from error
 
     output = Path(output)
     loaded = load_checkpoint(checkpoint)

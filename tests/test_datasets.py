@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from cgd_deploy import limits
 from cgd_deploy.datasets import Dataset, read_dataset, read_evaluation, read_training
-from cgd_deploy.errors import InputError
+from cgd_deploy.errors import InputError, install_line
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import decode
@@ -585,4 +585,4 @@ except MissingDependency as error:
     command = [sys.executable, "-c", code, cub(tmp_path / "cub"), cars(tmp_path / "cars")]
     name, said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert name == "cub200"
-    assert "cars_annos.mat" in said and said.endswith("run `pip install 'cgd-deploy[train]'`.")
+    assert "cars_annos.mat" in said and said.endswith(f"run `{install_line('train')}`.")

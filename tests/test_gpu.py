@@ -41,7 +41,7 @@ def driver() -> CudaDriver:
 def model(model_onnx: Path) -> bytes:
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has no CUDA provider; pip install 'cgd-deploy[gpu]'")
+        pytest.skip("this ONNX Runtime has no CUDA provider; install the extra gpu")
     return model_onnx.read_bytes()
 
 

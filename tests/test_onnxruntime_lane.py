@@ -74,7 +74,7 @@ def test_a_failing_session_says_so() -> None:
 def test_cuda_is_refused_by_the_cpu_wheel(payload: bytes) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is the GPU wheel")
-    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider; run `pip install 'cgd-deploy\[gpu\]'`"):
+    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider; run `pip uninstall -y onnxruntime`, then `pip "):
         OnnxRuntimeBackend(payload, device="cuda")
     with pytest.raises(EngineError, match="knows no device 'tpu'"):
         OnnxRuntimeBackend(payload, device="tpu")

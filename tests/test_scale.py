@@ -19,7 +19,7 @@ from conftest import draw, listing, write_fake_engine
 from PIL import Image
 
 from cgd_deploy.enginefile import read_engine
-from cgd_deploy.errors import InputError
+from cgd_deploy.errors import InputError, install_line
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.index import Index, read_index
 from cgd_deploy.limits import Limits, set_limits
@@ -206,7 +206,7 @@ def test_what_makes_no_sense_is_refused_and_nothing_written(cli, ray_of_two, box
 def test_without_ray_it_says_what_to_install(cli, desk, pictures, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     code, _, err = cli("embed", pictures, "-e", "fake.cgd", "-o", "o.parquet", "--ray")
-    assert (code, err) == (2, "cgd-deploy: ray is not installed; run `pip install 'cgd-deploy[cpu,ray]'`.\n")
+    assert (code, err) == (2, f"cgd-deploy: ray is not installed; run `{install_line('ray')}`.\n")
     assert not Path("o.parquet").exists()
 
 

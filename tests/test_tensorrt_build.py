@@ -104,7 +104,7 @@ def test_tensorrt_without_a_driver(half: onnx.ModelProto, spec: ModelSpec, monke
 
 @pytest.mark.parametrize(
     "backend, install",
-    [("tensorrt", r"pip install 'cgd-deploy\[gpu\]'"), (RTX, r"pip install 'cgd-deploy\[tensorrt-rtx\]'")],
+    [("tensorrt", r"pip install 'tensorrt>=[\d.]+'"), (RTX, r"pip install 'tensorrt-rtx>=[\d.]+'")],
 )
 def test_missing_library(
     backend: str, install: str, half: onnx.ModelProto, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision import models
 from torchvision.ops import SqueezeExcitation
 
-from cgd_deploy.errors import CheckpointError, MissingDependency, SpecError
+from cgd_deploy.errors import CheckpointError, MissingDependency, SpecError, install_line
 
 STAGES = ("none", "layer2", "layer3", "layer4")
 HEAD = ("avgpool", "global_pool", "fc", "classifier")
@@ -99,7 +99,7 @@ def _network(name: str, library: str) -> nn.Module:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"{name} needs timm; run `pip install 'cgd-deploy[timm]'`.") from error
+        raise MissingDependency(f"{name} needs timm; run `{install_line('timm')}`.") from error
     return timm.create_model(name, pretrained=False)
 
 

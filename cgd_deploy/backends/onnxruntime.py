@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cuda import CudaDriver
-from ..doctor import check_runtime
-from ..errors import EngineError, MissingDependency
+from ..doctor import check_runtime, runtime_lines
+from ..errors import EngineError, MissingDependency, install_line
 from ..hardware import available_threads
 from ..lane import Layout
 from ..streams import LANES, Streams, bucket_sizes
@@ -33,9 +33,7 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise MissingDependency(
-            "ONNX Runtime is not installed; run `pip install 'cgd-deploy[cpu]'`, or 'cgd-deploy[gpu]' for NVIDIA."
-        ) from error
+        raise MissingDependency(f"ONNX Runtime is not installed; run {runtime_lines()}.") from error
     return onnxruntime
 
 
@@ -68,7 +66,8 @@ class OnnxRuntimeBackend(Backend):
             raise EngineError(f"ONNX Runtime knows no device {device!r}; use cpu or cuda.")
         if PROVIDERS[device] not in ort.get_available_providers():
             raise EngineError(
-                f"this ONNX Runtime has no {PROVIDERS[device]}; run `pip install 'cgd-deploy[gpu]'` instead of [cpu]."
+                f"this ONNX Runtime has no {PROVIDERS[device]}; run `pip uninstall -y onnxruntime`, then "
+                f"`{install_line('gpu')}`."
             )
         if device == "cpu":
             each = max(1, (threads or available_threads()) // (streams or 1))

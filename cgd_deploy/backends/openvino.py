@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, MissingDependency
+from ..errors import EngineError, MissingDependency, install_line
 from ..hardware import available_threads
 from .base import Backend
 
@@ -27,7 +27,7 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ModuleNotFoundError as error:
-        raise MissingDependency("OpenVINO is not installed; run `pip install 'cgd-deploy[cpu]'`.") from error
+        raise MissingDependency(f"OpenVINO is not installed; run `{install_line('cpu', 'openvino')}`.") from error
     finally:
         del sys.modules[TELEMETRY]
         if loaded:

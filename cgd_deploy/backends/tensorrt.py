@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cuda import CudaDriver, Driver
-from ..errors import EngineError, MissingDependency
+from ..errors import EngineError, MissingDependency, install_line
 from ..lane import Layout
 from ..streams import GRAPHS, LANES, Streams, bucket_sizes
 from .base import Backend
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-INSTALL = {"tensorrt": "pip install 'cgd-deploy[gpu]'", "tensorrt-rtx": "pip install 'cgd-deploy[tensorrt-rtx]'"}
+EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "tensorrt-rtx"}
 IMAGES, DESCRIPTORS = "images", "descriptors"
 
 
@@ -36,7 +36,7 @@ def import_tensorrt(kind: str = "tensorrt") -> Any:
             continue
         except ImportError as error:
             reason = f" completely ({error})"
-    raise MissingDependency(f"{kind} is not installed{reason}; run `{INSTALL[kind]}`.")
+    raise MissingDependency(f"{kind} is not installed{reason}; run `{install_line(EXTRAS[kind], kind)}`.")
 
 
 class TensorRtBackend(Backend):
