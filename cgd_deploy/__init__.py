@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -21,6 +23,7 @@ from .spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from .engine import Engine, load
+    from .index import Index, read_index
     from .scheduler import Batching
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "ExportError",
     "GateError",
     "ImageList",
+    "Index",
     "InputError",
     "Limits",
     "MissingDependency",
@@ -41,14 +45,27 @@ __all__ = [
     "SpecError",
     "load",
     "read_images",
+    "read_index",
     "set_limits",
 ]
 
+_IMPORTED_ON_USE = {
+    "Batching": "scheduler",
+    "Engine": "engine",
+    "Index": "index",
+    "load": "engine",
+    "read_index": "index",
+}
+"""Names whose modules import NumPy, which ``cgd-deploy --help`` does not need."""
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 
 def __getattr__(name: str) -> Any:
-    """The runtime on first use: it brings NumPy and Pillow, which ``cgd-deploy --help`` does without."""
-    if name in ("Batching", "Engine", "load"):
-        from . import engine
+    if name not in _IMPORTED_ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_IMPORTED_ON_USE[name]}", __name__), name)
 
-        return getattr(engine, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,18 +1,23 @@
-"""The command line: gives commands their names, and errors their exit status."""
+"""The command line: names the commands, sets what they share, and turns errors into exit statuses."""
 
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from dataclasses import fields
+from enum import Enum
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .commands import making, serving, using
 from .errors import CgdError
-from .limits import parse_limit, set_limits
+from .hardware import package_version
+from .limits import Limits, parse_limit, set_limits
 
 app = typer.Typer(
     help="Serve trained CGD image-retrieval models fast, without losing neighbours.",
@@ -20,7 +25,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in a help text are not markup
+    context_settings={"max_content_width": sys.maxsize},  # help is as wide as the terminal
 )
+
+
+class Command(TyperCommand):
+    """A command whose help lists its options in sections, and its arguments without their Python types."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        params: list[Any] = self.get_params(ctx)
+        for param in params:
+            name, text = param.get_help_record(ctx)
+            if param.param_type_name == "argument":
+                sections["Arguments"].append((name.split()[0], text))
+            else:
+                sections.setdefault(param.rich_help_panel or "Options", []).append((name, text))
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": making.demo,
@@ -37,18 +62,62 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": using.doctor,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, cls=Command)(command)
+
+
+class LogLevel(str, Enum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class StderrHandler(logging.Handler):
+    """Prints to the current ``sys.stderr``, which a progress bar replaces while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cgd-deploy {package_version('cgd-deploy')}")
+        raise typer.Exit
 
 
 @app.callback()
 def common(
     limit: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=VALUE of what is refused as too large, see SECURITY.md; may be repeated."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Change how large an input may be; may be repeated. "
+            f"Names: {', '.join(field.name for field in fields(Limits))}.",
+        ),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show only results and errors: no progress bars, no notes.")
+    ] = False,
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(metavar="LEVEL", help="Log to stderr: debug, info, warning or error.", show_default="no log"),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     for text in limit or ():
         set_limits(**parse_limit(text))
+    if log_level:
+        handler = StderrHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger = logging.getLogger(__package__)
+        logger.handlers = [handler]
+        logger.setLevel(log_level.name)
+    if quiet:
+        from .terminal import errors
+
+        errors.quiet = True
 
 
 def main() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +31,8 @@ from .scheduler import Batching, Descriptor, Scheduler
 from .spec import ModelSpec, Precision
 from .streams import LANES
 from .tuning import setting_here
+
+log = logging.getLogger(__name__)
 
 SELF_TEST_COSINE = 0.999
 CPU_BATCH = 8
@@ -51,20 +55,29 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._closed = False
 
+    def __repr__(self) -> str:
+        name, spec = self._file.path.name, self.spec
+        runs = f"{self.manifest.backend} {self.precision.value} on {'cuda' if self._backend.streams else 'cpu'}"
+        return f"<Engine {name}: {runs}, {spec.summary}{', closed' if self._closed else ''}>"
+
     @property
     def manifest(self) -> Manifest:
+        """Everything that the engine file records about itself."""
         return self._file.manifest
 
     @property
     def spec(self) -> ModelSpec:
+        """The model: its descriptors, their length, the input size and the ``space_id``."""
         return self.manifest.spec
 
     @property
     def precision(self) -> Precision:
+        """The precision of the backbone's convolutions."""
         return self.manifest.precision
 
     @property
     def max_batch(self) -> int:
+        """The largest batch that the backend runs; ``embed`` splits larger ones."""
         return self.manifest.profile["max"]
 
     def embed(self, images: NDArray[np.uint8] | Sequence[Picture]) -> Descriptors:
@@ -211,10 +224,12 @@ class Engine:
         if os.getpid() != self._process:
             return
         with self._lock:
-            self._closed = True
+            was_open, self._closed = not self._closed, True
         if self._scheduler:
             self._scheduler.close(drain)
         self._batches.close()
+        if was_open:
+            log.info("closed %s", self._file.path)
 
     def __enter__(self) -> Engine:
         return self
@@ -270,23 +285,34 @@ def open_engine(
             "build an engine with `cgd-deploy build-engine --backend onnxruntime`, which runs on cpu and cuda."
         )
     check_compatibility(path, file.manifest)
+    options: dict[str, Any] = {"device": device}
     if device == "cuda":
-        largest = file.manifest.profile["max"]
-        runner = BACKENDS[backend](
-            file.payload, device=device, threads=threads, streams=streams or LANES, max_batch=largest
-        )
-        return Engine(file, runner, batching=batching)
-    tuned = setting_here(file.manifest, "latency")
-    threads = threads or (tuned.threads if tuned else available_threads())
-    streams = streams or 1
-    if streams > threads:
-        raise InputError(f"streams={streams} cannot share threads={threads}; ask for no more streams than threads.")
-    runner = BACKENDS[backend](file.payload, device=device, threads=threads, streams=streams)
-    engine = Engine(file, runner, streams, batching)
-    if not is_proven_here(file.manifest):
-        try:
-            engine.self_test()
-        except EngineError:
-            engine.close()
-            raise
+        streams, parts = streams or LANES, 1
+        options["max_batch"] = file.manifest.profile["max"]
+    else:
+        tuned = setting_here(file.manifest, "latency")
+        threads = threads or (tuned.threads if tuned else available_threads())
+        streams = parts = streams or 1
+        if streams > threads:
+            raise InputError(f"streams={streams} cannot share threads={threads}; ask for no more streams than threads.")
+    started = perf_counter()
+    runner = BACKENDS[backend](file.payload, threads=threads, streams=streams, **options)
+    log.debug("%s: %s took %.0f ms to load the model", path, backend, 1000 * (perf_counter() - started))
+    engine = Engine(file, runner, parts, batching)
+    if device == "cpu" and not is_proven_here(file.manifest):
+        _replay(engine)
+    log.info(
+        "loaded %s: backend=%s precision=%s device=%s threads=%s streams=%d space_id=%s",
+        *(path, backend, file.manifest.precision.value, device, threads or "default", streams),
+        file.manifest.spec.space_id,
+    )
     return engine
+
+
+def _replay(engine: Engine) -> None:
+    """Close the engine and raise EngineError if it gives other descriptors here than when it was built."""
+    try:
+        engine.self_test()
+    except EngineError:
+        engine.close()
+        raise

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from .errors import EngineError, SpecError, in_one_line
 from .files import check_file, replacing, sha256_bytes
 from .limits import check_size
 from .spec import ModelSpec, Precision
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -68,12 +72,16 @@ class Manifest:
     tuning: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<Manifest: {self.backend} {self.precision.value}, {self.spec.summary}>"
+
     @property
     def statement(self) -> str | None:
         """Whether its descriptors and FP32's may share a gallery: begins with "safe" or "not safe"; None: unknown."""
         return (self.retrieval or {}).get("statement")
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain tables, lists, texts and numbers, as manifest.json has them."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {"schema": SCHEMA, **fields, "spec": self.spec.to_dict(), "precision": self.precision.value}
 
@@ -118,8 +126,14 @@ class EngineFile:
     manifest: Manifest
     members: Mapping[str, bytes]
 
+    def __repr__(self) -> str:
+        manifest, size = self.manifest, sum(map(len, self.members.values()))
+        made = f"{manifest.backend} {manifest.precision.value}, {manifest.spec.summary}"
+        return f"<EngineFile {self.path.name}: {made}, {size / 1e6:.1f} MB>"
+
     @property
     def payload(self) -> bytes:
+        """The model, as the backend takes it."""
         return self.members[self.manifest.payload]
 
     @property
@@ -157,7 +171,7 @@ def read_engine(path: str | Path) -> EngineFile:
 
     Raises EngineError if it is missing, truncated, edited, of another schema, or larger than ``limits()``.
     """
-    path = Path(path)
+    path, started = Path(path), perf_counter()
     if not path.is_file():
         raise EngineError(f"there is no engine at {path}; make it with `cgd-deploy build-engine`.")
     check_file(path, "engine_bytes", EngineError)
@@ -182,6 +196,7 @@ def read_engine(path: str | Path) -> EngineFile:
             )
     file = EngineFile(path, manifest, members)
     _check_golden(file)
+    log.debug("%s: reading and checking took %.0f ms", path, 1000 * (perf_counter() - started))
     return file
 
 

@@ -46,6 +46,14 @@ class Evaluation:
                 "queries; expected every picture to be one of the two, and at least one of each."
             )
 
+    def __repr__(self) -> str:
+        searched = (
+            f"{len(self.queries)} queries, {len(self.gallery)} gallery"
+            if self.in_gallery
+            else "every picture searches the others"
+        )
+        return f"<Evaluation: {searched}, in {self.images!r}>"
+
     @property
     def queries(self) -> Indices:
         """Picture numbers of the queries, int64 [Q]."""

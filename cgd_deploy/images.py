@@ -37,6 +37,10 @@ class ImageList:
     classes: tuple[str, ...] | None = None
     boxes: tuple[Box, ...] | None = None
 
+    def __repr__(self) -> str:
+        classes = f" of {len(set(self.classes))} classes" if self.classes else ""
+        return f"<ImageList {self.root}: {len(self)} pictures{classes}{', with boxes' if self.boxes else ''}>"
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -48,9 +52,11 @@ class ImageList:
 
     @property
     def paths(self) -> list[Path]:
+        """``path`` of every picture."""
         return [self.path(index) for index in range(len(self))]
 
     def box(self, index: int) -> Box | None:
+        """The picture's box, or None if the list has no boxes."""
         return self.boxes[index] if self.boxes else None
 
     def subset(self, indices: Iterable[int]) -> ImageList:

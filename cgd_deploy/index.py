@@ -58,6 +58,10 @@ class Index:
     compact: Compact
     statement: str | None = None
 
+    def __repr__(self) -> str:
+        form = f"{self.compact.length} values as {self.compact.dtype}"
+        return f"<Index: {len(self.paths)} pictures, {form}, space {self.space_id}>"
+
     @cached_property
     def descriptors(self) -> Descriptors:
         """Unit float32 [N, L], as they are searched; L is the engine's dim, or how many components a PCA kept."""

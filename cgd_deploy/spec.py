@@ -91,13 +91,20 @@ class ModelSpec:
 
     @property
     def size_text(self) -> str:
+        """The input size, for example 224x224."""
         return f"{self.input_size[0]}x{self.input_size[1]}"
+
+    @property
+    def summary(self) -> str:
+        """The model in a few words, for example "SG 1536 values, 224x224"."""
+        return f"{self.descriptors} {self.dim} values, {self.size_text}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and numbers only."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def to_json(self) -> str:
+        """``to_dict`` as JSON with sorted keys."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
@@ -120,6 +127,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
+        """The inverse of ``to_json``. Raises SpecError as ``from_dict`` does."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -40,7 +40,7 @@ def warn(text: str) -> None:
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar over ``total`` things, if there are any; call what it yields with the number just done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not (total and errors.is_terminal)) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not (total and _shows_bars())) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 
@@ -71,7 +71,7 @@ def first_few(title: str) -> Iterator[Callable[[str, str], None]]:
 def phases() -> Iterator[Callable[[str, float], None]]:
     """A progress bar for each thing that is named; call what it yields with the name and the fraction done."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not _shows_bars()) as progress:
         tasks: dict[str, Any] = {}
 
         def update(what: str, done: float) -> None:
@@ -80,6 +80,10 @@ def phases() -> Iterator[Callable[[str, float], None]]:
             progress.update(tasks[what], completed=done)
 
         yield update
+
+
+def _shows_bars() -> bool:
+    return errors.is_terminal and not errors.quiet
 
 
 def search_lines(found: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> str:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import fields
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from conftest import FAKE_SPEC, listing, write_fake_engine
 
 from cgd_deploy import bench as bench_module
@@ -20,9 +25,10 @@ from cgd_deploy.enginefile import read_engine
 from cgd_deploy.files import sha256_bytes, sha256_file
 from cgd_deploy.images import read_images
 from cgd_deploy.index import read_index
+from cgd_deploy.limits import Limits
 from cgd_deploy.spec import Precision
 
-COMMANDS = ["demo", "train", "import", "export", "build-engine", "bench", "embed", "search", "inspect", "doctor"]
+COMMANDS = list(cli_module.COMMANDS)
 
 
 @pytest.fixture(autouse=True)
@@ -114,13 +120,111 @@ def test_every_command_explains_itself(cli, command):
 
 def test_brackets_in_a_help_text_are_shown(cli):
     _, out, _ = cli("embed", "--help")
-    assert "[default: all this process may use]" in " ".join(out.split())
+    assert "[default: (all that this process may use); x>=1]" in " ".join(out.split())
 
 
 def test_the_help_names_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
     assert all(re.search(rf"\b{command}\b", out) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_the_terminal_and_cites_no_page(cli, monkeypatch, command, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = cli(*command.split(), "--help")
+    assert max(map(len, out.splitlines())) <= width
+    assert "<" not in out and ".md" not in out
+
+
+def test_help_uses_a_wide_terminal(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert any(len(line) > 150 for line in cli("build-engine", "--help")[1].splitlines())
+
+
+def test_every_option_says_in_words_what_it_takes():
+    group = typer.main.get_command(cli_module.app)
+    for command in (group, *group.commands.values()):
+        for param in command.params:
+            assert getattr(param, "is_flag", False) or param.metavar, (command.name, param.name)
+
+
+def test_help_puts_options_into_sections(cli):
+    out = cli("build-engine", "--help")[1]
+    sections = re.findall(r"^(\S.*):$", out, re.MULTILINE)
+    assert sections == ["Arguments", "Options", "Options for --int8", "Options for TensorRT and TensorRT-RTX"]
+    assert out.index("Options for --int8") < out.index("--calib ") < out.index("Options for TensorRT")
+
+
+def test_the_help_names_every_limit(cli):
+    assert all(field.name in cli("--help")[1] for field in fields(Limits))
+
+
+def test_version():
+    done = shell("cgd-deploy --version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"cgd-deploy {metadata.version('cgd-deploy')}\n", "")
+
+
+def on_a_terminal(line: str) -> str:
+    """What a command writes to stderr where that is a terminal."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "cgd_deploy", *line.split()]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        written = b""
+        with os.fdopen(ours, "rb", buffering=0) as terminal, suppress(OSError):  # reading ends with an OSError
+            while part := terminal.read(1 << 16):
+                written += part
+    assert process.returncode == 0
+    return written.decode()
+
+
+def test_quiet_shows_neither_bars_nor_notes_but_errors(fake, pictures):
+    Path("some").mkdir()
+    shutil.copy(pictures / "kind-0" / "0.jpg", "some/good.jpg")
+    Path("some/bad.jpg").write_bytes(b"no picture")
+    embed = "embed some -e fake.cgd -o o.npy"
+    written = on_a_terminal(embed)
+    assert "Embedding" in written and "left out: " in written
+    assert on_a_terminal(f"--quiet {embed}") == ""
+    done = shell(f"cgd-deploy --quiet {embed} --strict")
+    assert done.returncode == 2 and done.stderr.startswith("cgd-deploy: some/bad.jpg") and done.stderr.count("\n") == 1
+
+
+def test_training_is_quiet_too(monkeypatch):
+    from cgd_train import trainer
+
+    monkeypatch.setattr(trainer.errors, "quiet", True)
+    progress = trainer._progress(quiet=False)
+    assert progress.disable and progress.console.quiet
+
+
+LOGGED = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO) cgd_deploy\.(\w+): (.*)$"
+
+
+def test_log_level_tells_an_operator_what_was_loaded(fake, pictures):
+    embed = f"embed {pictures}/kind-0 -e fake.cgd -o o.npy --threads 3"
+    loaded = "backend=fake precision=fp32 device=cpu threads=3 streams=1"
+    expected = [
+        ("DEBUG", "enginefile", r"fake\.cgd: reading and checking took \d+ ms"),
+        ("DEBUG", "engine", r"fake\.cgd: fake took \d+ ms to load the model"),
+        ("INFO", "engine", rf"loaded fake\.cgd: {loaded} space_id={FAKE_SPEC.space_id}"),
+        ("INFO", "engine", r"closed fake\.cgd"),
+    ]
+    for level in ("debug", "info", "error"):
+        done = shell(f"cgd-deploy --log-level {level} {embed}")
+        wanted = [line for line in expected if level == "debug" or line[0] == level.upper()]
+        told = re.findall(LOGGED, done.stderr, re.MULTILINE)
+        assert done.returncode == 0 and len(done.stderr.splitlines()) == len(told) == len(wanted)
+        assert all(a[:2] == b[:2] and re.fullmatch(b[2], a[2]) for a, b in zip(told, wanted, strict=True)), told
+
+
+def test_a_log_and_a_bar_share_a_terminal(fake, pictures):
+    written = on_a_terminal(f"--log-level info embed {pictures} -e fake.cgd -o o.npy")
+    assert "Embedding" in written
+    assert re.search(r"(^|[\r\n]|\x1b\[2K)\S+ \S+ INFO cgd_deploy.engine: loaded fake.cgd", written), written
 
 
 def test_export_tells_its_parity(cli, monkeypatch, tmp_path):

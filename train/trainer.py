@@ -22,6 +22,7 @@ from cgd_deploy.hardware import available_threads
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import batches
 from cgd_deploy.retrieval import Descriptors
+from cgd_deploy.terminal import errors
 
 from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
@@ -236,9 +237,9 @@ def _device(name: str | None) -> torch.device:
 
 
 def _progress(quiet: bool) -> Progress:
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet or errors.quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal)
 
 
 def _lists(

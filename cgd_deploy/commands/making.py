@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import GateError, InputError, not_installed
-from .options import ARTIFACTS, Backbone, Descriptors, Dim, GemP, Json, NoDownsample, Size, Threads, tell
+from .options import ARTIFACTS, Backbone, Descriptors, Dim, GemP, Json, ModelOption, NoDownsample, Size, Threads, tell
+
+MODEL = ARTIFACTS / "model.onnx"
+
+LossOption = partial(typer.Option, rich_help_panel="Losses")
+OptimizationOption = partial(typer.Option, rich_help_panel="Optimization")
+Int8Option = partial(typer.Option, rich_help_panel="Options for --int8")
+TensorRtOption = partial(typer.Option, rich_help_panel="Options for TensorRT and TensorRT-RTX")
 
 
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything it makes.")] = ARTIFACTS / "demo",
-    seed: Annotated[int, typer.Option(help="Of pictures and training.")] = 0,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder for every file that the demo writes.")
+    ] = ARTIFACTS / "demo",
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of the pictures and the training.")] = 0,
 ) -> None:
     """Run the whole pipeline on made pictures, with a report."""
     _share_cores()
@@ -25,46 +35,67 @@ def demo(
 
 def train(
     data: Annotated[
-        Path, typer.Option(help="Folder of a data set (CUB, CARS, SOP, In-shop, a class a folder), or LIST.tsv.")
+        Path,
+        typer.Option(
+            metavar="PICTURES",
+            help="Folder of a data set (CUB, CARS, SOP, In-shop, or one folder per class), or a LIST.tsv.",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Run folder [default: runs/BACKBONE-DESCRIPTORS].")
+        Path | None,
+        typer.Option("-o", "--out", metavar="FOLDER", help="Run folder.", show_default="runs/BACKBONE-DESCRIPTORS"),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Backbone weights to start from, a .pth file.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Backbone weights to start from, a .pth file.")
+    ] = None,
     backbone: Backbone = "resnet50",
     descriptors: Descriptors = "SG",
     dim: Dim = 1536,
     size: Size = 224,
     no_downsample: NoDownsample = "layer4",
     gem_p: GemP = 3.0,
-    learn_p: Annotated[bool, typer.Option("--learn-p", help="Train GeM's exponent.")] = False,
+    learn_p: Annotated[bool, ModelOption("--learn-p", help="Train the exponent of GeM.")] = False,
     no_boxes: Annotated[
-        bool, typer.Option("--no-boxes", help="Whole pictures, though the data set has boxes.")
+        bool, typer.Option("--no-boxes", help="Train on whole pictures, even if the data set has boxes.")
     ] = False,
-    epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 20,
-    patience: Annotated[int | None, typer.Option(help="Stop after this many epochs without a better recall@1.")] = None,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-4,
-    head_lr: Annotated[float, typer.Option(help="Learning rate of the new layers, times --lr.")] = 10.0,
+    epochs: Annotated[int, OptimizationOption(metavar="N", help="Passes over the training pictures.")] = 20,
+    patience: Annotated[
+        int | None, OptimizationOption(metavar="N", help="Stop after this many epochs without a better recall@1.")
+    ] = None,
+    lr: Annotated[float, OptimizationOption(metavar="RATE", help="Learning rate of Adam.")] = 1e-4,
+    head_lr: Annotated[
+        float, OptimizationOption(metavar="FACTOR", help="The new layers learn at --lr times this factor.")
+    ] = 10.0,
     warm_up: Annotated[
-        int, typer.Option(help="Epochs that leave the given weights alone and train the new layers.")
+        int, OptimizationOption(metavar="N", help="Epochs that train only the new layers, if --weights is given.")
     ] = 1,
-    classes_per_batch: Annotated[int, typer.Option(help="P of the P x K batch.")] = 32,
-    pictures_per_class: Annotated[int, typer.Option(help="K of the P x K batch.")] = 4,
-    accumulate: Annotated[int, typer.Option(help="Parts of a batch; the losses still see all of it.")] = 1,
-    amp: Annotated[str, typer.Option(help="Number format of the backbone: off, bf16 or fp16.")] = "off",
+    classes_per_batch: Annotated[int, OptimizationOption(metavar="N", help="Classes in a batch.")] = 32,
+    pictures_per_class: Annotated[int, OptimizationOption(metavar="N", help="Pictures of each class in a batch.")] = 4,
+    accumulate: Annotated[
+        int, OptimizationOption(metavar="N", help="Compute a batch in N parts; the losses still see the whole batch.")
+    ] = 1,
+    amp: Annotated[
+        str, OptimizationOption(metavar="FORMAT", help="Number format of the backbone: off, bf16 or fp16.")
+    ] = "off",
     loss: Annotated[
-        str, typer.Option(help="Ranking loss: batch-hard, soft-margin, contrastive or multi-similarity.")
+        str, LossOption(metavar="NAME", help="Ranking loss: batch-hard, soft-margin, contrastive or multi-similarity.")
     ] = "batch-hard",
-    margin: Annotated[float | None, typer.Option(help="Of the ranking loss [default: its own].")] = None,
-    ranking_weight: Annotated[float, typer.Option(help="Of the ranking loss.")] = 1.0,
-    auxiliary_weight: Annotated[float, typer.Option(help="Of the classification loss.")] = 1.0,
-    no_auxiliary: Annotated[bool, typer.Option("--no-auxiliary", help="No classification loss.")] = False,
-    train_from: Annotated[str | None, typer.Option(help="First stage that is trained [default: all].")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and crops.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
+    margin: Annotated[
+        float | None,
+        LossOption(metavar="MARGIN", help="Margin of the ranking loss.", show_default="depends on the loss"),
+    ] = None,
+    ranking_weight: Annotated[float, LossOption(metavar="WEIGHT", help="Weight of the ranking loss.")] = 1.0,
+    auxiliary_weight: Annotated[float, LossOption(metavar="WEIGHT", help="Weight of the classification loss.")] = 1.0,
+    no_auxiliary: Annotated[bool, LossOption("--no-auxiliary", help="Train without the classification loss.")] = False,
+    train_from: Annotated[
+        str | None,
+        OptimizationOption(metavar="STAGE", help="First backbone stage to train.", show_default="train all stages"),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of weights, batches and crops.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from last.pt in the run folder.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Train a CGD model, with recall after every epoch. Several processes: torchrun."""
+    """Train a CGD model, with recall after every epoch. For several processes, start it with torchrun."""
     _share_cores()
     try:
         from cgd_train.config import TrainConfig
@@ -107,20 +138,27 @@ def train(
 
 
 def import_(
-    weights: Annotated[Path, typer.Argument(help="A state_dict: another CGD code base's, or a backbone's.")],
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help="A state_dict of a backbone or of another CGD code base.")
+    ],
     backbone: Backbone,
     descriptors: Descriptors,
     dim: Dim = 1536,
     size: Size = 224,
     no_downsample: NoDownsample = "layer4",
     gem_p: GemP = 3.0,
-    gem_eps: Annotated[float, typer.Option(help="What GeM clamps at; 0 for code that does not clamp.")] = 1e-6,
+    gem_eps: Annotated[
+        float, typer.Option(metavar="EPS", help="GeM's lower clamp; 0 if the original code does not clamp.")
+    ] = 1e-6,
     data: Annotated[
-        Path | None, typer.Option(help="Data set whose training pictures calibrate and whose test pictures test.")
+        Path | None,
+        typer.Option(
+            metavar="PICTURES", help="Data set: its training pictures calibrate INT8, its test pictures test."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write.")] = Path("ckpt.pt"),
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Checkpoint to write.")] = Path("ckpt.pt"),
 ) -> None:
-    """Make a checkpoint of weights from elsewhere. What they cannot tell is taken at your word, and said."""
+    """Make a checkpoint of weights from elsewhere. Warnings name what the weights cannot confirm."""
     from ..spec import ModelSpec
     from ..terminal import errors
 
@@ -144,9 +182,9 @@ def import_(
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of cgd-deploy train.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The ONNX file to write.")] = ARTIFACTS / "model.onnx",
-    keep_gem: Annotated[bool, typer.Option("--keep-gem", help="Leave GeM as the function cgd::GeM.")] = False,
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of cgd-deploy train.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="ONNX file to write.")] = MODEL,
+    keep_gem: Annotated[bool, typer.Option("--keep-gem", help="Keep GeM as the ONNX function cgd::GeM.")] = False,
     as_json: Json = False,
 ) -> None:
     """Lower a checkpoint to ONNX and check it against torch."""
@@ -176,33 +214,51 @@ def export(
 
 
 def build_engine(
-    model: Annotated[Path, typer.Argument(help="An FP32 model of cgd-deploy export.")] = ARTIFACTS / "model.onnx",
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An FP32 model of cgd-deploy export.")] = MODEL,
     int8: Annotated[bool, typer.Option("--int8", help="INT8 backbone, FP32 head.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="FP16 backbone, FP32 head (GPU).")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="FP32 throughout.")] = False,
     backend: Annotated[
-        str, typer.Option(help="auto, onnxruntime, openvino, tensorrt or tensorrt-rtx; auto takes the fastest here.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="onnxruntime, openvino, tensorrt or tensorrt-rtx; auto takes the fastest one on this machine.",
+        ),
     ] = "auto",
     calib: Annotated[
         Path | None,
-        typer.Option(help="Pictures to calibrate INT8 or compare FP16 on [default for INT8: the checkpoint's]."),
+        Int8Option(
+            metavar="PICTURES",
+            help="Pictures that calibrate INT8, or that compare FP16 with FP32.",
+            show_default="the checkpoint's, for INT8",
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Test pictures for the two limits of INT8: a data set's folder or LIST.tsv.")
+        Path | None,
+        Int8Option(metavar="PICTURES", help="Test pictures for the two limits below: a data set's folder or LIST.tsv."),
     ] = None,
     max_recall_drop: Annotated[
         float | None,
-        typer.Option(help="Percentage points of recall@1 that INT8 may lose; layers return to float until it holds."),
+        Int8Option(
+            metavar="POINTS",
+            help="Percentage points of recall@1 that INT8 may lose. Layers return to float until the limit holds.",
+        ),
     ] = None,
     min_overlap: Annotated[
-        float | None, typer.Option(help="Overlap@10 with FP32 that INT8 must keep, likewise; needs no classes.")
+        float | None,
+        Int8Option(
+            metavar="SHARE",
+            help="Overlap@10 with FP32 that INT8 must keep, from 0 to 1. Layers return to float likewise; the "
+            "pictures need no classes.",
+        ),
     ] = None,
     calibration: Annotated[
         str,
-        typer.Option(
-            help="What INT8 covers of each tensor: mean (of each picture's largest), min-max, percentile, entropy or "
-            "mse, and after it '+ equalized', '+ bias corrected' or both; auto is mean + bias corrected, and if that "
-            "misses a limit, what keeps most neighbours."
+        Int8Option(
+            metavar="RECIPE",
+            help="Calibration range of each tensor: mean (of each picture's largest value), min-max, percentile, "
+            "entropy or mse; append '+ equalized', '+ bias corrected' or both. auto is mean + bias corrected; if "
+            "that misses a limit, auto takes the recipe that keeps most neighbours.",
         ),
     ] = "auto",
     reduced_range: Annotated[
@@ -214,32 +270,46 @@ def build_engine(
         ),
     ] = None,
     distill: Annotated[
-        Path | None, typer.Option(help="Pictures, without labels, to tune INT8 on until it describes like FP32.")
+        Path | None,
+        Int8Option(metavar="PICTURES", help="Fine-tune INT8 on these pictures to describe like FP32; no labels."),
     ] = None,
     distill_steps: Annotated[
-        int | None, typer.Option(min=1, help="Batches of 16 [default: 120, minutes on a CPU].")
+        int | None,
+        Int8Option(
+            min=1, metavar="N", help="Batches of 16 pictures for --distill.", show_default="120, minutes on a CPU"
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Engine to write [default: MODEL-PRECISION.cgd].")
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="Engine to write.", show_default="MODEL-PRECISION.cgd"),
     ] = None,
     autotune: Annotated[
         bool,
-        typer.Option("--autotune", help="Measure which threads, streams and batch are fastest here, and keep them."),
+        typer.Option(
+            "--autotune", help="Measure which threads, streams and batch are fastest here, and keep them in the engine."
+        ),
     ] = False,
-    min_batch: Annotated[int, typer.Option(help="Smallest batch.")] = 1,
-    opt_batch: Annotated[int, typer.Option(help="Batch to be fastest at.")] = 8,
-    max_batch: Annotated[int, typer.Option(help="Largest batch.")] = 64,
+    min_batch: Annotated[int, typer.Option(metavar="N", help="Smallest batch.")] = 1,
+    opt_batch: Annotated[int, typer.Option(metavar="N", help="Batch size to optimize for.")] = 8,
+    max_batch: Annotated[int, typer.Option(metavar="N", help="Largest batch.")] = 64,
     compute_capability: Annotated[
-        list[str] | None, typer.Option(help="GPU to build for ahead of time, e.g. 8.9; may be repeated (tensorrt-rtx).")
+        list[str] | None,
+        TensorRtOption(
+            metavar="X.Y", help="GPU to build for ahead of time, e.g. 8.9; may be repeated; TensorRT-RTX only."
+        ),
     ] = None,
-    workspace_mib: Annotated[int, typer.Option(help="Scratch memory on the GPU (tensorrt, tensorrt-rtx).")] = 2048,
-    optimization_level: Annotated[int, typer.Option(help="0 to 5, longer search (tensorrt, tensorrt-rtx).")] = 3,
-    timing_cache: Annotated[Path | None, typer.Option(help="Kernel timings to reuse and extend (tensorrt).")] = None,
+    workspace_mib: Annotated[int, TensorRtOption(metavar="MIB", help="Scratch memory on the GPU.")] = 2048,
+    optimization_level: Annotated[
+        int, TensorRtOption(metavar="0-5", help="Higher levels search longer for fast kernels.")
+    ] = 3,
+    timing_cache: Annotated[
+        Path | None, TensorRtOption(metavar="FILE", help="Kernel timings to reuse and extend; TensorRT only.")
+    ] = None,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Run on every GPU from Ampere on (tensorrt).")
+        bool, TensorRtOption("--hardware-compatible", help="Run on every GPU from Ampere on; TensorRT only.")
     ] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Run on later releases of this major version (tensorrt).")
+        bool, TensorRtOption("--version-compatible", help="Run on later releases of this major version; TensorRT only.")
     ] = False,
     as_json: Json = False,
 ) -> None:

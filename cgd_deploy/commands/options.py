@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,15 +12,25 @@ import typer
 ARTIFACTS = Path("artifacts")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads [default: all this process may use].")]
-Streams = Annotated[int | None, typer.Option(min=1, help="Parts of a batch at the same time, which share the threads.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="all that this process may use")
+]
+Streams = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Parts of a batch that run at the same time and share the threads."),
+]
 
-Backbone = Annotated[str, typer.Option(help="Name in torchvision, or seresnet50 of timm.")]
-Descriptors = Annotated[str, typer.Option(help="S, M and G in order; the first feeds the auxiliary loss.")]
-Dim = Annotated[int, typer.Option(help="Length of the joined descriptor.")]
-Size = Annotated[int, typer.Option(help="Input height and width in pixels.")]
-NoDownsample = Annotated[str, typer.Option(help="Stage that loses its stride: layer2, layer3, layer4 or none.")]
-GemP = Annotated[float, typer.Option(help="GeM's exponent.")]
+ModelOption = partial(typer.Option, rich_help_panel="Model")
+Backbone = Annotated[str, ModelOption(metavar="NAME", help="A name in torchvision, or seresnet50 of timm.")]
+Descriptors = Annotated[
+    str, ModelOption(metavar="LETTERS", help="S, M and G in order; the first one feeds the auxiliary loss.")
+]
+Dim = Annotated[int, ModelOption(metavar="N", help="Length of the joined descriptor.")]
+Size = Annotated[int, ModelOption(metavar="PIXELS", help="Input height and width.")]
+NoDownsample = Annotated[
+    str, ModelOption(metavar="STAGE", help="Stage that loses its stride: layer2, layer3, layer4 or none.")
+]
+GemP = Annotated[float, ModelOption(metavar="P", help="Exponent of GeM.")]
 
 
 def tell(facts: object, sentence: str, as_json: bool) -> None:

@@ -11,14 +11,18 @@ from .options import Json, tell
 
 
 def export_triton(
-    engine: Annotated[Path, typer.Argument(help="A .cgd engine.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Model repository to write into.")],
-    name: Annotated[str | None, typer.Option(help="Model name in the repository [default: the engine's file].")] = None,
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="A .cgd engine.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Model repository to write into.")],
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Model name in the repository.", show_default="the engine's file name"),
+    ] = None,
     python: Annotated[
-        bool, typer.Option("--python", help="Run the .cgd in Triton's Python backend, whatever its payload is.")
+        bool,
+        typer.Option("--python", help="Run the .cgd in Triton's Python backend, whatever the engine's backend is."),
     ] = False,
     max_delay_ms: Annotated[
-        float, typer.Option(min=0, help="How long Triton holds a request for a fuller batch.")
+        float, typer.Option(min=0, metavar="MS", help="How long Triton holds a request for a fuller batch.")
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
@@ -35,10 +39,10 @@ def export_triton(
 
 
 def install_native(
-    prefix: Annotated[Path, typer.Option(help="Where include/, lib/ and share/ go.")],
+    prefix: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that gets include/, lib/ and share/.")],
     as_json: Json = False,
 ) -> None:
-    """Build and install libcgd.so for C and C++. It runs this Python; pkg-config and CMake files come along."""
+    """Build and install libcgd.so for C and C++. The library runs this Python. pkg-config and CMake find it."""
     from ..native.install import install_native as run
 
     files = run(prefix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from zipfile import is_zipfile
@@ -12,34 +13,55 @@ import typer
 from ..errors import GateError, InputError
 from .options import ARTIFACTS, Json, Streams, Threads, tell
 
+RayOption = partial(typer.Option, rich_help_panel="Options for --ray")
+
 
 def bench(
     engines: Annotated[
         list[Path] | None,
-        typer.Argument(help="Engines [default: those in artifacts/ that are of one model]."),
+        typer.Argument(metavar="ENGINE", help="The .cgd engines to measure.", show_default="those in artifacts/"),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Test pictures: a folder a class, or LIST.tsv [default: the checkpoint's].")
+        Path | None,
+        typer.Option(
+            metavar="PICTURES",
+            help="Test pictures: one folder per class, or a LIST.tsv.",
+            show_default="the checkpoint's test pictures",
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint or FP32 engine to compare with [default: the engine's own checkpoint]."),
+        typer.Option(
+            metavar="FILE", help="Checkpoint or FP32 engine to compare with.", show_default="the engine's checkpoint"
+        ),
     ] = None,
-    batch: Annotated[list[int], typer.Option(min=1, help="Batch size to time; may be repeated.")] = [1, 8],  # noqa: B006
-    seconds: Annotated[float, typer.Option(min=0, help="Timing for each batch size.")] = 20.0,
+    batch: Annotated[
+        list[int], typer.Option(min=1, metavar="N", help="Batch size to time; may be repeated.", show_default="1 and 8")
+    ] = [1, 8],  # noqa: B006
+    seconds: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to time each batch size.")] = 20.0,
     threads: Threads = None,
     streams: Streams = None,
-    max_recall_drop: Annotated[float | None, typer.Option(help="Gate: percentage points of recall@1.")] = None,
-    min_overlap: Annotated[float | None, typer.Option(help="Gate: overlap@10.")] = None,
+    max_recall_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="Gate: largest loss of recall@1, in percentage points."),
+    ] = None,
+    min_overlap: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Gate: smallest overlap@10, from 0 to 1.")
+    ] = None,
     descriptor_dtype: Annotated[
         list[str] | None,
-        typer.Option(help="Also measure a gallery kept as float32, float16, int8 or binary; may be repeated."),
+        typer.Option(
+            metavar="TYPE", help="Also measure a gallery kept as float32, float16, int8 or binary; may be repeated."
+        ),
     ] = None,
     pca: Annotated[
-        list[int] | None, typer.Option(help="Also measure a gallery of that many components; may be repeated.")
+        list[int] | None,
+        typer.Option(metavar="N", help="Also measure a gallery of N principal components; may be repeated."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the result here as JSON.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the result here as JSON.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report with charts and pictures.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; --json FILE.json writes it there instead.")
     ] = False,
@@ -112,25 +134,32 @@ def _is_zip(path: Path) -> bool:
 
 
 def embed(
-    images: Annotated[str, typer.Argument(help="A folder, LIST.tsv, glob pattern or picture.")],
-    engine: Annotated[Path, typer.Option("-e", "--engine", help="A .cgd engine.")],
+    images: Annotated[str, typer.Argument(metavar="PICTURES", help="A folder, LIST.tsv, glob pattern or picture.")],
+    engine: Annotated[Path, typer.Option("-e", "--engine", metavar="FILE", help="A .cgd engine.")],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Index to write, .npy or .parquet; with --ray a folder, .parquet.")
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="Index to write, .npy or .parquet; with --ray a folder, .parquet."
+        ),
     ],
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Pictures at a time; 8, or what --autotune of build-engine found.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Pictures in a batch.", show_default="8, or what build-engine --autotune found"
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first bad picture instead of leaving it out.")
     ] = False,
     descriptor_dtype: Annotated[
-        str, typer.Option(help="How the index keeps values: float32, float16, int8 or binary.")
+        str, typer.Option(metavar="TYPE", help="How the index keeps values: float32, float16, int8 or binary.")
     ] = "float32",
     pca: Annotated[
-        int | None, typer.Option(help="Keep that many principal components of the index's descriptors.")
+        int | None, typer.Option(metavar="N", help="Keep only the first N principal components of the descriptors.")
     ] = None,
     paths: Annotated[
-        str, typer.Option(help="How the index names pictures: relative to its own folder, or absolute.")
+        str,
+        typer.Option(metavar="RULE", help="How the index names pictures: relative to its own folder, or absolute."),
     ] = "relative",
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEG files smaller: pixels differ by about one level.")
@@ -138,16 +167,18 @@ def embed(
     threads: Threads = None,
     streams: Streams = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Embed with workers of Ray into a folder; run again, it goes on.")
+        bool, RayOption("--ray", help="Embed with Ray workers into a folder; a second run continues the first.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="With --ray: engines [default: as many as fit, with --threads each].")
+        int | None,
+        RayOption(min=1, metavar="N", help="Engines, with --threads each.", show_default="as many as fit"),
     ] = None,
     shard: Annotated[
-        int | None, typer.Option(min=1, help="With --ray: pictures a Parquet file [default: 1024].")
+        int | None, RayOption(min=1, metavar="N", help="Pictures in each Parquet file.", show_default="1024")
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="With --ray: a cluster's, or auto [default: a Ray of its own, here].")
+        str | None,
+        RayOption(metavar="ADDRESS", help="Address of a cluster, or auto.", show_default="start Ray on this machine"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -246,11 +277,11 @@ def embed(
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="A picture, folder or glob pattern.")],
-    engine: Annotated[Path, typer.Option("-e", "--engine", help="A .cgd engine.")],
-    index: Annotated[Path, typer.Option(help="Made by cgd-deploy embed.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours to show.")] = 8,
-    html: Annotated[Path | None, typer.Option(help="Write a page of pictures here.")] = None,
+    query: Annotated[str, typer.Argument(metavar="PICTURES", help="A picture, folder or glob pattern.")],
+    engine: Annotated[Path, typer.Option("-e", "--engine", metavar="FILE", help="A .cgd engine.")],
+    index: Annotated[Path, typer.Option(metavar="FILE", help="An index of cgd-deploy embed.")],
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Neighbours to show.")] = 8,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures.")] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Refuse an engine of another precision than the index, unless measured as safe."),
@@ -293,11 +324,11 @@ def search(
 
 
 def inspect(
-    engine: Annotated[Path, typer.Argument(help="A .cgd engine.")],
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="A .cgd engine.")],
     self_test: Annotated[bool, typer.Option("--self-test", help="Replay the golden pictures.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what an engine says of itself. With --self-test also that it still gives its own descriptors."""
+    """Show what an engine file records. --self-test also checks that it still gives the same descriptors."""
     from ..enginefile import read_engine
     from ..provenance import stale
 
