@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -64,7 +64,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 def __getattr__(name: str) -> Any:
     if name not in _IMPORTED_ON_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_IMPORTED_ON_USE[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_IMPORTED_ON_USE[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -131,5 +131,6 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Evaluation:
+        """The inverse of ``to_dict``."""
         roles: Sequence[bool] | None = data["in_gallery"]
         return cls(ImageList.from_dict(data["images"]), tuple(roles) if roles else None, tuple(data["recall_at"]))

@@ -139,6 +139,7 @@ class ImageList:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ImageList:
+        """The inverse of ``to_dict``."""
         boxes = data.get("boxes")
         return cls(
             Path(data["root"]),

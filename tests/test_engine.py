@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +28,27 @@ SIDE = FAKE_SPEC.input_size[0]
 def fake(fake_engine):
     with load(fake_engine) as engine:
         yield engine
+
+
+def test_the_repr_says_what_runs_where(fake_engine):
+    engine = load(fake_engine)
+    assert repr(engine) == "<Engine fake.cgd: fake fp32 on cpu, SG 24 values, 32x32>"
+    engine.close()
+    assert repr(engine) == "<Engine fake.cgd: fake fp32 on cpu, SG 24 values, 32x32, closed>"
+
+
+def test_loading_and_closing_are_logged_once(fake_engine, caplog):
+    caplog.set_level(logging.INFO, "cgd_deploy")
+    with load(fake_engine, threads=4, streams=2) as engine:
+        engine.close()
+    facts = f"backend=fake precision=fp32 device=cpu threads=4 streams=2 space_id={FAKE_SPEC.space_id}"
+    assert caplog.messages == [f"loaded {fake_engine}: {facts}", f"closed {fake_engine}"]
+
+
+def test_debug_logs_how_long_each_step_of_loading_took(fake_engine, caplog):
+    caplog.set_level(logging.DEBUG, "cgd_deploy")
+    load(fake_engine).close()
+    assert sum(bool(re.search(r"took \d+ ms", message)) for message in caplog.messages) == 2
 
 
 def test_paths_bytes_arrays_and_pillow_images_mix(fake, pictures):

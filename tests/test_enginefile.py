@@ -228,6 +228,12 @@ def test_a_manifest_that_is_no_table(fake_engine, text):
     refused(fake_engine, "not a table")
 
 
+def test_reprs_print_no_payload(fake_engine):
+    file = read_engine(fake_engine)
+    assert repr(file) == "<EngineFile fake.cgd: fake fp32, SG 24 values, 32x32, 0.0 MB>"
+    assert repr(file.manifest) == "<Manifest: fake fp32, SG 24 values, 32x32>"
+
+
 def test_a_backend_that_this_release_lacks(tmp_path):
     refused(write_fake_engine(tmp_path / "e.cgd", backend="abacus"), "backend 'abacus'", "onnxruntime")
 

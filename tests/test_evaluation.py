@@ -81,6 +81,12 @@ def test_a_dict_brings_it_back(in_gallery):
     assert back.images.names == IMAGES.names and back.images.classes == CLASSES
 
 
+def test_the_repr_says_who_searches_whom():
+    listed = "<ImageList pictures: 11 pictures of 4 classes>"
+    assert repr(Evaluation(IMAGES)) == f"<Evaluation: every picture searches the others, in {listed}>"
+    assert repr(Evaluation(IMAGES, IN_GALLERY)) == f"<Evaluation: 4 queries, 7 gallery, in {listed}>"
+
+
 @pytest.mark.parametrize("roles", [(True,) * 11, (False,) * 11, (True, False)])
 def test_a_protocol_needs_queries_and_a_gallery(roles):
     with pytest.raises(InputError, match="expected every picture to be one of the two, and at least one of each"):

@@ -37,6 +37,14 @@ def test_a_folder_a_class(tmp_path):
     assert images.paths[2] == tmp_path / "b" / "2.png"
 
 
+def test_the_repr_counts_instead_of_listing():
+    names, boxes = ("a.jpg", "b.jpg"), ((0, 0, 1, 1),) * 2
+    assert repr(ImageList(Path("birds"), names)) == "<ImageList birds: 2 pictures>"
+    assert repr(ImageList(Path("birds"), names, ("x", "x"), boxes)) == (
+        "<ImageList birds: 2 pictures of 1 classes, with boxes>"
+    )
+
+
 def test_a_flat_folder_has_no_classes(tmp_path):
     touch(tmp_path / "2.png")
     touch(tmp_path / "1.png")

@@ -31,6 +31,12 @@ def index(engine, picture_list) -> Index:
     return index_images(engine, picture_list)
 
 
+def test_the_repr_says_what_is_in_it(index, engine, picture_list):
+    assert repr(index) == "<Index: 30 pictures, 24 values as float32, space 0123456789abcdef>"
+    compact = index_images(engine, picture_list, descriptor_dtype="int8", pca=4)
+    assert repr(compact) == "<Index: 30 pictures, 4 values as int8, space 0123456789abcdef>"
+
+
 SUFFIXES = ["npy", "parquet"]
 
 
@@ -212,7 +218,7 @@ def test_another_suffix_is_refused(tmp_path, name):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingDependency, match=r"cgd-deploy\[parquet\]"):
+    with pytest.raises(MissingDependency, match="run `pip install 'pyarrow>="):
         check_index_path(tmp_path / "index.parquet")
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import pydoc
 import subprocess
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 import cgd_deploy
+from cgd_deploy.enginefile import EngineFile, Manifest
 from cgd_deploy.errors import install_line
+from cgd_deploy.evaluation import Evaluation
 
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "cuda", "pyarrow")
 
@@ -104,6 +108,32 @@ def test_every_public_name_exists_and_is_documented():
     for name in cgd_deploy.__all__:
         documented = inspect.getdoc(getattr(cgd_deploy, name))
         assert documented and not documented.startswith(f"{name}("), name  # a dataclass documents itself like that
+
+
+def test_every_public_method_and_property_is_documented():
+    classes = [value for name in cgd_deploy.__all__ if inspect.isclass(value := getattr(cgd_deploy, name))]
+    for owner in (*classes, EngineFile, Evaluation, Manifest):
+        for name in vars(owner):
+            member = getattr(owner, name)
+            documentable = inspect.isroutine(member) or isinstance(member, (property, cached_property))
+            assert name.startswith("_") or not documentable or inspect.getdoc(member), f"{owner.__name__}.{name}"
+
+
+def test_dir_and_help_show_every_public_name():
+    assert sorted(dir(cgd_deploy)) == cgd_deploy.__all__
+    page = pydoc.plain(pydoc.render_doc(cgd_deploy))
+    assert "class Engine(" in page and "class Index(" in page and "    load(path: " in page and "read_index(" in page
+
+
+def test_nothing_is_logged_by_default(fake_engine):
+    code = """
+import logging
+from cgd_deploy import load
+load(sys.argv[1]).close()
+logging.getLogger("cgd_deploy").error("an error")
+"""
+    command = [sys.executable, "-c", f"import sys\n{code}", fake_engine]
+    assert subprocess.run(command, capture_output=True, check=True).stderr == b""
 
 
 def test_every_public_class_and_function_is_exported():
