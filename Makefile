@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-min check clean
+.PHONY: setup demo test test-min check wheel clean
 
 setup: .venv/.installed
 
@@ -40,5 +40,21 @@ check: setup
 	ln -sfn ../../cgd_deploy build/types/cgd_deploy
 	$(BIN)/mypy
 
+# Builds dist/, then runs every command of the wheel in an environment that has nothing else.
+WHEEL := build/wheel
+EMPTY := $(WHEEL)/empty/bin
+wheel:
+	rm -rf dist $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)/tools
+	$(WHEEL)/tools/bin/python -m pip install --quiet build twine
+	$(WHEEL)/tools/bin/python -m build > $(WHEEL)/build.log
+	$(WHEEL)/tools/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(WHEEL)/empty
+	$(EMPTY)/python -m pip install --quiet "$$(echo dist/*.whl)[cpu]"
+	$(EMPTY)/cgd-deploy --version
+	$(EMPTY)/cgd-deploy doctor
+	$(EMPTY)/python -I -c "from cgd_deploy.cli import COMMANDS; print(*COMMANDS)" > $(WHEEL)/commands
+	for command in $$(cat $(WHEEL)/commands); do $(EMPTY)/cgd-deploy $$command --help > $(WHEEL)/help || exit 1; done
+
 clean:
-	rm -rf .venv build *.egg-info artifacts
+	rm -rf .venv build dist *.egg-info artifacts

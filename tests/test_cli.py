@@ -148,6 +148,8 @@ def test_every_option_says_in_words_what_it_takes():
     for command in (group, *group.commands.values()):
         for param in command.params:
             assert getattr(param, "is_flag", False) or param.metavar, (command.name, param.name)
+            if param.param_type_name == "option" and param.metavar:
+                assert param.metavar.lower() != param.name, "typer 0.27 would write the option in capitals"
 
 
 def test_help_puts_options_into_sections(cli):

@@ -82,9 +82,19 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     lines = [line for _, block in blocks(README) for line in block.splitlines()]
     targets = [line.split()[1] for line in lines if line.startswith("make ")]
-    assert targets == ["demo", "test"]
+    assert targets == ["demo", "test", "wheel"]
     assert all(f"\n{target}:" in makefile for target in targets)
     assert "make check test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_install_lines_name_what_is_there() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
+    lines = re.findall(r"pip install .*'(\.|dist/\S+)\[([a-z,-]+)\]'", "\n".join([README, *PAGES.values()]))
+    assert {what for what, _ in lines} == {".", f"dist/cgd_deploy-{version[0]}-py3-none-any.whl"}
+    for _, extras in lines:
+        assert all(f"\n{extra} = [" in project for extra in extras.split(",")), extras
+    assert "cgd-deploy[" not in "".join([README, *PAGES.values()]), "no index has cgd-deploy"
 
 
 def test_tables_are_made_from_the_committed_json() -> None:

@@ -82,7 +82,7 @@ def train(
     ] = "batch-hard",
     margin: Annotated[
         float | None,
-        LossOption(metavar="MARGIN", help="Margin of the ranking loss.", show_default="depends on the loss"),
+        LossOption(metavar="NUMBER", help="Margin of the ranking loss.", show_default="depends on the loss"),
     ] = None,
     ranking_weight: Annotated[float, LossOption(metavar="WEIGHT", help="Weight of the ranking loss.")] = 1.0,
     auxiliary_weight: Annotated[float, LossOption(metavar="WEIGHT", help="Weight of the classification loss.")] = 1.0,

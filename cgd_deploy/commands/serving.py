@@ -15,7 +15,7 @@ def export_triton(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Model repository to write into.")],
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Model name in the repository.", show_default="the engine's file name"),
+        typer.Option(metavar="MODEL", help="Model name in the repository.", show_default="the engine's file name"),
     ] = None,
     python: Annotated[
         bool,

@@ -38,7 +38,7 @@ def bench(
     batch: Annotated[
         list[int], typer.Option(min=1, metavar="N", help="Batch size to time; may be repeated.", show_default="1 and 8")
     ] = [1, 8],  # noqa: B006
-    seconds: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to time each batch size.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=0, metavar="S", help="How long to time each batch size.")] = 20.0,
     threads: Threads = None,
     streams: Streams = None,
     max_recall_drop: Annotated[
