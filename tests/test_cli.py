@@ -224,9 +224,12 @@ def test_log_level_tells_an_operator_what_was_loaded(fake, pictures):
 
 
 def test_a_log_and_a_bar_share_a_terminal(fake, pictures):
-    written = on_a_terminal(f"--log-level info embed {pictures} -e fake.cgd -o o.npy")
-    assert "Embedding" in written
-    assert re.search(r"(^|[\r\n]|\x1b\[2K)\S+ \S+ INFO cgd_deploy.engine: loaded fake.cgd", written), written
+    loaded = r"(^|[\r\n]|\x1b\[2K)\S+ \S+ INFO cgd_deploy.engine: loaded fake.cgd"
+    command = f"--log-level info embed {pictures} -e fake.cgd -o o.npy"
+    written = on_a_terminal(command)
+    assert "Embedding" in written and re.search(loaded, written)
+    written = on_a_terminal(f"--quiet {command}")
+    assert "Embedding" not in written and re.search(loaded, written)
 
 
 def test_export_tells_its_parity(cli, monkeypatch, tmp_path):
