@@ -79,6 +79,14 @@ class StderrHandler(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
+def log_to_stderr(level: LogLevel) -> None:
+    handler = StderrHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger(__package__)
+    logger.handlers = [handler]
+    logger.setLevel(level.name)
+
+
 def show_version(wanted: bool) -> None:
     if wanted:
         print(f"cgd-deploy {package_version('cgd-deploy')}")
@@ -109,11 +117,7 @@ def common(
     for text in limit or ():
         set_limits(**parse_limit(text))
     if log_level:
-        handler = StderrHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logger = logging.getLogger(__package__)
-        logger.handlers = [handler]
-        logger.setLevel(log_level.name)
+        log_to_stderr(log_level)
     if quiet:
         from .terminal import errors
 

@@ -301,11 +301,9 @@ def open_engine(
     engine = Engine(file, runner, parts, batching)
     if device == "cpu" and not is_proven_here(file.manifest):
         _replay(engine)
-    log.info(
-        "loaded %s: backend=%s precision=%s device=%s threads=%s streams=%d space_id=%s",
-        *(path, backend, file.manifest.precision.value, device, threads or "default", streams),
-        file.manifest.spec.space_id,
-    )
+    precision, space_id = file.manifest.precision.value, file.manifest.spec.space_id
+    settings = f"device={device} threads={threads or 'default'} streams={streams}"
+    log.info("loaded %s: backend=%s precision=%s %s space_id=%s", path, backend, precision, settings, space_id)
     return engine
 
 
