@@ -89,7 +89,7 @@ def log_to_stderr(level: LogLevel) -> None:
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        print(f"cgd-deploy {package_version('cgd-deploy')}")
+        print(f"cgd-deploy {package_version('cgd-deploy') or 'from a checkout that is not installed'}")
         raise typer.Exit
 
 

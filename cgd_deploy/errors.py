@@ -62,7 +62,8 @@ def install_line(extra: str, package: str = "") -> str:
         requirements = [line.partition(";") for line in metadata.requires("cgd-deploy") or ()]
     except metadata.PackageNotFoundError:  # a checkout that is on the path but not installed
         return shlex.join(["pip", "install", "-e", f"{Path(__file__).parents[1]}[{extra}]"])
-    needed = [name.strip() for name, _, marker in requirements if marker.strip() == f'extra == "{extra}"']
+    markers = (f'extra == "{extra}"', f"extra == '{extra}'")
+    needed = [name.strip() for name, _, marker in requirements if marker.strip() in markers]
     return shlex.join(["pip", "install", *(name for name in needed if name.startswith(package))])
 
 

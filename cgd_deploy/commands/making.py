@@ -263,10 +263,10 @@ def build_engine(
     ] = "auto",
     reduced_range: Annotated[
         bool | None,
-        typer.Option(
+        Int8Option(
             "--reduced-range/--full-range",
-            help="INT8 weights of 7 or 8 bits. A CPU without VNNI, AMX or i8mm needs 7: there, sums of 8 bits saturate "
-            "[default: what this CPU needs].",
+            help="INT8 weights of 7 or 8 bits. CPUs without VNNI, AMX or i8mm need 7: there, sums of 8 bits saturate.",
+            show_default="what this CPU needs",
         ),
     ] = None,
     distill: Annotated[
