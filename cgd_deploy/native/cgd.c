@@ -1,4 +1,4 @@
-/* The functions of cgd.h: checks that need no engine, and the thread's last error. The rest is Python's, embedded.py. */
+/* The functions of cgd.h: they check arguments and keep the thread's last error. embedded.py does the rest. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +12,11 @@ struct cgd_engine {
     cgd_facts facts;
 };
 
+struct cgd_index {
+    uint64_t number;
+    cgd_index_facts facts;
+};
+
 static _Thread_local char last_error[CGD_MESSAGE];
 
 static cgd_status fail(cgd_status status, const char *format, ...) {
@@ -22,22 +27,7 @@ static cgd_status fail(cgd_status status, const char *format, ...) {
     return status;
 }
 
-/* cffi starts Python under a lock for which it takes a version tag of Python's own before 3.12. Where Python runs already
- * that tag may be in use, and cffi would wait for ever. */
-static void free_start_lock(void) {
-#if PY_VERSION_HEX < 0x030C0000
-    if (!Py_IsInitialized()) return;
-    PyGILState_STATE state = PyGILState_Ensure();
-    PyType_Modified(&PyCapsule_Type);
-    PyGILState_Release(state);
-#endif
-}
-
-/* What a function of embedded.py gave: a status and one, so that 0 says that it did not come to an end. */
-static cgd_status answer(int given) {
-    if (given > 0) return (cgd_status)(given - 1);
-    return fail(CGD_INTERNAL, "the library could not do this; what it printed on stderr says why.");
-}
+#include "python.c"
 
 static cgd_status check_embed(const cgd_engine *engine, const void *images, size_t count, const float *out,
                               size_t capacity) {
@@ -75,6 +65,8 @@ const char *cgd_status_string(cgd_status status) {
         case CGD_BAD_ENGINE: return "CGD_BAD_ENGINE";
         case CGD_MISSING_DEPENDENCY: return "CGD_MISSING_DEPENDENCY";
         case CGD_OVERLOADED: return "CGD_OVERLOADED";
+        case CGD_SHUTTING_DOWN: return "CGD_SHUTTING_DOWN";
+        case CGD_BAD_INDEX: return "CGD_BAD_INDEX";
         case CGD_INTERNAL: return "CGD_INTERNAL";
     }
     return "unknown status";
@@ -102,8 +94,7 @@ cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_eng
     if (options) memcpy(&chosen, options, options->size < sizeof chosen ? options->size : sizeof chosen);
     cgd_engine *opened = calloc(1, sizeof *opened);
     if (!opened) return fail(CGD_INTERNAL, "there is no memory left.");
-    free_start_lock();
-    cgd_status status = answer(cgdpy_open(path, &chosen, &opened->number, &opened->facts, last_error));
+    cgd_status status = IN_PYTHON(cgdpy_open(path, &chosen, &opened->number, &opened->facts, last_error));
     if (status == CGD_OK)
         *engine = opened;
     else
@@ -114,7 +105,7 @@ cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_eng
 void cgd_engine_close(cgd_engine *engine) {
     last_error[0] = '\0';
     if (!engine) return;
-    answer(cgdpy_close(engine->number, last_error));
+    IN_PYTHON(cgdpy_close(engine->number, last_error));
     free(engine);
 }
 
@@ -131,13 +122,13 @@ cgd_status cgd_self_test(cgd_engine *engine, float *cosine) {
     float ignored;
     last_error[0] = '\0';
     if (!engine) return fail(CGD_INVALID_ARGUMENT, "the engine is NULL; open one first.");
-    return answer(cgdpy_self_test(engine->number, cosine ? cosine : &ignored, last_error));
+    return IN_PYTHON(cgdpy_self_test(engine->number, cosine ? cosine : &ignored, last_error));
 }
 
 cgd_status cgd_embed(cgd_engine *engine, const cgd_image *images, size_t count, float *out, size_t capacity) {
     cgd_status status = check_embed(engine, images, count, out, capacity);
     for (size_t i = 0; status == CGD_OK && i < count; i++) status = check_image(&images[i], i);
-    return status == CGD_OK ? answer(cgdpy_embed(engine->number, images, count, out, last_error)) : status;
+    return status == CGD_OK ? IN_PYTHON(cgdpy_embed(engine->number, images, count, out, last_error)) : status;
 }
 
 cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const size_t *sizes, size_t count,
@@ -146,7 +137,7 @@ cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const
     if (status == CGD_OK && !sizes) status = fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass sizes.");
     for (size_t i = 0; status == CGD_OK && i < count; i++)
         if (!files[i]) status = fail(CGD_INVALID_ARGUMENT, "file %zu has no data.", i);
-    return status == CGD_OK ? answer(cgdpy_embed_encoded(engine->number, files, sizes, count, out, last_error))
+    return status == CGD_OK ? IN_PYTHON(cgdpy_embed_encoded(engine->number, files, sizes, count, out, last_error))
                             : status;
 }
 
@@ -165,7 +156,58 @@ cgd_status cgd_search(const float *queries, size_t query_count, size_t query_str
                     "dim is %zu, k %zu of %zu rows, the strides %zu and %zu; expected k of 1 to the gallery's rows, and "
                     "strides of whole floats that hold a row.",
                     dim, k, gallery_count, query_stride, gallery_stride);
-    free_start_lock();
-    return answer(cgdpy_search(queries, query_count, query_stride, gallery, gallery_count, gallery_stride, dim, k, indices,
-                               scores, last_error));
+    return IN_PYTHON(cgdpy_search(queries, query_count, query_stride, gallery, gallery_count, gallery_stride, dim, k,
+                                  indices, scores, last_error));
+}
+
+cgd_status cgd_set_limit(const char *name, const char *value) {
+    last_error[0] = '\0';
+    if (!name || !value) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass name and value.");
+    return IN_PYTHON(cgdpy_set_limit(name, value, last_error));
+}
+
+cgd_status cgd_index_open(const char *path, cgd_index **index) {
+    last_error[0] = '\0';
+    if (index) *index = NULL;
+    if (!index || !path) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass path and index.");
+    cgd_index *opened = calloc(1, sizeof *opened);
+    if (!opened) return fail(CGD_INTERNAL, "there is no memory left.");
+    cgd_status status = IN_PYTHON(cgdpy_index_open(path, &opened->number, &opened->facts, last_error));
+    if (status == CGD_OK)
+        *index = opened;
+    else
+        free(opened);
+    return status;
+}
+
+void cgd_index_close(cgd_index *index) {
+    last_error[0] = '\0';
+    if (!index) return;
+    IN_PYTHON(cgdpy_index_close(index->number, last_error));
+    free(index->facts.texts);
+    free(index);
+}
+
+size_t cgd_index_size(const cgd_index *index) { return index ? index->facts.size : 0; }
+
+size_t cgd_index_dim(const cgd_index *index) { return index ? index->facts.dim : 0; }
+
+const char *cgd_index_space_id(const cgd_index *index) { return index ? index->facts.texts[0] : ""; }
+
+const char *cgd_index_path(const cgd_index *index, size_t i) {
+    return index && i < index->facts.size ? index->facts.texts[1 + i] : NULL;
+}
+
+cgd_status cgd_index_search(const cgd_index *index, const cgd_engine *engine, const float *queries, size_t query_count,
+                            size_t k, uint64_t *indices, float *scores) {
+    last_error[0] = '\0';
+    if (!index || !engine) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass index and engine.");
+    if (!k || k > index->facts.size)
+        return fail(CGD_INVALID_ARGUMENT, "k is %zu; expected 1 to %zu, the size of the index.", k, index->facts.size);
+    if (query_count && (!queries || !indices || !scores))
+        return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass queries, indices and scores.");
+    if (query_count > SIZE_MAX / sizeof(uint64_t) / (engine->facts.dim > k ? engine->facts.dim : k))
+        return fail(CGD_INVALID_ARGUMENT, "%zu queries cannot be; pass fewer.", query_count);
+    return IN_PYTHON(cgdpy_index_search(index->number, engine->number, queries, query_count, k, indices, scores,
+                                        last_error));
 }

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import sys
+import atexit
+import os
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import count
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Engine, load
-from ..errors import CgdError, EngineError, MissingDependency, Overloaded, SpecError
+from ..errors import CgdError, EngineError, InputError, MissingDependency, Overloaded, SpecError
+from ..index import Index, read_index
+from ..limits import parse_limit, set_limits
 from ..preprocess import Picture, preprocess
-from ..retrieval import neighbours
+from ..retrieval import Descriptors, Indices, neighbours
 from ..scheduler import Batching
 
 STATUSES: dict[type[Exception], str] = {
@@ -28,7 +34,9 @@ STATUSES: dict[type[Exception], str] = {
 """The first that an error is one of; only what is not a CgdError leaves a traceback on stderr."""
 
 _engines: dict[int, Engine] = {}
+_indices: dict[int, Index] = {}
 _numbers = count(1)
+_limits_lock = Lock()
 
 
 def serve(ffi: Any, lib: Any) -> None:
@@ -42,6 +50,9 @@ def serve(ffi: Any, lib: Any) -> None:
         flat = np.frombuffer(ffi.buffer(address, (rows - 1) * stride + 4 * columns), np.float32)
         return np.lib.stride_tricks.as_strided(flat, (rows, columns), (stride, 4))
 
+    def text(address: Any) -> str:
+        return str(ffi.string(address).decode(errors="replace"))
+
     def pixels(image: Any) -> NDArray[np.uint8]:
         """A view of an image's pixels, RGB [height, width, 3]."""
         shape, strides = (image.height, image.width, 3), (image.stride, 3, 1)
@@ -49,18 +60,39 @@ def serve(ffi: Any, lib: Any) -> None:
         pixels = np.lib.stride_tricks.as_strided(flat, shape, strides)
         return pixels[..., ::-1] if image.format == lib.CGD_BGR8 else pixels
 
-    def function(body: Callable[..., None]) -> None:
+    def strings(texts: Sequence[str]) -> Any:
+        """An array of C strings in one block of memory, which C frees."""
+        encoded = [_c_string(text) for text in texts]
+        starts = np.cumsum([0, *map(len, encoded)], dtype=np.uintp)
+        table = len(encoded) * starts.itemsize
+        block = lib.malloc(table + int(starts[-1]))
+        if not block:
+            raise MemoryError("there is no memory left.")
+        addresses = starts[:-1] + int(ffi.cast("uintptr_t", block)) + table
+        content = addresses.tobytes() + b"".join(encoded)
+        ffi.memmove(block, content, len(content))
+        return ffi.cast("const char **", block)
+
+    def write_found(found: Indices, products: Descriptors, indices: Any, scores: Any) -> None:
+        if found.size:
+            np.frombuffer(ffi.buffer(indices, found.size * 8), np.uint64)[:] = found.reshape(-1)
+            floats(scores, *found.shape)[:] = products
+
+    def function(body: Callable[..., None], bad_input: str = "CGD_BAD_INPUT") -> None:
+        """Define ``body`` for C; an InputError has the status ``bad_input``."""
+        statuses = {InputError: bad_input, **STATUSES}
+
         def call(*arguments: Any) -> int:
             *given, message = arguments
             try:
                 body(*given)
             except Exception as error:
-                status = next(name for kind, name in STATUSES.items() if isinstance(error, kind))
+                status = next(name for kind, name in statuses.items() if isinstance(error, kind))
                 if not isinstance(error, CgdError):
                     traceback.print_exc()
                 sentence = " ".join(str(error).split()) or type(error).__name__
-                text = sentence.encode(errors="replace")[: lib.CGD_MESSAGE - 1] + b"\0"
-                ffi.memmove(message, text, len(text))
+                encoded = sentence.encode(errors="replace")[: lib.CGD_MESSAGE - 1] + b"\0"
+                ffi.memmove(message, encoded, len(encoded))
                 return int(getattr(lib, status)) + 1
             return int(lib.CGD_OK) + 1
 
@@ -69,8 +101,8 @@ def serve(ffi: Any, lib: Any) -> None:
     @function
     def open(path: Any, options: Any, number: Any, facts: Any) -> None:
         engine = load(
-            ffi.string(path).decode(sys.getfilesystemencoding(), "surrogateescape"),
-            device=ffi.string(options.device).decode() if options.device else None,
+            os.fsdecode(ffi.string(path)),
+            device=text(options.device) if options.device else None,
             threads=options.threads or None,
             streams=options.streams or None,
             batching=Batching(
@@ -117,13 +149,44 @@ def serve(ffi: Any, lib: Any) -> None:
         indices: Any,
         scores: Any,
     ) -> None:
-        if not query_count:
-            return
         found, products = neighbours(
             floats(queries, query_count, dim, query_stride), floats(gallery, gallery_count, dim, gallery_stride), k
         )
-        np.frombuffer(ffi.buffer(indices, found.size * 8), np.uint64)[:] = found.reshape(-1)
-        floats(scores, query_count, k)[:] = products
+        write_found(found, products, indices, scores)
+
+    @partial(function, bad_input="CGD_INVALID_ARGUMENT")
+    def set_limit(name: Any, value: Any) -> None:
+        with _limits_lock:
+            set_limits(**parse_limit(f"{text(name)}={text(value)}"))
+
+    @partial(function, bad_input="CGD_BAD_INDEX")
+    def index_open(path: Any, number: Any, facts: Any) -> None:
+        index = read_index(os.fsdecode(ffi.string(path)))
+        facts.size, facts.dim = len(index.paths), index.compact.dim
+        facts.texts = strings([index.space_id, *index.paths])
+        number[0] = next(_numbers)
+        _indices[number[0]] = index
+
+    @function
+    def index_close(number: int) -> None:
+        del _indices[number]
+
+    @partial(function, bad_input="CGD_BAD_INDEX")
+    def index_search(number: int, engine: int, queries: Any, count: int, k: int, indices: Any, scores: Any) -> None:
+        made_by = _engines[engine]
+        found, cosines = _indices[number].search(made_by, floats(queries, count, made_by.spec.dim), k)
+        write_found(found, cosines, indices, scores)
+
+    atexit.register(lib.shut_down)  # where the host has a Python, which may end before the process does
+
+
+def _c_string(text: str) -> bytes:
+    """Raises InputError for a text that C or the file system cannot hold."""
+    with suppress(UnicodeEncodeError):
+        encoded = os.fsencode(text)
+        if b"\0" not in encoded:
+            return encoded + b"\0"
+    raise InputError(f"the index holds {text!a:.200}, which is no path or name; make the index again.")
 
 
 def _embed(engine: Engine, pictures: Sequence[Picture], descriptors: NDArray[np.float32]) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+import site
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -19,8 +23,10 @@ LIBRARY = f"libcgd.so.{SOVERSION}"
 MESSAGE_BYTES = 1024
 
 FACTS = """
-typedef struct cgd_facts { size_t dim; uint32_t width; uint32_t height; char space_id[64]; } cgd_facts;
+typedef struct cgd_facts { size_t dim; uint32_t width; uint32_t height; char space_id[256]; } cgd_facts;
+typedef struct cgd_index_facts { size_t size; size_t dim; const char **texts; } cgd_index_facts;
 """
+"""``texts`` has the space_id of an index, then its paths."""
 FUNCTIONS = """
 int cgdpy_open(const char *path, const cgd_options *options, uint64_t *number, cgd_facts *facts, char *message);
 int cgdpy_close(uint64_t number, char *message);
@@ -31,21 +37,39 @@ int cgdpy_embed_encoded(uint64_t number, const void *const *files, const size_t 
 int cgdpy_search(const float *queries, size_t query_count, size_t query_stride, const float *gallery,
                  size_t gallery_count, size_t gallery_stride, size_t dim, size_t k, uint64_t *indices, float *scores,
                  char *message);
+int cgdpy_set_limit(const char *name, const char *value, char *message);
+int cgdpy_index_open(const char *path, uint64_t *number, cgd_index_facts *facts, char *message);
+int cgdpy_index_close(uint64_t number, char *message);
+int cgdpy_index_search(uint64_t number, uint64_t engine, const float *queries, size_t count, size_t k,
+                       uint64_t *indices, float *scores, char *message);
 """
-"""Of embedded.py, for cgd.c: a status plus one; 0 if Python could not be started."""
+"""Of embedded.py, for cgd.c: a status plus one; 0 after an error that embedded.py did not expect."""
+
+FOR_PYTHON = "void *malloc(size_t size); void shut_down(void);"
+"""Of C, for embedded.py."""
+
+BOOT = """
+problem = b""
+try:
+    import site, sys
+    path = list(sys.path)
+    for folder in {packages!a}:
+        site.addsitedir(folder)
+    if joined:
+        sys.path[:] = [folder for folder in sys.path if folder not in path] + path
+    sys.argv = getattr(sys, "argv", [""])
+    import _cffi_backend, cgd_deploy.native.embedded
+except BaseException as error:
+    problem = (type(error).__name__ + ": " + str(error)).encode(errors="replace")
+"""
+"""What the library runs first, after the standard library is found. In a process that has a Python already (``joined``)
+the packages of the Python that built the library come before those of the process."""
 
 START = """
-import site, sys
-path = list(sys.path)
-for folder in {folders!r}:
-    site.addsitedir(folder)
-sys.path[:] = [folder for folder in sys.path if folder not in path] + path
-sys.argv = getattr(sys, "argv", [""])
 from _libcgd import ffi, lib
 from cgd_deploy.native.embedded import serve
 serve(ffi, lib)
 """
-"""What the library runs on its first call: the packages of the Python that built it come first."""
 
 EXPORTS = "{ global: cgd_*; local: *; };\n"
 
@@ -103,16 +127,20 @@ def _build(folder: Path) -> Path:
     exports.write_text(EXPORTS)
     libpython = sysconfig.get_config_var("LIBDIR")
     ffi = cffi.FFI()
-    ffi.cdef(types + constant + FACTS)
+    ffi.cdef(types + constant + FACTS + FOR_PYTHON)
     ffi.embedding_api(FUNCTIONS)
-    packages = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
-    ffi.embedding_init_code(START.format(folders=list(packages)))
+    ffi.embedding_init_code(START)
     ffi.set_source(
         "_libcgd",
-        f'#include "cgd.h"\n{constant}{FACTS}{FUNCTIONS}' + (HERE / "cgd.c").read_text(encoding="utf-8"),
-        include_dirs=[str(INCLUDE)],
+        f'#include "cgd.h"\n{constant}{FACTS}{FUNCTIONS}{_python()}#include "cgd.c"\n',
+        include_dirs=[str(INCLUDE), str(HERE)],
         extra_compile_args=["-std=gnu11", "-O2"],
-        extra_link_args=[f"-Wl,-soname,{LIBRARY}", f"-Wl,--version-script={exports}", f"-Wl,-rpath,{libpython}"],
+        extra_link_args=[
+            f"-Wl,-soname,{LIBRARY}",
+            f"-Wl,--version-script={exports}",
+            f"-Wl,-rpath,{libpython}",
+            "-Wl,-z,nodelete",  # Python stays in the process after dlclose
+        ],
         library_dirs=[libpython],
     )
     try:
@@ -122,6 +150,27 @@ def _build(folder: Path) -> Path:
             f"libcgd.so could not be compiled ({in_one_line(error)}); install a C compiler and the "
             "headers of this Python."
         ) from error
+
+
+def _python() -> str:
+    """Macros that say where this Python is, so that the library searches for nothing."""
+    packages = [*([site.getusersitepackages()] if site.ENABLE_USER_SITE else []), *site.getsitepackages()]
+    standard = [sys.executable, "-I", "-S", "-c", "import json, sys; print(json.dumps(sys.path))"]
+    folders = json.loads(subprocess.run(standard, capture_output=True, check=True).stdout)
+    values = {
+        "EXECUTABLE": sys.executable,
+        "PREFIX": sys.prefix,
+        "EXEC_PREFIX": sys.exec_prefix,
+        "BASE_PREFIX": sys.base_prefix,
+        "BASE_EXEC_PREFIX": sys.base_exec_prefix,
+        "BOOT": BOOT.format(packages=[folder for folder in packages if Path(folder).is_dir()]),
+    }
+    lines = [f"#define PYTHON_{name} {_c_literal(value)}\n" for name, value in values.items()]
+    return "".join([*lines, f"#define PYTHON_FOLDERS {', '.join(map(_c_literal, folders))}\n"])
+
+
+def _c_literal(text: str) -> str:
+    return '"' + "".join(f"\\{byte:03o}" for byte in os.fsencode(text)) + '"'
 
 
 def _version() -> str:

@@ -10,9 +10,12 @@
  *         fprintf(stderr, "%s\n", cgd_last_error());
  *     cgd_engine_close(engine);
  *
- * Every function may be called from any thread, and all threads may share an engine; only cgd_engine_close must come
- * after every other call with its engine has returned. Single images that several threads embed at the same time are
- * computed together. After fork(), open engines anew in a child only if the parent has not called the library before.
+ * Every function may be called from any thread, and all threads may share an engine or an index. Close it after every
+ * other call with it has returned. Single images that several threads embed at the same time are computed together.
+ * A child of fork() may call the library only if its parent has not.
+ *
+ * The library leaves the signal handlers and the locale of the process alone. exit() and a return from main wait for
+ * running calls; later calls return CGD_SHUTTING_DOWN and do nothing, and the close functions only free memory.
  */
 #ifndef CGD_H
 #define CGD_H
@@ -44,6 +47,8 @@ typedef enum cgd_status {
     CGD_BAD_ENGINE = 4,         /* the file is missing, damaged, or made for another machine */
     CGD_MISSING_DEPENDENCY = 5, /* what runs this engine is not installed */
     CGD_OVERLOADED = 6,         /* too many images wait: try again, or shed the request */
+    CGD_SHUTTING_DOWN = 7,      /* the process ends: make no more calls */
+    CGD_BAD_INDEX = 8,          /* the file is missing, damaged, or of another space than the engine */
     CGD_INTERNAL = 99           /* a bug, or the library could not start */
 } cgd_status;
 
@@ -73,6 +78,7 @@ typedef struct cgd_options {
 } cgd_options;
 
 typedef struct cgd_engine cgd_engine;
+typedef struct cgd_index cgd_index;
 /* types: end */
 
 /* "0.1.0", of the library; the macros above are of the header. */
@@ -118,6 +124,35 @@ CGD_API cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *file
 CGD_API cgd_status cgd_search(const float *queries, size_t query_count, size_t query_stride, const float *gallery,
                               size_t gallery_count, size_t gallery_stride, size_t dim, size_t k, uint64_t *indices,
                               float *scores);
+
+/* Change a limit of the process on what it reads, e.g. ("pixels", "25000000") or ("formats", "JPEG,PNG"). Names and
+ * values are those of `cgd-deploy --limit NAME=VALUE`. */
+CGD_API cgd_status cgd_set_limit(const char *name, const char *value);
+
+/* Read an index that `cgd-deploy embed` wrote: a .npy file, a .parquet file, or a folder of shards. On failure *index
+ * is NULL. */
+CGD_API cgd_status cgd_index_open(const char *path, cgd_index **index);
+
+/* Free an index; NULL does nothing. */
+CGD_API void cgd_index_close(cgd_index *index);
+
+/* Pictures in the index. */
+CGD_API size_t cgd_index_size(const cgd_index *index);
+
+/* Floats of a query. */
+CGD_API size_t cgd_index_dim(const cgd_index *index);
+
+/* The index answers queries of engines that have the same space; valid until close. */
+CGD_API const char *cgd_index_space_id(const cgd_index *index);
+
+/* The file of picture i, NULL if i is not below the size; valid until close. */
+CGD_API const char *cgd_index_path(const cgd_index *index, size_t i);
+
+/* The k pictures nearest to each query, the nearest first: [query_count][k] indices and cosines. The engine made the
+ * queries, [query_count][dim]; CGD_BAD_INDEX if it has another space than the index. Exact over the descriptors as the
+ * index keeps them. */
+CGD_API cgd_status cgd_index_search(const cgd_index *index, const cgd_engine *engine, const float *queries,
+                                    size_t query_count, size_t k, uint64_t *indices, float *scores);
 
 #ifdef __cplusplus
 }

@@ -1,10 +1,13 @@
-// cgd.h for C++17: engines that close themselves, errors that are thrown. Header only, on the C functions alone.
+// cgd.h for C++17: engines and indices that close themselves, errors that are thrown. Header only, on the C functions
+// alone.
 #ifndef CGD_HPP
 #define CGD_HPP
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cgd.h"
@@ -27,6 +30,11 @@ inline void check(cgd_status status) {
 struct Options : cgd_options {
     Options() : cgd_options() { cgd_options_init(this); }
 };
+
+// cgd_set_limit: a limit of the process on what it reads.
+inline void set_limit(const std::string &name, const std::string &value) {
+    check(cgd_set_limit(name.c_str(), value.c_str()));
+}
 
 class Engine {
   public:
@@ -63,6 +71,8 @@ class Engine {
         return cosine;
     }
 
+    const cgd_engine *get() const noexcept { return engine_.get(); }
+
   private:
     std::pair<std::uint32_t, std::uint32_t> input_size() const noexcept {
         std::pair<std::uint32_t, std::uint32_t> size;
@@ -74,6 +84,50 @@ class Engine {
         void operator()(cgd_engine *engine) const noexcept { cgd_engine_close(engine); }
     };
     std::unique_ptr<cgd_engine, Close> engine_;
+};
+
+// What an index found: k indices and cosines for each query, the nearest first.
+struct Found {
+    std::vector<std::uint64_t> indices;
+    std::vector<float> scores;
+};
+
+class Index {
+  public:
+    explicit Index(const std::string &path) {
+        cgd_index *opened = nullptr;
+        check(cgd_index_open(path.c_str(), &opened));
+        index_.reset(opened);
+    }
+
+    std::size_t size() const noexcept { return cgd_index_size(index_.get()); }
+    std::size_t dim() const noexcept { return cgd_index_dim(index_.get()); }
+    std::string space_id() const { return cgd_index_space_id(index_.get()); }
+
+    // The file of picture i, which is below size().
+    std::string path(std::size_t i) const {
+        const char *found = cgd_index_path(index_.get(), i);
+        if (!found) throw std::out_of_range("the index has no picture " + std::to_string(i));
+        return found;
+    }
+
+    // Queries are count rows of dim() floats that the engine made.
+    Found search(const Engine &engine, const float *queries, std::size_t count, std::size_t k) const {
+        const std::size_t room = count * std::min(k, size());
+        Found found{std::vector<std::uint64_t>(room), std::vector<float>(room)};
+        check(cgd_index_search(index_.get(), engine.get(), queries, count, k, found.indices.data(), found.scores.data()));
+        return found;
+    }
+    Found search(const Engine &engine, const std::vector<float> &query, std::size_t k) const {
+        if (query.size() != engine.dim()) throw Error(CGD_INVALID_ARGUMENT, "the query is not one descriptor of the engine.");
+        return search(engine, query.data(), 1, k);
+    }
+
+  private:
+    struct Close {
+        void operator()(cgd_index *index) const noexcept { cgd_index_close(index); }
+    };
+    std::unique_ptr<cgd_index, Close> index_;
 };
 
 }  // namespace cgd
