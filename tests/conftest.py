@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native_build import prefix  # noqa: F401  (a fixture)
 from PIL import Image
 
 from cgd_deploy import engine

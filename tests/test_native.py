@@ -3,64 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import FAKE_SPEC, listing, write_fake_engine
+from native_build import EXAMPLES, NEEDS_NATIVE, ROOT, STRICT, compiled, needs_pkg_config, run
 
 from cgd_deploy import InputError, load
 from cgd_deploy.golden import golden_images
 from cgd_deploy.native import install
 from cgd_deploy.retrieval import neighbours
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ROOT / "examples" / "native"
-STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
-
-pytestmark = [
-    pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="there is no C compiler"),
-    pytest.mark.skipif(not (find_spec("cffi") and find_spec("setuptools")), reason="cffi is not installed"),
-    pytest.mark.skipif(not sysconfig.get_config_var("Py_ENABLE_SHARED"), reason="this Python has no shared library"),
-]
-
-
-@pytest.fixture(scope="module")
-def prefix(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("native") / "a prefix"
-    command = [sys.executable, "-m", "cgd_deploy", "install-native", "--prefix", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    return folder
-
-
-def run(*command: object, folder: Path | None = None, status: int = 0, **variables: str) -> str:
-    done = subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, **variables},
-        timeout=120,
-    )
-    assert done.returncode == status, (done.stdout, done.stderr)
-    return done.stdout if status == 0 else done.stderr
-
-
-def compiled(prefix: Path, source: Path, *options: str, compiler: str = "cc") -> Path:
-    program = source.with_suffix(".out") if source.parent != EXAMPLES else prefix.parent / f"{source.stem}.out"
-    found = run("pkg-config", "--cflags", "--libs", "cgd", PKG_CONFIG_PATH=str(prefix / "lib" / "pkgconfig"))
-    flags = [flag.replace("\0", " ") for flag in found.replace("\\ ", "\0").split()]
-    run(compiler, *STRICT, *options, source, *flags, "-o", program)
-    return program
+pytestmark = NEEDS_NATIVE
 
 
 def test_what_is_installed(prefix):
@@ -86,7 +46,7 @@ def test_only_the_functions_of_the_header_are_exported(prefix):
     declared = set(re.findall(r"^CGD_API .*?(cgd_\w+)\(", header, re.MULTILINE))
     lines = run("nm", "-D", "--defined-only", prefix / "lib" / "libcgd.so").splitlines()
     assert {line.split()[-1] for line in lines} == declared
-    assert len(declared) == 13
+    assert len(declared) == 21
 
 
 def test_the_header_speaks_of_no_implementation():
@@ -99,9 +59,6 @@ def test_the_header_speaks_of_no_implementation():
 )
 def test_the_headers_compile_alone(compiler, language, standard, header):
     run(compiler, "-x", language, f"-std={standard}", *STRICT, "-fsyntax-only", install.INCLUDE / header)
-
-
-needs_pkg_config = pytest.mark.skipif(not shutil.which("pkg-config"), reason="there is no pkg-config")
 
 
 @needs_pkg_config

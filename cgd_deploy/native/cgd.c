@@ -27,7 +27,44 @@ static cgd_status fail(cgd_status status, const char *format, ...) {
     return status;
 }
 
+#include "shutdown.c"
 #include "python.c"
+
+static atomic_size_t calls_since_open;
+
+static cgd_status leave(cgd_status status) {
+    if (watched) unwatch();
+    own_calls--;
+    running_calls--;
+    return status;
+}
+
+/* CGD_OK if Python can be called; the caller has to leave then. Calls 0, 1, 2, 4, 8, ... since something was opened are
+ * watched: other calls hardly construct static objects. */
+static cgd_status enter(void) {
+    int nobody = 0, here = getpid();
+    atomic_compare_exchange_strong(&process, &nobody, here);
+    if (process != here)
+        return fail(CGD_INVALID_ARGUMENT, "this process is a fork of one that used the library; start it anew (exec).");
+    running_calls++;
+    own_calls++;
+    if (ending) return leave(fail(CGD_SHUTTING_DOWN, "the process ends; make no more calls."));
+    size_t number = calls_since_open++;
+    if ((number & (number - 1)) == 0) watch();
+    start();
+    return *start_error ? leave(fail(CGD_INTERNAL, "%s", start_error)) : CGD_OK;
+}
+
+/* The status of a function of embedded.py, which gives a status plus one, or 0 if it did not come to its end. */
+static cgd_status finished(int given) {
+    if (given > 0) return leave((cgd_status)(given - 1));
+    return leave(fail(CGD_INTERNAL, "the library could not do this, for the reason on stderr."));
+}
+
+#define IN_PYTHON(call) ({ cgd_status entered = enter(); entered == CGD_OK ? finished(call) : entered; })
+
+#define OPENING_IN_PYTHON(call) \
+    ({ calls_since_open = 0; cgd_status opening = IN_PYTHON(call); calls_since_open = 0; opening; })
 
 static cgd_status check_embed(const cgd_engine *engine, const void *images, size_t count, const float *out,
                               size_t capacity) {
@@ -94,7 +131,7 @@ cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_eng
     if (options) memcpy(&chosen, options, options->size < sizeof chosen ? options->size : sizeof chosen);
     cgd_engine *opened = calloc(1, sizeof *opened);
     if (!opened) return fail(CGD_INTERNAL, "there is no memory left.");
-    cgd_status status = IN_PYTHON(cgdpy_open(path, &chosen, &opened->number, &opened->facts, last_error));
+    cgd_status status = OPENING_IN_PYTHON(cgdpy_open(path, &chosen, &opened->number, &opened->facts, last_error));
     if (status == CGD_OK)
         *engine = opened;
     else
@@ -172,7 +209,7 @@ cgd_status cgd_index_open(const char *path, cgd_index **index) {
     if (!index || !path) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass path and index.");
     cgd_index *opened = calloc(1, sizeof *opened);
     if (!opened) return fail(CGD_INTERNAL, "there is no memory left.");
-    cgd_status status = IN_PYTHON(cgdpy_index_open(path, &opened->number, &opened->facts, last_error));
+    cgd_status status = OPENING_IN_PYTHON(cgdpy_index_open(path, &opened->number, &opened->facts, last_error));
     if (status == CGD_OK)
         *index = opened;
     else

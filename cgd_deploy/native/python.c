@@ -1,20 +1,10 @@
-/* The Python inside the library: it starts once and never ends. cgd.c includes this file.
- *
- * Every call enters and leaves Python here. When the process ends, calls are refused and running calls are waited for,
- * because exit() destroys static objects of the backends. */
+/* The Python inside the library: it starts once and never ends. cgd.c includes this file. */
 #include <dlfcn.h>
-#include <link.h>
-#include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
-#include <time.h>
-#include <unistd.h>
 
 #define INSTALL_AGAIN "install the library again with `cgd-deploy install-native`"
 #define PYTHON_RELEASE TEXT(PY_MAJOR_VERSION) "." TEXT(PY_MINOR_VERSION) "."
 
-static atomic_int process, running_calls, ending;
-static _Thread_local int own_calls;
 static char start_error[CGD_MESSAGE];
 
 /* Python as it was when the library was installed: no variable, file or folder of the host changes it. */
@@ -112,15 +102,6 @@ static void start_once(void) {
     if (!joined) PyEval_SaveThread();
 }
 
-/* A thread that waits must not hold Python's lock, which a host with a Python may have taken. */
-static PyThreadState *release_lock(void) {
-    return Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : NULL;
-}
-
-static void take_lock(PyThreadState *released) {
-    if (released) PyEval_RestoreThread(released);
-}
-
 static void start(void) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static atomic_int tried;
@@ -132,63 +113,3 @@ static void start(void) {
     pthread_mutex_unlock(&lock);
     take_lock(released);
 }
-
-/* Refuse further calls and wait for the running ones. A signal handler may call exit() inside a call, which cannot be
- * waited for; a child of fork() has none of the threads. */
-static void shut_down(void) {
-    if (process != getpid()) return;
-    PyThreadState *released = release_lock();
-    ending = 1;
-    while (running_calls > own_calls) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    take_lock(released);
-}
-
-static int count_loads(struct dl_phdr_info *info, size_t size, void *loads) {
-    (void)size;
-    *(unsigned long long *)loads = info->dlpi_adds;
-    return 1;
-}
-
-/* exit() runs the handler that was registered last first, and the destructor of a static object is such a handler.
- * So register shut_down again when libraries were loaded, and after 1, 2, 4, ... calls, which may construct more. */
-static void stay_last_registered(void) {
-    static atomic_ullong known_loads;
-    static atomic_size_t calls;
-    unsigned long long loads = 0;
-    dl_iterate_phdr(count_loads, &loads);
-    if (atomic_exchange(&known_loads, loads) != loads) calls = 0;
-    size_t count = calls++;
-    if ((count & (count - 1)) == 0) atexit(shut_down);
-}
-
-static cgd_status leave(cgd_status status) {
-    own_calls--;
-    running_calls--;
-    return status;
-}
-
-/* CGD_OK if Python can be called; the caller has to leave then. */
-static cgd_status enter(void) {
-    int nobody = 0, here = getpid();
-    if (atomic_compare_exchange_strong(&process, &nobody, here)) atexit(shut_down);
-    if (process != here)
-        return fail(CGD_INVALID_ARGUMENT, "this process is a fork of one that used the library; start it anew (exec).");
-    running_calls++;
-    own_calls++;
-    if (ending) return leave(fail(CGD_SHUTTING_DOWN, "the process ends; make no more calls."));
-    start();
-    return *start_error ? leave(fail(CGD_INTERNAL, "%s", start_error)) : CGD_OK;
-}
-
-/* The status of a function of embedded.py, which gives a status plus one, or 0 if it did not come to its end. */
-static cgd_status finished(int given) {
-    stay_last_registered();
-    if (given > 0) return leave((cgd_status)(given - 1));
-    return leave(fail(CGD_INTERNAL, "the library could not do this, for the reason on stderr."));
-}
-
-#define IN_PYTHON(call)                                    \
-    ({                                                     \
-        cgd_status entered = enter();                      \
-        entered == CGD_OK ? finished(call) : entered;      \
-    })

@@ -1,0 +1,69 @@
+/* What happens to calls when the process ends: exit() destroys static objects of the backends, so calls are refused from
+ * then on, and exit() waits for running calls. cgd.c includes this file. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+#include <unistd.h>
+
+int __cxa_atexit(void (*handler)(void *), void *argument, void *owner);
+void __cxa_finalize(void *owner);
+
+static atomic_int process, running_calls, watched_calls, ending;
+static _Thread_local int own_calls, watched, moving;
+
+static void wait_a_millisecond(void) { nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); }
+
+/* A thread that waits must not hold Python's lock, which a host with a Python may have taken. */
+static PyThreadState *release_lock(void) {
+    return Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : NULL;
+}
+
+static void take_lock(PyThreadState *released) {
+    if (released) PyEval_RestoreThread(released);
+}
+
+/* Refuse further calls and wait for the running ones. A signal handler may call exit() inside a call, which cannot be
+ * waited for; a child of fork() has none of the threads. */
+static void shut_down(void) {
+    if (process != getpid()) return;
+    PyThreadState *released = release_lock();
+    ending = 1;
+    while (running_calls > own_calls) wait_a_millisecond();
+    take_lock(released);
+}
+
+static void at_exit(void *unused) {
+    (void)unused;
+    if (!moving) shut_down();
+}
+
+/* exit() runs its handlers backwards, and the destructor of a static object is a handler from the moment that the object
+ * is constructed. So move shut_down to the end: __cxa_finalize calls and removes the handlers of an owner. */
+static void register_last(void) {
+    static char owner;
+    if (ending) return;
+    moving = 1;
+    __cxa_finalize(&owner);
+    __cxa_atexit(at_exit, NULL, &owner);
+    moving = 0;
+}
+
+static void *stay_last(void *unused) {
+    (void)unused;
+    for (; watched_calls; wait_a_millisecond()) register_last();
+    return NULL;
+}
+
+/* Another thread may call exit() while this thread's call constructs static objects. */
+static void watch(void) {
+    pthread_t thread;
+    watched = 1;
+    register_last();
+    if (watched_calls++ == 0 && !pthread_create(&thread, NULL, stay_last, NULL)) pthread_detach(thread);
+}
+
+static void unwatch(void) {
+    watched = 0;
+    register_last();
+    watched_calls--;
+}

@@ -1,0 +1,175 @@
+"""The C library in processes of every kind: it finds its Python, leaves the process alone, and lets it end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from conftest import write_fake_engine
+from native_build import EXAMPLES, NEEDS_NATIVE, ROOT, compiled, installed_by, needs_pkg_config, run, run_in
+
+from cgd_deploy import load
+
+pytestmark = [*NEEDS_NATIVE, needs_pkg_config]
+
+
+@pytest.fixture(scope="module")
+def embed(prefix) -> Path:
+    return compiled(prefix, EXAMPLES / "embed.c", "-std=c99")
+
+
+@pytest.fixture(scope="module")
+def host(prefix) -> Path:
+    return compiled(prefix, ROOT / "tests" / "data" / "native_host.c", "-std=c99", "-pthread")
+
+
+@pytest.fixture
+def traps(tmp_path) -> Path:
+    """A folder whose programs and modules write the file ``sprung`` if anything runs or imports them."""
+    folder = tmp_path / "traps"
+    folder.mkdir()
+    for name in ("python", "python3", f"python3.{sys.version_info.minor}"):
+        (folder / name).write_text(f"#!/bin/sh\ntouch '{folder}/sprung'\n")
+        (folder / name).chmod(0o755)
+    for name in ("_cffi_backend", "encodings", "json", "numpy", "cgd_deploy", "sitecustomize", "usercustomize"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'sprung')!r}, 'w').close()\nraise SystemExit(5)\n")
+    (folder / "pyvenv.cfg").write_text(f"home = {folder}\n")
+    return folder
+
+
+HOSTILE = {
+    "nothing": {},
+    "PYTHONHOME": {"PYTHONHOME": "/nonexistent"},
+    "PYTHONPATH": {"PYTHONPATH": "TRAPS", "PYTHONSTARTUP": "TRAPS/json.py", "PYTHONUSERBASE": "TRAPS"},
+    "PATH": {"PATH": "TRAPS", "PYTHONEXECUTABLE": "TRAPS/python3"},
+    "a locale": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONMALLOC": "no such thing"},
+}
+
+
+@pytest.mark.parametrize("variables", HOSTILE.values(), ids=HOSTILE)
+def test_the_environment_changes_nothing(embed, fake_engine, pictures, traps, variables):
+    environment = {name: value.replace("TRAPS", str(traps)) for name, value in variables.items()}
+    picture = pictures / "kind-0" / "0.jpg"
+    with load(fake_engine) as engine:
+        (expected,) = engine.embed([picture])
+    name, *values = run_in(environment, embed, fake_engine, picture, folder=traps).rsplit(maxsplit=3)
+    assert name == str(picture) and [float(value) for value in values] == pytest.approx(expected[:3].tolist(), rel=1e-6)
+    assert not (traps / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["m\N{LATIN SMALL LETTER O WITH DIAERESIS}del.cgd", os.fsdecode(b"m\xf6del.cgd")])
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C.UTF-8"}])
+def test_file_names_keep_their_bytes(embed, pictures, tmp_path, name, locale):
+    engine = write_fake_engine(tmp_path / "plain.cgd").rename(tmp_path / name)
+    assert "0.jpg" in run_in(locale, embed, engine, pictures / "kind-0" / "0.jpg", folder=Path("/"))
+
+
+def test_a_library_of_an_environment_with_another_alphabet(fake_engine, pictures, tmp_path):
+    """Its packages come by a .pth file, which runs as it does in Python."""
+    home = tmp_path / "\N{CYRILLIC SMALL LETTER ZHE}"
+    venv.create(home, symlinks=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(home)})
+    here = sysconfig.get_path("purelib")
+    (Path(packages) / "all.pth").write_text(f"import site; site.addsitedir({here!r})\n", encoding="utf-8")
+    installed_by(home / "bin" / "python", tmp_path / "prefix")
+    shutil.copy(EXAMPLES / "embed.c", tmp_path)
+    program = compiled(tmp_path / "prefix", tmp_path / "embed.c", "-std=c99")
+    assert "0.jpg" in run_in({}, program, fake_engine, pictures / "kind-0" / "0.jpg", folder=Path("/"))
+
+
+def test_a_python_that_moved_is_told(prefix, embed, fake_engine, tmp_path):
+    library = (prefix / "lib" / "libcgd.so.0").read_bytes()
+    for folder, told in (
+        (sysconfig.get_path("stdlib"), "Python cannot start"),
+        (sysconfig.get_path("purelib"), "No module named"),
+    ):
+        here = os.fsencode(folder)
+        (tmp_path / "libcgd.so.0").write_bytes(
+            library.replace(here + b"\0", here[:-4] + b"gone\0").replace(here + b"'", here[:-4] + b"gone'")
+        )
+        error = run_in({"LD_PRELOAD": str(tmp_path / "libcgd.so.0")}, embed, fake_engine, "a.jpg", status=1)
+        assert told in error and "cgd-deploy install-native" in error.splitlines()[-1]
+
+
+def test_a_host_may_load_the_library_as_a_plugin(prefix, fake_engine, tmp_path):
+    """With RTLD_LOCAL, so that Python's symbols are not global, and with dlclose."""
+    (tmp_path / "plugin.c").write_text(
+        """
+        #include <cgd.h>
+        #include <dlfcn.h>
+        #include <stdio.h>
+        int main(int argc, char **argv) {
+            void *library = dlopen(argv[argc - 2], RTLD_NOW | RTLD_LOCAL);
+            cgd_engine *engine;
+            __typeof__(cgd_engine_open) *open_engine = (__typeof__(cgd_engine_open) *)dlsym(library, "cgd_engine_open");
+            __typeof__(cgd_last_error) *error = (__typeof__(cgd_last_error) *)dlsym(library, "cgd_last_error");
+            if (open_engine(argv[argc - 1], NULL, &engine) != CGD_OK) return fprintf(stderr, "%s\\n", error()), 1;
+            return dlclose(library);
+        }
+        """
+    )
+    run("cc", "-std=gnu11", f"-I{prefix / 'include'}", "plugin.c", "-o", "plugin", "-ldl", folder=tmp_path)
+    run_in({}, tmp_path / "plugin", prefix / "lib" / "libcgd.so.0", fake_engine)
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "printed"), [("no handler", -signal.SIGINT, ""), ("own handler", 0, "stopped\nclosed\n")]
+)
+def test_sigint_is_the_hosts(host, fake_engine, mode, status, printed):
+    with subprocess.Popen(
+        [host, fake_engine, mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        found = process.communicate(timeout=60)
+    assert (process.returncode, *found) == (status, printed, "")
+
+
+@pytest.mark.parametrize(
+    ("mode", "printed"),
+    [
+        ("_exit", ""),
+        ("fork", "closed\n"),
+        ("close before the library ends", "closed\n"),
+        ("close after the library ended", "closed\n"),
+    ],
+)
+def test_the_process_ends_however_it_likes(host, fake_engine, mode, printed):
+    assert run_in({}, host, fake_engine, mode, 20) == printed
+
+
+@pytest.mark.parametrize(("mode", "runs"), [("detached", 8), ("exit elsewhere", 3)])
+def test_threads_that_embed_while_the_process_ends(host, engines, mode, runs):
+    for run_number in range(runs):
+        assert run_in({}, host, engines["openvino", "int8"], mode, 7 * run_number) == ""
+
+
+def test_a_host_with_a_python_keeps_it(prefix, fake_engine, tmp_path):
+    """Its signal handlers stay, and it may end while a thread calls the library."""
+    (tmp_path / "host.py").write_text(
+        f"""
+import ctypes, signal, sys, threading
+handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+library = ctypes.CDLL({str(prefix / "lib" / "libcgd.so.0")!r})
+engine = ctypes.c_void_p()
+assert library.cgd_engine_open({os.fsencode(fake_engine)!r}, None, ctypes.byref(engine)) == 0
+assert handlers == [signal.getsignal(number) for number in signal.valid_signals()]
+cosine = ctypes.c_float()
+statuses = [0]
+def test_again():
+    while statuses[-1] == 0:
+        statuses.append(library.cgd_self_test(engine, ctypes.byref(cosine)))
+threading.Thread(target=test_again, daemon=True).start()
+while len(statuses) < 20: pass
+import atexit
+"""
+    )
+    for _ in range(3):
+        assert run_in({}, sys.executable, tmp_path / "host.py") == ""
