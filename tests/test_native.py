@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,11 @@ from conftest import FAKE_SPEC, listing, write_fake_engine
 from native_build import EXAMPLES, NEEDS_NATIVE, ROOT, STRICT, compiled, needs_pkg_config, run
 
 from cgd_deploy import InputError, load
+from cgd_deploy.compact import DTYPES
 from cgd_deploy.golden import golden_images
+from cgd_deploy.images import ImageList, read_images
+from cgd_deploy.index import index_images, read_index, sidecar, write_index
+from cgd_deploy.limits import Limits, set_limits
 from cgd_deploy.native import install
 from cgd_deploy.retrieval import neighbours
 
@@ -122,7 +130,7 @@ def test_the_service_is_built_by_cmake_and_serves(prefix, fake_engine, tmp_path)
 )
 def test_the_programs_of_the_pages_run(prefix, tmp_path, page, language, compiler, standard):
     text = (ROOT / page).read_text(encoding="utf-8")
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    block = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0]
     (tmp_path / f"main.{language}").write_text(block)
     (name,) = re.findall(r'"([^"]+\.cgd)"', block)
     engine = write_fake_engine(tmp_path / name)
@@ -131,6 +139,25 @@ def test_the_programs_of_the_pages_run(prefix, tmp_path, page, language, compile
         black = loaded.embed([np.zeros((480, 640, 3), np.uint8)])[0, 0]
     word = "CGD_OK" if language == "c" else FAKE_SPEC.space_id
     assert run(program, folder=tmp_path) == f"{word} {black:.6f}\n"
+
+
+@needs_pkg_config
+@pytest.mark.parametrize(
+    ("language", "compiler", "standard"), [("c", "cc", "c99"), ("cpp", "c++", "c++17")], ids=["c", "cpp"]
+)
+def test_the_programs_that_search_find_what_python_finds(prefix, picture_list, tmp_path, language, compiler, standard):
+    text = (ROOT / "docs" / "native.md").read_text(encoding="utf-8")
+    block = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
+    (tmp_path / f"main.{language}").write_text(block)
+    program = compiled(prefix, tmp_path / f"main.{language}", f"-std={standard}", compiler=compiler)
+    engine = write_fake_engine(tmp_path / "model-int8.cgd")
+    query = picture_list.path(4)
+    assert "index.npy" in run(program, query, folder=tmp_path, status=1)
+    index = read_index(write_index_of(engine, picture_list, tmp_path / "index.npy"))
+    with load(engine) as loaded:
+        nearest, cosines = index.search(loaded, loaded.embed([query]), 3)
+    expected = [f"{c:.4f} {index.paths[i]}" for i, c in zip(nearest[0], cosines[0], strict=True)]
+    assert run(program, query, folder=tmp_path).splitlines() == expected
 
 
 class Image(ctypes.Structure):
@@ -156,9 +183,10 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
-        for name in ("cgd_last_error", "cgd_status_string", "cgd_version", "cgd_engine_space_id"):
-            getattr(self._library, name).restype = ctypes.c_char_p
-        self._library.cgd_engine_dim.restype = ctypes.c_size_t
+        for name in ("last_error", "status_string", "version", "engine_space_id", "index_space_id", "index_path"):
+            getattr(self, name).restype = ctypes.c_char_p
+        for name in ("engine_dim", "index_size", "index_dim"):
+            getattr(self, name).restype = ctypes.c_size_t
 
     def __getattr__(self, name: str):
         return getattr(self._library, f"cgd_{name}")
@@ -169,6 +197,16 @@ class Library:
     def open(self, path: Path, options: object = None) -> tuple[str, ctypes.c_void_p]:
         engine = ctypes.c_void_p()
         return self.status(self.engine_open(str(path).encode(), options, ctypes.byref(engine))), engine
+
+    def open_index(self, path: Path) -> tuple[str, ctypes.c_void_p]:
+        index = ctypes.c_void_p()
+        return self.status(self.index_open(os.fsencode(path), ctypes.byref(index))), index
+
+    def search_index(self, index, engine, queries: np.ndarray, k: int) -> tuple[str, np.ndarray, np.ndarray]:
+        indices, scores = np.zeros((len(queries), k), np.uint64), np.zeros((len(queries), k), np.float32)
+        count, k_ = ctypes.c_size_t(len(queries)), ctypes.c_size_t(k)
+        code = self.index_search(index, engine, _at(queries), count, k_, _at(indices), _at(scores))
+        return self.status(code), indices, scores
 
     def describe(self, engine: ctypes.c_void_p, images: list[Image], dim: int = 24) -> tuple[str, np.ndarray]:
         out = np.full((len(images), dim), 7, np.float32)
@@ -331,6 +369,98 @@ def test_the_last_error_is_the_threads_own(library, tmp_path):
         pool.submit(library.open, tmp_path / "there.cgd").result()
         assert "there.cgd" in pool.submit(lambda: library.error).result()
     assert "here.cgd" in library.error
+
+
+def write_index_of(engine: Path, pictures: ImageList, path: Path, **form: Any) -> Path:
+    with load(engine) as loaded:
+        return write_index(index_images(loaded, pictures, **form), path)
+
+
+@pytest.mark.parametrize("name", ["index.npy", "index.parquet"])
+@pytest.mark.parametrize("form", [{}, {"pca": 5}, *({"descriptor_dtype": dtype} for dtype in DTYPES[1:])], ids=str)
+def test_an_index_finds_what_it_finds_in_python(library, opened, fake_engine, picture_list, tmp_path, name, form):
+    path = write_index_of(fake_engine, picture_list, tmp_path / name, **form)
+    status, index = library.open_index(path)
+    assert (status, library.error) == ("CGD_OK", "")
+    expected = read_index(path)
+    assert library.index_size(index) == len(picture_list)
+    assert library.index_dim(index) == library.engine_dim(opened) == 24
+    assert library.index_space_id(index).decode() == FAKE_SPEC.space_id
+    found = [library.index_path(index, ctypes.c_size_t(i)) for i in range(len(picture_list) + 1)]
+    assert found == [*map(os.fsencode, expected.paths), None]
+    with load(fake_engine) as engine:
+        queries = engine.embed(golden_images(FAKE_SPEC, 4))
+        nearest, cosines = expected.search(engine, queries, 7)
+    status, indices, scores = library.search_index(index, opened, queries, 7)
+    assert status == "CGD_OK" and np.array_equal(indices, nearest) and np.array_equal(scores, cosines)
+    assert library.search_index(index, opened, queries[:0], 7)[0] == "CGD_OK"
+    library.index_close(index)
+    library.index_close(None)
+
+
+def test_an_index_keeps_the_bytes_of_its_paths(library, fake_engine, pictures, tmp_path):
+    name = os.fsdecode(b"p\xf6.jpg")
+    shutil.copy(pictures / "kind-0" / "0.jpg", tmp_path / name)
+    path = write_index_of(fake_engine, read_images(tmp_path), tmp_path / "index.npy")
+    status, index = library.open_index(path)
+    assert (status, library.error) == ("CGD_OK", "")
+    assert library.index_path(index, ctypes.c_size_t(0)).endswith(b"/p\xf6.jpg")
+    library.index_close(index)
+
+
+def test_every_failure_of_an_index_has_its_status_and_a_sentence(library, opened, fake_engine, picture_list, tmp_path):
+    path = write_index_of(fake_engine, picture_list, tmp_path / "index.npy")
+    _, index = library.open_index(path)
+    other = library.open(write_fake_engine(tmp_path / "other.cgd", replace(FAKE_SPEC, space_id="another")))[1]
+    queries = np.zeros((1, 24), np.float32)
+
+    def told(**changes: object) -> str:
+        facts = json.loads(sidecar(path).read_text())
+        (tmp_path / "changed.npy").write_bytes(path.read_bytes())
+        sidecar(tmp_path / "changed.npy").write_text(json.dumps({**facts, **changes}))
+        return library.open_index(tmp_path / "changed.npy")[0]
+
+    paths = list(read_index(path).paths)
+    failures = [
+        (lambda: library.open_index(tmp_path / "no.npy")[0], "CGD_BAD_INDEX", "no.npy"),
+        (lambda: library.open_index(tmp_path / "no.txt")[0], "CGD_BAD_INDEX", ".parquet"),
+        (lambda: library.status(library.index_open(None, None)), "CGD_INVALID_ARGUMENT", "NULL"),
+        (lambda: told(sha256="0"), "CGD_BAD_INDEX", "different runs"),
+        (lambda: told(paths=["a\0b", *paths[1:]]), "CGD_BAD_INDEX", "'a\\x00b'"),
+        (lambda: told(space_id="\ud800"), "CGD_BAD_INDEX", "'\\ud800'"),
+        (lambda: library.search_index(index, other, queries, 1)[0], "CGD_BAD_INDEX", "another"),
+        (lambda: library.search_index(index, opened, queries, 0)[0], "CGD_INVALID_ARGUMENT", "k is 0"),
+        (lambda: library.search_index(index, opened, queries, 31)[0], "CGD_INVALID_ARGUMENT", "expected 1 to 30"),
+        (lambda: library.search_index(index, None, queries, 1)[0], "CGD_INVALID_ARGUMENT", "NULL"),
+        (lambda: library.search_index(None, opened, queries, 1)[0], "CGD_INVALID_ARGUMENT", "NULL"),
+    ]
+    for fail, status, words in failures:
+        assert fail() == status
+        assert words in library.error and "\n" not in library.error
+    assert told(space_id="long" * 100) == "CGD_OK"
+    for function, handle in ((library.index_close, index), (library.engine_close, other)):
+        function(handle)
+    assert library.index_size(None) == library.index_dim(None) == 0 and library.index_space_id(None) == b""
+
+
+def test_limits(library, opened, pictures):
+    encoded = (pictures / "kind-0" / "0.jpg").read_bytes()
+    file, size, out = ctypes.c_char_p(encoded), ctypes.c_size_t(len(encoded)), np.zeros(24, np.float32)
+
+    def embed() -> str:
+        code = library.embed_encoded(opened, ctypes.byref(file), ctypes.byref(size), ctypes.c_size_t(1), _at(out), 24)
+        return library.status(code)
+
+    try:
+        for name, least, usual in (("pixels", b"10", b"100000000"), ("formats", b"png,bmp", b"jpeg,png")):
+            assert library.set_limit(name.encode(), least) == 0 and embed() == "CGD_BAD_INPUT"
+            assert name.rstrip("s") in library.error
+            assert library.set_limit(name.encode(), usual) == 0 and embed() == "CGD_OK"
+    finally:
+        set_limits(pixels=Limits().pixels, formats=Limits().formats)
+    for name, value, words in ((b"pixel", b"1", "'pixel' is unknown"), (b"pixels", b"-1", "pixels='-1'")):
+        assert library.status(library.set_limit(name, value)) == "CGD_INVALID_ARGUMENT" and words in library.error
+    assert library.status(library.set_limit(b"pixels", None)) == "CGD_INVALID_ARGUMENT"
 
 
 def test_closing_nothing_does_nothing(library):
