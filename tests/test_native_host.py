@@ -151,6 +151,10 @@ def test_threads_that_embed_while_the_process_ends(host, engines, mode, runs):
         assert run_in({}, host, engines["openvino", "int8"], mode, 7 * run_number) == ""
 
 
+def test_a_thread_that_opens_while_the_process_ends(host, fake_engine):
+    assert run_in({}, host, fake_engine, "open elsewhere", 2) == ""
+
+
 def test_a_host_with_a_python_keeps_it(prefix, fake_engine, tmp_path):
     """Its signal handlers stay, and it may end while a thread calls the library."""
     (tmp_path / "host.py").write_text(

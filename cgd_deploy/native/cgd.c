@@ -45,7 +45,7 @@ static cgd_status enter(void) {
     int nobody = 0, here = getpid();
     atomic_compare_exchange_strong(&process, &nobody, here);
     if (process != here)
-        return fail(CGD_INVALID_ARGUMENT, "this process is a fork of one that used the library; start it anew (exec).");
+        return fail(CGD_INVALID_ARGUMENT, "this process was forked from one that used the library; use exec() too.");
     running_calls++;
     own_calls++;
     if (ending) return leave(fail(CGD_SHUTTING_DOWN, "the process ends; make no more calls."));

@@ -1,11 +1,10 @@
 /* The Python inside the library: it starts once and never ends. cgd.c includes this file. */
 #include <dlfcn.h>
-#include <signal.h>
 
 #define INSTALL_AGAIN "install the library again with `cgd-deploy install-native`"
 #define PYTHON_RELEASE TEXT(PY_MAJOR_VERSION) "." TEXT(PY_MINOR_VERSION) "."
 
-static char start_error[CGD_MESSAGE];
+static char start_error[CGD_MESSAGE]; /* "" if Python runs */
 
 /* Python as it was when the library was installed: no variable, file or folder of the host changes it. */
 static PyStatus initialize_python(void) {
@@ -57,20 +56,19 @@ static void import_packages(int joined) {
     PyObject *done = names ? PyRun_String(PYTHON_BOOT, Py_file_input, names, names) : NULL;
     const char *problem = done ? PyBytes_AsString(PyDict_GetItemString(names, "problem")) : NULL;
     if (!problem || *problem)
-        snprintf(start_error, sizeof start_error, "Python cannot import the library (%.500s); " INSTALL_AGAIN ".",
-                 problem ? problem : "out of memory");
+        fail(CGD_INTERNAL, "Python cannot import the library (%.500s); " INSTALL_AGAIN ".",
+             problem ? problem : "there is no memory left");
     PyErr_Clear();
     Py_XDECREF(done);
     Py_XDECREF(names);
 }
 
-/* cffi takes a lock for which it uses a version tag of Python's before 3.12. A tag in use would make it wait for ever. */
+/* Before Python 3.12, cffi uses one of Python's version tags as a lock, and waits for ever if the tag is in use. */
 static void connect_functions(void) {
 #if PY_VERSION_HEX < 0x030C0000
     PyType_Modified(&PyCapsule_Type);
 #endif
-    if (cffi_start_python())
-        snprintf(start_error, sizeof start_error, "the library could not start, for the reason on stderr; " INSTALL_AGAIN ".");
+    if (cffi_start_python()) fail(CGD_INTERNAL, "the library could not start, see stderr; " INSTALL_AGAIN ".");
 }
 
 /* Python's symbols become visible to its extension modules, also if the host loaded this library with RTLD_LOCAL. */
@@ -79,25 +77,26 @@ static void publish_symbols(void) {
     if (dladdr((void *)Py_IsInitialized, &python)) dlopen(python.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL);
 }
 
+/* Leaves a sentence in last_error if Python cannot be used. */
 static void start_once(void) {
     int joined = Py_IsInitialized();
     if (joined && strncmp(Py_GetVersion(), PYTHON_RELEASE, strlen(PYTHON_RELEASE))) {
-        snprintf(start_error, sizeof start_error, "this process runs Python %.20s; " INSTALL_AGAIN " by that Python.",
-                 Py_GetVersion());
+        fail(CGD_INTERNAL, "this process runs Python %.*s; " INSTALL_AGAIN " by that Python.",
+             (int)strcspn(Py_GetVersion(), " "), Py_GetVersion());
         return;
     }
     if (!joined) {
         publish_symbols();
         PyStatus status = initialize_python();
         if (PyStatus_Exception(status)) {
-            snprintf(start_error, sizeof start_error, "Python cannot start (%s); " INSTALL_AGAIN ".", status.err_msg);
+            fail(CGD_INTERNAL, "Python cannot start (%s); " INSTALL_AGAIN ".", status.err_msg);
             return;
         }
         import_signal();
     }
     PyGILState_STATE state = PyGILState_Ensure();
     import_packages(joined);
-    if (!*start_error) connect_functions();
+    if (!*last_error) connect_functions();
     PyGILState_Release(state);
     if (!joined) PyEval_SaveThread();
 }
@@ -108,7 +107,10 @@ static void start(void) {
     if (tried) return;
     PyThreadState *released = release_lock();
     pthread_mutex_lock(&lock);
-    if (!tried) start_once();
+    if (!tried) {
+        start_once();
+        memcpy(start_error, last_error, sizeof start_error);
+    }
     tried = 1;
     pthread_mutex_unlock(&lock);
     take_lock(released);

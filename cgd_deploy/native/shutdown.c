@@ -1,6 +1,7 @@
-/* What happens to calls when the process ends: exit() destroys static objects of the backends, so calls are refused from
- * then on, and exit() waits for running calls. cgd.c includes this file. */
+/* The end of the process: exit() destroys static objects of the backends, so it first waits for running calls. Later
+ * calls are refused. cgd.c includes this file. */
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <time.h>
 #include <unistd.h>
@@ -37,8 +38,8 @@ static void at_exit(void *unused) {
     if (!moving) shut_down();
 }
 
-/* exit() runs its handlers backwards, and the destructor of a static object is a handler from the moment that the object
- * is constructed. So move shut_down to the end: __cxa_finalize calls and removes the handlers of an owner. */
+/* exit() runs the last registered handler first. Each static object registers its destructor when it is constructed, so
+ * shut_down has to move to the end again: __cxa_finalize calls and removes the handlers of an owner. */
 static void register_last(void) {
     static char owner;
     if (ending) return;
@@ -50,6 +51,9 @@ static void register_last(void) {
 
 static void *stay_last(void *unused) {
     (void)unused;
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL); /* handlers of the host run in threads of the host */
     for (; watched_calls; wait_a_millisecond()) register_last();
     return NULL;
 }

@@ -115,11 +115,12 @@ class Index {
     Found search(const Engine &engine, const float *queries, std::size_t count, std::size_t k) const {
         const std::size_t room = count * std::min(k, size());
         Found found{std::vector<std::uint64_t>(room), std::vector<float>(room)};
-        check(cgd_index_search(index_.get(), engine.get(), queries, count, k, found.indices.data(), found.scores.data()));
+        check(cgd_index_search(index_.get(), engine.get(), queries, count, k, found.indices.data(),
+                               found.scores.data()));
         return found;
     }
     Found search(const Engine &engine, const std::vector<float> &query, std::size_t k) const {
-        if (query.size() != engine.dim()) throw Error(CGD_INVALID_ARGUMENT, "the query is not one descriptor of the engine.");
+        if (query.size() != engine.dim()) throw Error(CGD_INVALID_ARGUMENT, "query is not a descriptor of the engine.");
         return search(engine, query.data(), 1, k);
     }
 
