@@ -119,17 +119,21 @@ def test_a_host_may_load_the_library_as_a_plugin(prefix, fake_engine, tmp_path):
     run_in({}, tmp_path / "plugin", prefix / "lib" / "libcgd.so.0", fake_engine)
 
 
-@pytest.mark.parametrize(
-    ("mode", "status", "printed"), [("no handler", -signal.SIGINT, ""), ("own handler", 0, "stopped\nclosed\n")]
-)
-def test_sigint_is_the_hosts(host, fake_engine, mode, status, printed):
-    with subprocess.Popen(
-        [host, fake_engine, mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout and process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        found = process.communicate(timeout=60)
-    assert (process.returncode, *found) == (status, printed, "")
+def interrupted(*command: str | Path) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a program that gets SIGINT when it says that it is ready."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            printed = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return process.returncode, *printed
+
+
+def test_sigint_is_the_hosts(host, fake_engine):
+    assert interrupted(host, fake_engine, "no handler") == (-signal.SIGINT, "", "")
+    assert interrupted(host, fake_engine, "own handler") == (0, "stopped\nclosed\n", "")
 
 
 @pytest.mark.parametrize(
@@ -155,25 +159,23 @@ def test_a_thread_that_opens_while_the_process_ends(host, fake_engine):
     assert run_in({}, host, fake_engine, "open elsewhere", 2) == ""
 
 
-def test_a_host_with_a_python_keeps_it(prefix, fake_engine, tmp_path):
-    """Its signal handlers stay, and it may end while a thread calls the library."""
-    (tmp_path / "host.py").write_text(
+def test_a_host_with_a_python_keeps_its_handlers_and_may_end_while_a_thread_calls(prefix, fake_engine, tmp_path):
+    program = tmp_path / "host.py"
+    program.write_text(
         f"""
-import ctypes, signal, sys, threading
+import ctypes, signal, threading
 handlers = [signal.getsignal(number) for number in signal.valid_signals()]
 library = ctypes.CDLL({str(prefix / "lib" / "libcgd.so.0")!r})
 engine = ctypes.c_void_p()
 assert library.cgd_engine_open({os.fsencode(fake_engine)!r}, None, ctypes.byref(engine)) == 0
 assert handlers == [signal.getsignal(number) for number in signal.valid_signals()]
-cosine = ctypes.c_float()
 statuses = [0]
 def test_again():
     while statuses[-1] == 0:
-        statuses.append(library.cgd_self_test(engine, ctypes.byref(cosine)))
+        statuses.append(library.cgd_self_test(engine, None))
 threading.Thread(target=test_again, daemon=True).start()
 while len(statuses) < 20: pass
-import atexit
 """
     )
     for _ in range(3):
-        assert run_in({}, sys.executable, tmp_path / "host.py") == ""
+        assert run_in({}, sys.executable, program) == ""

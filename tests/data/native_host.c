@@ -4,6 +4,7 @@
  */
 #define _POSIX_C_SOURCE 200809L
 #include <cgd.h>
+#include <locale.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -100,6 +101,7 @@ int main(int argc, char **argv) {
     read_handlers(before);
     expect(cgd_engine_open(path, NULL, &engine), CGD_OK, "open");
     expect(embed(1), CGD_OK, "embed");
+    if (strcmp(setlocale(LC_ALL, NULL), "C")) return fputs("the locale changed\n", stderr), 7;
     read_handlers(after);
     for (int number = 1; number < SIGNALS; number++)
         if (before[number].sa_handler != after[number].sa_handler)
