@@ -64,6 +64,12 @@ def test_the_environment_changes_nothing(embed, fake_engine, pictures, traps, va
     assert not (traps / "sprung").exists()
 
 
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_no_runtime_reports_into_the_home_of_the_process(embed, engines, pictures, tmp_path, backend):
+    run_in({"HOME": str(tmp_path)}, embed, engines[backend, "int8"], pictures / "kind-0" / "0.jpg", folder=Path("/"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["m\N{LATIN SMALL LETTER O WITH DIAERESIS}del.cgd", os.fsdecode(b"m\xf6del.cgd")])
 @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C.UTF-8"}])
 def test_file_names_keep_their_bytes(embed, pictures, tmp_path, name, locale):
