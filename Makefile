@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/cgd-deploy demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 MIN := build/min
@@ -28,7 +28,7 @@ test-min:
 	$(PYTHON) -m venv $(MIN)
 	grep -oE '"[a-z0-9-]+(\[[a-z,]+\])?>=[0-9.]+"' pyproject.toml | sed -E 's/"//g; s/\[.*\]//; s/>=/==/' | sort -u > $(MIN)/oldest.txt
 	$(MIN)/bin/python -m pip install --quiet -c $(MIN)/oldest.txt -e '.[cpu,train,timm,parquet,ray,native,dev]'
-	$(MIN)/bin/python -m pytest
+	$(MIN)/bin/python -m pytest -n 2 --dist loadfile
 
 # mypy looks for installed names; the links give our folders theirs.
 check: setup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 from native_build import prefix  # noqa: F401  (a fixture)
 from PIL import Image
 
-from cgd_deploy import engine
+from cgd_deploy import engine, limits
 from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.enginefile import Manifest, write_engine
 from cgd_deploy.evaluation import Evaluation
@@ -45,6 +45,14 @@ def draw(kind: int, number: int) -> Image.Image:
     colour = 125 + 60 * np.cos(2 * np.pi * (kind / CLASSES + np.arange(3) / 3))
     pixels = colour + 30 * stripes[..., None] + random.normal(0, 6, (height, width, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def limits_as_before() -> Iterator[None]:
+    """A test that changes the limits of the process, and with them Pillow's own, changes them for itself."""
+    before, of_pillow = limits.limits(), Image.MAX_IMAGE_PIXELS
+    yield
+    limits._limits, Image.MAX_IMAGE_PIXELS = before, of_pillow
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,7 @@ class OnDevice:
         (PIXELS, bytes(2 * 24 * 4), {}, "read-only"),
         (PIXELS.tobytes(), FOUND, {}, "pass rows"),
         (PIXELS.tobytes()[:-1], FOUND, {"rows": 2}, "no array of"),
-        (PIXELS.ctypes.data, FOUND, {}, "pass rows"),
+        pytest.param(PIXELS.ctypes.data, FOUND, {}, "pass rows", id="address"),
         (PIXELS.tolist(), FOUND, {"rows": 2}, "no array of"),
         (OnDevice(), FOUND, {}, "runs on the CPU"),
         (PIXELS, FOUND, {"stream": 0}, "runs on the CPU"),

@@ -7,7 +7,6 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,12 @@ import pytest
 from conftest import FAKE_SPEC, draw
 from PIL import Image
 
-from cgd_deploy import EngineError, InputError, Limits, limits, read_images, set_limits
+from cgd_deploy import EngineError, InputError, Limits, read_images, set_limits
 from cgd_deploy.enginefile import GOLDEN_IMAGES, MANIFEST, read_engine
 from cgd_deploy.files import sha256_bytes
 from cgd_deploy.preprocess import preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    before, pillows = set_limits(), Image.MAX_IMAGE_PIXELS
-    yield
-    limits._limits, Image.MAX_IMAGE_PIXELS = before, pillows
 
 
 def png(width: int, height: int) -> bytes:

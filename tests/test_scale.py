@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError, install_line
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.index import Index, read_index
-from cgd_deploy.limits import Limits, set_limits
+from cgd_deploy.limits import Limits
 from cgd_deploy.scale import TRIES, Worker, _job, _places, _run, _up_to_date
 from cgd_deploy.shards import Shards
 
@@ -310,10 +310,7 @@ def test_pictures_of_shards_are_found_from_another_folder(worker, monkeypatch, p
 
 
 def test_workers_keep_the_limits_of_the_driver(worker):
-    try:
-        left_out = worker(limits=Limits(pixels=64))["left_out"]
-    finally:
-        set_limits(**asdict(Limits()))
+    left_out = worker(limits=Limits(pixels=64))["left_out"]
     assert len(left_out) == 8 and "the limit pixels is 64" in left_out[0][1]
 
 
