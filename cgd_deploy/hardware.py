@@ -19,7 +19,7 @@ SLOW_INT8 = (
     "weights have 7 bits."
 )
 
-ONEDNN_LIMIT = "ONEDNN_MAX_CPU_ISA"
+ONEDNN_LIMIT, ONEDNN_FORMER_LIMIT = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
 ONEDNN_ALLOWS = {
     "sse41": (),
     "avx": (),
@@ -100,7 +100,8 @@ def cpu_name() -> str:
 def instruction_sets() -> list[str]:
     """The instruction sets that decide INT8 and BF16, as Linux names them, within the limit of ONEDNN_MAX_CPU_ISA."""
     wanted = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-    allowed = ONEDNN_ALLOWS.get(os.environ.get(ONEDNN_LIMIT, "").lower(), wanted)
+    limit = os.environ.get(ONEDNN_LIMIT, os.environ.get(ONEDNN_FORMER_LIMIT, ""))
+    allowed = ONEDNN_ALLOWS.get(limit.lower(), wanted)
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             found = set(line.split())

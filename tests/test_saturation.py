@@ -263,3 +263,12 @@ def test_instruction_sets_heed_the_limit_that_openvino_heeds(limit, found, monke
     monkeypatch.setattr("cgd_deploy.hardware._cpuinfo", lambda: [f"flags : fpu {' '.join(HERE)} sse4_1"])
     monkeypatch.setenv(ONEDNN_LIMIT, limit)
     assert instruction_sets() == found
+
+
+def test_the_former_name_of_the_limit_counts_where_the_present_one_is_not_set(monkeypatch):
+    monkeypatch.setattr("cgd_deploy.hardware._cpuinfo", lambda: [f"flags : {' '.join(HERE)}"])
+    monkeypatch.delenv(ONEDNN_LIMIT, raising=False)
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    assert instruction_sets() == ["avx2"]
+    monkeypatch.setenv(ONEDNN_LIMIT, "DEFAULT")
+    assert instruction_sets() == HERE
