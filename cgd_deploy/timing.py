@@ -63,7 +63,7 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float | None]:
 
 
 def load_between(before: CpuClock | None, after: CpuClock | None, threads: int) -> dict[str, Any]:
-    """Whether others took cores that ``threads`` of this process wanted; what is unknown is None.
+    """Whether others took cores that ``threads`` of this process wanted; unknown values are None.
 
     cores    that this process may use
     others   how many of them other processes used, on average

@@ -62,8 +62,8 @@ try:
 except BaseException as error:
     problem = (type(error).__name__ + ": " + str(error)).encode(errors="replace")
 """
-"""What the library runs first, after the standard library is found. In a process that has a Python already (``joined``)
-the packages of the Python that built the library come before those of the process."""
+"""The library runs this first, once Python has its standard library. In a process that has a Python already
+(``joined``) the packages of the Python that built the library come before the packages of the process."""
 
 START = """
 from _libcgd import ffi, lib

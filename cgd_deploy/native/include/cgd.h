@@ -125,8 +125,8 @@ CGD_API cgd_status cgd_search(const float *queries, size_t query_count, size_t q
                               size_t gallery_count, size_t gallery_stride, size_t dim, size_t k, uint64_t *indices,
                               float *scores);
 
-/* Change a limit of the process on what it reads, e.g. ("pixels", "25000000") or ("formats", "JPEG,PNG"). Names and
- * values are those of `cgd-deploy --limit NAME=VALUE`. */
+/* Limit the inputs that this process accepts, e.g. ("pixels", "25000000") or ("formats", "JPEG,PNG"). Names and values
+ * are those of `cgd-deploy --limit NAME=VALUE`. */
 CGD_API cgd_status cgd_set_limit(const char *name, const char *value);
 
 /* Read an index that `cgd-deploy embed` wrote: a .npy file, a .parquet file, or a folder of shards. On failure *index

@@ -31,7 +31,7 @@ struct Options : cgd_options {
     Options() : cgd_options() { cgd_options_init(this); }
 };
 
-// cgd_set_limit: a limit of the process on what it reads.
+// cgd_set_limit: limits the inputs that this process accepts.
 inline void set_limit(const std::string &name, const std::string &value) {
     check(cgd_set_limit(name.c_str(), value.c_str()));
 }
