@@ -35,8 +35,8 @@ from cgd_deploy.hardware import available_threads, cpu_clock, cpu_name, package_
 from cgd_deploy.images import ImageList
 from cgd_deploy.retrieval import Descriptors
 from cgd_deploy.spec import Precision
-from cgd_deploy.terminal import warn
-from cgd_deploy.timing import interleaved, load_between, load_warning, percentiles_ms
+from cgd_deploy.terminal import warn_of_load
+from cgd_deploy.timing import interleaved, load_between, percentiles_ms
 from cgd_export.engine_from_onnx import engine_from_onnx
 from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cgd_train.checkpoint import load_checkpoint
@@ -70,8 +70,7 @@ def main() -> None:
         "models": [{"descriptors": name, **_cost(options, name), "seeds": seeds} for name, seeds in models.items()],
     }
     result["environment"]["load"] = _add_latency(result["models"], options)
-    if warning := load_warning(result["environment"]["load"]):
-        warn(warning)
+    warn_of_load(result["environment"]["load"])
     write_text(options.json, json.dumps(result, indent=1) + "\n")
     chart(result, options.json.with_suffix(".svg"))
     Console().print(f"{options.json}, {options.json.with_suffix('.svg')}", highlight=False)

@@ -40,8 +40,8 @@ from cgd_deploy.preprocess import batches
 from cgd_deploy.quality import K, retrieval_quality
 from cgd_deploy.retrieval import Descriptors, Retrieved
 from cgd_deploy.spec import ModelSpec
-from cgd_deploy.terminal import errors, warn
-from cgd_deploy.timing import interleaved, load_between, load_warning, percentiles_ms
+from cgd_deploy.terminal import errors, warn_of_load
+from cgd_deploy.timing import interleaved, load_between, percentiles_ms
 from cgd_export.engine_from_onnx import calibration_list
 from cgd_export.metadata import FEATURES, load_onnx
 from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
@@ -327,8 +327,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         started = cpu_clock()
         samples = time(contestants, multiplied, source.spec, options, on_progress)
         machine_load = load_between(started, cpu_clock(), options.threads)
-    if warning := load_warning(machine_load):
-        warn(warning)
+    warn_of_load(machine_load)
     peak = peaks(multiplied, samples)
     around = environment(evaluation.images, options.threads, samples, machine_load)
     if version := package_version("nncf"):

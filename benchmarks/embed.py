@@ -23,8 +23,8 @@ from cgd_deploy.hardware import available_threads, cpu_clock
 from cgd_deploy.images import read_images
 from cgd_deploy.index import index_images
 from cgd_deploy.preprocess import batches
-from cgd_deploy.terminal import phases, warn
-from cgd_deploy.timing import interleaved, load_between, load_warning
+from cgd_deploy.terminal import phases, warn_of_load
+from cgd_deploy.timing import interleaved, load_between
 from cgd_deploy.tuning import Setting, setting_here
 
 
@@ -51,8 +51,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             {"memory": from_memory, "files": from_files}, options.seconds, lambda done: on_progress("timing", done)
         )
         load = load_between(started, cpu_clock(), threads)
-    if warning := load_warning(load):
-        warn(warning)
+    warn_of_load(load)
     memory, files = (len(images) / float(np.median(taken[name])) for name in ("memory", "files"))
     sizes = [path.stat().st_size for path in images.paths]
     return {

@@ -14,19 +14,15 @@ from .files import sha256_file
 
 def stale(path: str | Path, manifest: Manifest) -> str | None:
     """Why an engine is not of a model beside it; None if it is, or if there is no ONNX file to compare with."""
-    models = [model for model in sorted(Path(path).parent.glob("*.onnx")) if model.is_file()]
-    source = manifest.source.get("onnx_sha256")
-    if not source or not models or any(_sha256(model) == source for model in models):
-        return None
-    return f"made from another ONNX file than {' or '.join(model.name for model in models)} beside it"
+    return _stale(manifest, _models(Path(path).parent))
 
 
 def stale_engines(folder: str | Path) -> dict[Path, str]:
     """The stale engines of a folder and why; a damaged engine has no model and is not among them."""
-    found = {}
+    found, models = {}, _models(Path(folder))
     for path in sorted(Path(folder).glob("*.cgd")):
         with suppress(EngineError):
-            if reason := stale(path, read_engine(path).manifest):
+            if reason := _stale(read_engine(path).manifest, models):
                 found[path] = reason
     return found
 
@@ -39,17 +35,18 @@ def engines_of_one_model(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     manifests = {path: read_engine(path).manifest for path in sorted(folder.glob("*.cgd"))}
     if not manifests:
         raise InputError(f"there are no engines in {folder}/; make one with `cgd-deploy build-engine --int8`.")
-    left_out = {path: reason for path, manifest in manifests.items() if (reason := stale(path, manifest))}
-    models: dict[str | None, list[str]] = {}
+    models = _models(folder)
+    left_out = {path: reason for path, manifest in manifests.items() if (reason := _stale(manifest, models))}
+    checkpoints: dict[str | None, list[str]] = {}
     for path, manifest in manifests.items():
         if path not in left_out:
-            models.setdefault(manifest.source.get("checkpoint_sha256"), []).append(path.name)
-    if not models:
+            checkpoints.setdefault(manifest.source.get("checkpoint_sha256"), []).append(path.name)
+    if not checkpoints:
         told = "; ".join(f"{path.name} was {reason}" for path, reason in left_out.items())
         raise InputError(f"every engine in {folder}/ is stale ({told}); build them again, or name those to measure.")
-    if len(models) > 1:
-        told = " | ".join(", ".join(names) for names in models.values())
-        raise InputError(f"{folder}/ has engines of {len(models)} models ({told}); name the engines of one model.")
+    if len(checkpoints) > 1:
+        told = " | ".join(", ".join(names) for names in checkpoints.values())
+        raise InputError(f"{folder}/ has engines of {len(checkpoints)} models ({told}); name the engines of one model.")
     return [path for path in manifests if path not in left_out], left_out
 
 
@@ -65,6 +62,18 @@ def changes(before: Mapping[Path, Any]) -> list[str]:
         for path, content in before.items()
         if content is not None and path.is_file() and content != _content(path)
     ]
+
+
+def _models(folder: Path) -> dict[str, str]:
+    """The sha256 of each ONNX file of a folder, by its name; large files, so each is read once for all engines."""
+    return {model.name: _sha256(model) for model in sorted(folder.glob("*.onnx")) if model.is_file()}
+
+
+def _stale(manifest: Manifest, models: Mapping[str, str]) -> str | None:
+    source = manifest.source.get("onnx_sha256")
+    if not source or not models or source in models.values():
+        return None
+    return f"made from another ONNX file than {' or '.join(models)} beside it"
 
 
 def _content(path: Path) -> Any:

@@ -36,6 +36,12 @@ def warn(text: str) -> None:
     errors.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
 
+def warn_of_load(load: Mapping[str, Any]) -> None:
+    """Warn if the machine was busy while speed was measured, or if nobody knows, see ``timing.load_between``."""
+    if warning := load_warning(load):
+        warn(warning)
+
+
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar over ``total`` things, if there are any; call what it yields with the number just done."""
@@ -49,7 +55,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 def first_few(title: str) -> Iterator[Callable[[str, str], None]]:
     """Print the first lines on stderr; if there are more, one last line tells how many, and the most common reasons.
 
-    Call what it yields with a line and its reason. Reasons that differ only in numbers, or in the advice after the
+    Yields a function that takes a line and its reason. Reasons that differ only in numbers, or in the advice after the
     semicolon, are counted together.
     """
     reasons: Counter[str] = Counter()

@@ -61,8 +61,8 @@ def distilled(
 ) -> tuple[onnx.ModelProto, Ranges]:
     """Weights and ranges whose INT8 descriptors are closer to the FP32 descriptors of ``model``.
 
-    Both are for ``quantized`` with the same ``layout``, ``keep_float`` and ``weight_range``: what it writes is what was
-    trained. Only the backbone's weights and biases change, and the ranges of what ``layout`` rounds.
+    ``quantized`` writes exactly the trained model if it gets both, and the same ``layout``, ``keep_float`` and
+    ``weight_range``. Only the backbone's weights and biases change, and the ranges of what ``layout`` rounds.
 
     model, ranges   an FP32 model and its ranges, see ``Activations.ranges``
     images          pictures without labels; at most steps x batch_size of them are used, held decoded in memory

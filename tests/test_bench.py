@@ -277,7 +277,7 @@ def test_speed_from_given_seconds(exact, monkeypatch):
 
 @pytest.mark.parametrize(("others", "busy"), [(1.5, True), (0.0, False)])
 def test_the_load_of_the_machine_is_that_of_the_timing(exact, monkeypatch, others, busy):
-    """Four seconds on two cores; the process itself used what is left of them."""
+    """For four seconds, other processes use ``others`` of two cores, and this process the rest."""
     clocks = iter(
         [
             CpuClock(wall=10.0, ours=3.0, all=20.0, stolen=0.0, cores=2),

@@ -50,8 +50,7 @@ for path in sys.argv[1:]:
 
 LOAD = """
 import sys
-from cgd_deploy import engine, load
-from cgd_deploy.backends.fake import FakeBackend
+from cgd_deploy import load
 for path in sys.argv[1:]:
     load(path).close()
 """

@@ -160,7 +160,7 @@ def import_(
 ) -> None:
     """Make a checkpoint of weights from elsewhere. Warnings name what the weights cannot confirm."""
     from ..spec import ModelSpec
-    from ..terminal import errors
+    from ..terminal import warn
 
     spec = ModelSpec(
         backbone=backbone,
@@ -177,7 +177,7 @@ def import_(
         raise not_installed(error, "train") from error
 
     for warning in import_checkpoint(weights, spec, out, data=data):
-        errors.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+        warn(warning)
     print(out)
 
 

@@ -50,7 +50,7 @@ static void import_signal(void) {
     PyErr_Clear();
 }
 
-/* Run install.BOOT, which says in `problem` what it could not import. */
+/* Run install.BOOT. It writes the reason of a failed import into `problem`. */
 static void import_packages(int joined) {
     PyObject *names = Py_BuildValue("{s:O,s:i}", "__builtins__", PyEval_GetBuiltins(), "joined", joined);
     PyObject *done = names ? PyRun_String(PYTHON_BOOT, Py_file_input, names, names) : NULL;
