@@ -80,7 +80,7 @@ def serve(ffi: Any, lib: Any) -> None:
 
     def function(body: Callable[..., None], bad_input: str = "CGD_BAD_INPUT") -> None:
         """Define ``body`` for C; an InputError has the status ``bad_input``."""
-        statuses = {InputError: bad_input, **STATUSES}
+        statuses: dict[type[Exception], str] = {InputError: bad_input, **STATUSES}
 
         def call(*arguments: Any) -> int:
             *given, message = arguments
