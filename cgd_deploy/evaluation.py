@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,22 @@ class Evaluation:
     def offered(self) -> int:
         """How many pictures a query can find."""
         return len(self.gallery) - (self.in_gallery is None)
+
+    def subset(self, indices: Iterable[int]) -> Evaluation:
+        """The test pictures at ``indices``, in that order, with their roles.
+
+        Raises InputError if no query or no gallery picture is left.
+        """
+        chosen = list(indices)
+        if not chosen:
+            raise InputError(f"no test picture of {self.images.root} is left; pass pictures that can be read.")
+        roles = tuple(self.in_gallery[i] for i in chosen) if self.in_gallery else None
+        return replace(self, images=self.images.subset(chosen), in_gallery=roles)
+
+    def without(self, numbers: Iterable[int]) -> Evaluation:
+        """All test pictures but those at ``numbers``; raises InputError as ``subset`` does."""
+        left_out = set(numbers)
+        return self.subset(number for number in range(len(self.images)) if number not in left_out)
 
     def neighbours(
         self, descriptors: Descriptors, k: int, gallery: Descriptors | None = None

@@ -91,3 +91,25 @@ def test_the_repr_says_who_searches_whom():
 def test_a_protocol_needs_queries_and_a_gallery(roles):
     with pytest.raises(InputError, match="expected every picture to be one of the two, and at least one of each"):
         Evaluation(IMAGES, roles)
+
+
+@ROLES
+def test_pictures_can_be_left_out(in_gallery):
+    evaluation = Evaluation(IMAGES, in_gallery, recall_at=(1, 5))
+    left = evaluation.without([1, 3, 10])
+    kept = [0, 2, 4, 5, 6, 7, 8, 9]
+    assert left == evaluation.subset(kept)
+    assert left.images.names == tuple(f"{n}.jpg" for n in kept)
+    assert left.images.classes == tuple(CLASSES[n] for n in kept)
+    assert left.in_gallery == (None if in_gallery is None else tuple(in_gallery[n] for n in kept))
+    assert left.recall_at == (1, 5)
+    assert evaluation.without([]) == evaluation
+
+
+def test_a_subset_needs_queries_and_a_gallery():
+    with pytest.raises(InputError, match="no test picture of pictures is left"):
+        Evaluation(IMAGES).without(range(len(CLASSES)))
+    for role in (True, False):
+        others = [number for number, searched in enumerate(IN_GALLERY) if searched is not role]
+        with pytest.raises(InputError, match="expected every picture to be one of the two, and at least one of each"):
+            Evaluation(IMAGES, IN_GALLERY).subset(others)
