@@ -29,6 +29,7 @@ from .files import sha256_file
 from .golden import golden_images
 from .hardware import available_threads, cpu_clock, cpu_name, instruction_sets, package_version
 from .images import ImageList
+from .left_out import LeftOut, without_bad
 from .preprocess import batches
 from .provenance import stale
 from .quality import K, compact_forms, compact_quality, retrieval_quality
@@ -83,6 +84,7 @@ def bench(
     descriptor_dtypes: Sequence[str] = (),
     pcas: Sequence[int] = (),
     queries: int = 8,
+    strict: bool = False,
     on_progress: OnProgress = lambda what, done: None,
 ) -> tuple[dict[str, Any], list[QueryRow]]:
     """Measure engines against the model they came from; returns the bench JSON and example queries for the report.
@@ -92,6 +94,7 @@ def bench(
     seconds     of timing for each batch size
     streams     of each engine, see ``load``
     limits      override LIMITS for every precision
+    strict      stop at the first bad test picture; otherwise bad pictures are left out and listed in the result
     descriptor_dtypes, pcas   compact forms of each engine's gallery to measure too, see ``quality.compact_forms``
 
     Raises InputError, EngineError, CheckpointError or MissingDependency; a missed limit is in the result's gate.
@@ -112,7 +115,7 @@ def bench(
                     f"{engine.path} describes space {engine.spec.space_id}, the reference {base.path} describes "
                     f"{base.spec.space_id}; bench engines of one model at a time."
                 )
-        evaluation = _evaluation(data, recorded)
+        evaluation, left_out = _evaluation(data, recorded, strict, on_progress)
         forms = compact_forms(descriptor_dtypes, pcas)
         for dtype, pca in forms:
             check_form(dtype, pca, base.spec.dim, len(evaluation.gallery))
@@ -156,6 +159,7 @@ def bench(
         },
         "engines": runs,
         "gate": gate(runs, limits),
+        "left_out": [picture._asdict() for picture in left_out],
     }
     return result, example_queries(found, base.title, evaluation, queries)
 
@@ -230,17 +234,21 @@ def _recorded_checkpoint(manifest: Manifest) -> Path:
     return recorded
 
 
-def _evaluation(data: str | Path | None, recorded: Evaluation | None) -> Evaluation:
+def _evaluation(
+    data: str | Path | None, recorded: Evaluation | None, strict: bool, on_progress: OnProgress
+) -> tuple[Evaluation, list[LeftOut]]:
+    """The test pictures that can be decoded, and the others."""
     evaluation = read_evaluation(data) if data is not None else recorded
     if evaluation is None:
         raise InputError("there are no test pictures to bench on; pass --data FOLDER or LIST.tsv.")
+    evaluation.images.check_present("test", "--data")
+    evaluation, left_out = without_bad(evaluation, strict=strict, on_progress=on_progress)
     if evaluation.offered <= K:
         raise InputError(
             f"bench compares {K} neighbours a picture and got {len(evaluation.images)} pictures; "
             f"pass at least {K + 2}, and {K + 1} to search in."
         )
-    evaluation.images.check_present("test", "--data")
-    return evaluation
+    return evaluation, left_out
 
 
 def _of_another_checkpoint(engine: Contestant, base: Contestant) -> str | None:

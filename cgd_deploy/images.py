@@ -89,10 +89,10 @@ class ImageList:
         )
 
     def check_present(self, purpose: str, option: str) -> None:
-        """Raise InputError that counts the files which are gone and names the option that gives others."""
-        if gone := [path for path in self.paths if not path.is_file()]:
+        """Raise InputError that names the option for other pictures if every file is gone."""
+        if self.names and not any(path.is_file() for path in self.paths):
             raise InputError(
-                f"{len(gone)} of {len(self)} {purpose} pictures are gone, {gone[0]} for one; "
+                f"all {len(self)} {purpose} pictures are gone, {self.path(0)} for one; "
                 f"pass {option} FOLDER or LIST.tsv."
             )
 

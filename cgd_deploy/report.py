@@ -111,10 +111,13 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
-    """Sentences on why numbers of a bench may mislead: the machine's load, and engines that are not of the model."""
+    """Sentences on why a bench may mislead: the machine's load, stale engines, and pictures that were left out."""
     found = [load_warning(result["environment"]["load"])]
     engines = {run["path"]: run["stale"] for run in result["engines"]}
     found += [f"{Path(path).name} was {reason}." for path, reason in engines.items() if reason]
+    if left_out := result.get("left_out"):
+        told = "1 test picture was" if len(left_out) == 1 else f"{len(left_out)} test pictures were"
+        found.append(f"{told} left out as unreadable, the first is {left_out[0]['path']}.")
     return [warning for warning in found if warning]
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .enginefile import Manifest
+from .left_out import LeftOut
 from .report import form_name, headline, warnings
 from .timing import load_warning
 from .tuning import Setting
@@ -71,6 +72,13 @@ def first_few(title: str) -> Iterator[Callable[[str, str], None]]:
         if others := reasons.total() - sum(count for _, count in reasons.most_common(REASONS)):
             told.append(f"{others} x other reasons")
         errors.print(f"{title}: {reasons.total()} in all, {', '.join(told)}", style="yellow")
+
+
+def tell_left_out(left_out: Iterable[LeftOut]) -> None:
+    """Print the pictures that were left out, see ``first_few``."""
+    with first_few("left out") as tell:
+        for picture in left_out:
+            tell(str(picture), picture.reason)
 
 
 @contextmanager

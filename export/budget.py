@@ -120,10 +120,15 @@ def check_disjoint(images: ImageList, testing: ImageList, purpose: str = "calibr
     """Raise InputError if a picture is in both lists, by its resolved path or by its bytes."""
     images.check_present(purpose, OPTIONS[purpose])
     tested = {path.resolve() for path in testing.paths}
-    sizes = {path.stat().st_size for path in images.paths}
+    sizes = set(images.sizes)
     # Only files of one size can have the same bytes, so few of a large test set are read.
-    digests = {sha256_file(path) for path in tested if path.stat().st_size in sizes}
-    shared = [path for path in images.paths if path.resolve() in tested or sha256_file(path) in digests]
+    digests = {
+        sha256_file(path)
+        for path, size in zip(testing.paths, testing.sizes, strict=True)
+        if size in sizes and path.is_file()
+    }
+    present = [path for path in images.paths if path.is_file()]
+    shared = [path for path in present if path.resolve() in tested or sha256_file(path) in digests]
     if shared:
         raise InputError(
             f"{len(shared)} of {len(images)} {purpose} pictures are among the test pictures, {shared[0]} for "

@@ -49,6 +49,7 @@ def desk(tmp_path_factory, monkeypatch, pictures) -> Path:
     Path("folder.npy").mkdir()
     Path("folder.onnx").mkdir()
     Path("list.tsv").write_text("image\tclass\ngood.jpg\tx\nabsent.jpg\ty\n")
+    Path("gone.tsv").write_text("image\tclass\nabsent.jpg\ty\n")
     Path("train.tsv").write_text("image\tclass\n" + "".join(f"good.jpg\t{kind}\n" for kind in "aabbccdd"))
     np.save("index.npy", np.zeros((1, 24), np.float32))
     return folder
@@ -168,7 +169,7 @@ def test_a_truncated_model_is_refused(refused, desk, model_onnx):
         ("absent", "no pictures at absent"),
         ("cut.jpg", "cut.jpg cannot be decoded"),
         ("dot.png", "dot.png is 1x1 pixels"),
-        ("list.tsv", "1 of 2 calibration pictures are gone"),
+        ("gone.tsv", "all 1 calibration pictures are gone"),
     ],
 )
 def test_bad_calibration_pictures_are_refused(refused, desk, model_onnx, calib, says):

@@ -23,6 +23,7 @@ from cgd_deploy.hardware import CpuClock
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.quality import compact_forms
+from cgd_deploy.report import warnings
 from cgd_deploy.significance import paired_drop
 from cgd_deploy.spec import Precision
 
@@ -71,7 +72,7 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
     result, _ = bench([exact], seconds=0, batch_sizes=(2,))
     recall = dict.fromkeys(("1", "2", "4", "8"))
     assert result["schema"] == 1
-    assert set(result) == {"schema", "environment", "reference", "engines", "gate"}
+    assert set(result) == {"schema", "environment", "reference", "engines", "gate", "left_out"}
     latency = {"latency_ms": dict.fromkeys(("p50", "p95", "p99"))}
     speed = {**latency, **dict.fromkeys(("images_per_second", "speedup_vs_torch"))}
     assert keys(result["reference"]) == {
@@ -478,7 +479,31 @@ def test_a_checkpoint_that_changed_is_refused(exact, checkpoint):
 def test_test_pictures_that_are_gone_are_refused(exact, monkeypatch, picture_list):
     gone = ImageList(picture_list.root / "moved", picture_list.names, picture_list.classes)
     monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(gone))
-    refused("30 of 30 test pictures are gone, .*--data", [exact])
+    refused("all 30 test pictures are gone, .*--data", [exact])
+
+
+def test_bad_test_pictures_are_left_out_and_listed(exact, monkeypatch, picture_list, tmp_path):
+    """Every number is that of the good pictures alone."""
+    names = list(picture_list.names)
+    (tmp_path / "cut.jpg").write_bytes(picture_list.path(3).read_bytes()[:300])
+    for number, name in ((3, str(tmp_path / "cut.jpg")), (8, "gone.jpg")):
+        names[number] = name
+    some_bad = ImageList(picture_list.root, tuple(names), picture_list.classes)
+    monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(some_bad))
+    result, _ = bench([exact], seconds=0, batch_sizes=(1,))
+    reasons = [(Path(picture["path"]).name, picture["reason"].split(" (")[0]) for picture in result["left_out"]]
+    assert reasons == [("cut.jpg", "cannot be decoded"), ("gone.jpg", "does not exist; check the path.")]
+    good = picture_list.subset(number for number in range(len(picture_list)) if number not in (3, 8))
+    monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(good))
+    expected, _ = bench([exact], seconds=0, batch_sizes=(1,))
+    assert expected["left_out"] == []
+    for name in ("recall", "overlap_at_10", "cosine", "rank_flips"):
+        assert result["engines"][0][name] == expected["engines"][0][name]
+    assert result["environment"]["pictures"] == len(good)
+    assert warnings(result)[-1] == f"2 test pictures were left out as unreadable, the first is {tmp_path / 'cut.jpg'}."
+    monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(some_bad))
+    with pytest.raises(InputError, match=r"cut\.jpg cannot be decoded"):
+        bench([exact], seconds=0, batch_sizes=(1,), strict=True)
 
 
 def test_without_test_pictures_it_is_refused(exact, monkeypatch):

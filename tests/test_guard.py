@@ -453,7 +453,7 @@ def test_limits_and_test_pictures_go_together(unseen, tmp_path):
         refused("0 to 1", read_budget, unseen, None, value)
     refused("got 7 pictures; pass at least 12", read_budget, unseen / "kind-0", None, 0.9)
     gone = Evaluation(ImageList(tmp_path / "gone", tuple(f"{n}.jpg" for n in range(20))))
-    refused("20 of 20 test pictures are gone, .*--data", Budget, evaluation=gone, min_overlap=0.9)
+    refused("all 20 test pictures are gone, .*--data", Budget, evaluation=gone, min_overlap=0.9)
 
 
 def test_a_picture_in_both_lists_is_refused_by_its_path_or_its_bytes(pictures, unseen, tmp_path):
@@ -466,7 +466,7 @@ def test_a_picture_in_both_lists_is_refused_by_its_path_or_its_bytes(pictures, u
     linked.symlink_to(unseen / "kind-1")
     refused("7 of 7 calibration pictures .*0.jpg", check_disjoint, read_images(linked), testing)
     gone = ImageList(tmp_path, ("gone.jpg",))
-    refused("1 of 1 calibration pictures are gone", check_disjoint, gone, testing)
+    refused("all 1 calibration pictures are gone", check_disjoint, gone, testing)
 
 
 def test_limits_guard_int8_alone(model_onnx, evaluation, tmp_path):

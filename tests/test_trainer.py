@@ -413,3 +413,60 @@ def test_lists_need_classes_and_come_in_pairs(folder, tmp_path):
         train(tiny(folder, tmp_path), training, ImageList(testing.root, testing.names))
     with pytest.raises(InputError, match="the test list has 1 pictures"):
         train(tiny(folder, tmp_path), training, testing.subset([0]))
+
+
+@pytest.fixture
+def damaged(folder, tmp_path) -> Path:
+    """The pictures, of which one to train on and two to test on are no pictures at all."""
+    shutil.copytree(folder, tmp_path / "pictures")
+    for name in ("class1/2.png", "class5/0.png", "class6/5.png"):
+        (tmp_path / "pictures" / name).write_bytes(b"no picture")
+    return tmp_path / "pictures"
+
+
+def test_bad_pictures_are_left_out_of_a_run_and_told_once(damaged, tmp_path, capsys):
+    """The run is the one that the good pictures alone would give."""
+    train(tiny(damaged, tmp_path / "run"))
+    told = capsys.readouterr().err
+    assert told.count("left out: ") == 3 and "class1/2.png cannot be decoded" in told
+    last = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert len(last.calibration) == 23 and len(last.evaluation.images) == 22
+    assert last.trainer["left_out"] == {"training": ["class1/2.png"], "testing": ["class5/0.png", "class6/5.png"]}
+    for name in last.trainer["left_out"]["training"] + last.trainer["left_out"]["testing"]:
+        (damaged / name).unlink()
+    train(tiny(damaged, tmp_path / "other"))
+    ours, expected = lines(tmp_path / "run"), lines(tmp_path / "other")
+    assert [line["recall"] for line in ours] == [line["recall"] for line in expected]
+    assert [line["loss"] for line in ours[1:]] == pytest.approx([line["loss"] for line in expected[1:]], rel=1e-4)
+
+
+def test_a_strict_run_stops_before_it_writes_anything(damaged, tmp_path):
+    with pytest.raises(InputError, match=r"class1/2\.png cannot be decoded"):
+        train(tiny(damaged, tmp_path / "run", strict=True))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("then", ["still bad", "removed", "mended"])
+def test_a_run_goes_on_without_its_bad_pictures(folder, damaged, tmp_path, monkeypatch, then):
+    """The advice is to remove or to replace them; either way a resumed run sees the pictures that it saw before."""
+    whole = tiny(damaged, tmp_path / "whole")
+    train(whole)
+    half = tiny(damaged, tmp_path / "half")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, epoch=1)
+        train(half)
+    for name in ("class1/2.png", "class5/0.png", "class6/5.png"):
+        if then == "removed":
+            (damaged / name).unlink()
+        if then == "mended":
+            shutil.copy(folder / name, damaged / name)
+    train(replace(half, resume=True))
+    ours, expected = lines(half.out), lines(whole.out)
+    assert [line["recall"] for line in ours] == [line["recall"] for line in expected]
+    assert [line["loss"] for line in ours[1:]] == pytest.approx([line["loss"] for line in expected[1:]], rel=1e-4)
+
+
+def test_a_picture_that_went_bad_since_stops_a_resumed_run(copied):
+    (copied.data / "class0/1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"class0/1\.png could be read when this run began, .*put the former"):
+        train(copied)

@@ -35,6 +35,7 @@ class TrainConfig:
     patience            stop after this many epochs without a better recall@1; None: never
     device, threads     None: the GPU if there is one, and as many threads as torch takes
     resume              go on from last.pt in ``out``
+    strict              stop at the first picture that cannot be decoded; otherwise such pictures are left out
 
     Raises InputError or SpecError that names the field and its value.
     """
@@ -72,6 +73,7 @@ class TrainConfig:
     device: str | None = None
     threads: int | None = None
     resume: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         limits = {

@@ -1,7 +1,8 @@
 """A run folder (best.pt, last.pt, metrics.jsonl): started, saved after every epoch, resumed. Knows no training step.
 
 The trainer state in last.pt is {"settings": what decided the numbers so far, "sizes": bytes of each picture file,
-"metrics": the lines of metrics.jsonl, "stepper": that of the optimizer}. The batches and crops follow from the seed and
+"left_out": names of the pictures that could not be decoded, "metrics": the lines of metrics.jsonl, "stepper": that of
+the optimizer}. The batches and crops follow from the seed and
 the epoch, so no generator is stored.
 """
 
@@ -17,17 +18,62 @@ from cgd_deploy.errors import InputError
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import sha256_file, write_text
 from cgd_deploy.images import ImageList
+from cgd_deploy.left_out import bad_pictures, sort_out
+from cgd_deploy.terminal import counting, tell_left_out
 
 from .backbone import load_weights
 from .checkpoint import CALIBRATION_PICTURES, Checkpoint, load_checkpoint, save_checkpoint, space_id
 from .config import TrainConfig
 from .model import CGD
+from .processes import Processes
+
+LeftOutNames = dict[str, list[str]]
+"""Under "training" and "testing", the names of the pictures that a run leaves out."""
+
+
+def good_pictures(
+    training: ImageList, testing: Evaluation, resumed: Checkpoint | None, strict: bool, processes: Processes
+) -> tuple[ImageList, Evaluation, LeftOutNames]:
+    """Training and test pictures without those that cannot be decoded, and the names of these; tells of each.
+
+    resumed   the run that goes on: it leaves out what it left out from the start, even if the files are sound or gone
+              by now, so that every epoch sees the same pictures
+
+    Raises InputError for the first bad picture if ``strict``, and for one that was good when the resumed run began.
+    """
+    before: LeftOutNames = resumed.trainer.get("left_out", {}) if resumed else {}
+    kept: dict[str, list[int]] = {}
+    left_out: LeftOutNames = {}
+    for part, images in (("training", training), ("testing", testing.images)):
+        known = set(before.get(part, ()))
+        others = [number for number, name in enumerate(images.names) if name not in known]
+        checked = images.subset(others)
+        good, bad = sort_out(checked, _bad_pictures(checked, processes), strict)
+        if bad and resumed:
+            raise InputError(
+                f"{bad[0].path} could be read when this run began, and now it cannot; put the former file back, or "
+                "choose another -o folder."
+            )
+        if processes.first:
+            tell_left_out(bad)
+        kept[part] = [others[number] for number in good]
+        left_out[part] = [images.names[number] for number in sorted(set(others) - set(kept[part]))]
+    return training.subset(kept["training"]), testing.subset(kept["testing"]), left_out
+
+
+def _bad_pictures(images: ImageList, processes: Processes) -> dict[int, InputError]:
+    """``bad_pictures`` of the whole list, of which every process decodes a part."""
+    ours = range(processes.rank, len(images), processes.count)
+    with counting("Checking pictures", len(ours) if processes.first else 0) as advance:
+        bad = bad_pictures(images.subset(ours), lambda _: advance(1))
+    found = processes.collect({ours[number]: error for number, error in bad.items()})
+    return {number: error for part in found for number, error in part.items()}
 
 
 def run_settings(config: TrainConfig, training: ImageList, testing: Evaluation) -> dict[str, object]:
     """All that decides a run's numbers, compared when resuming; files by their content, so that they may move."""
     settings = asdict(config)
-    for free in ("out", "device", "threads", "resume", "accumulate", "patience", "boxes"):
+    for free in ("out", "device", "threads", "resume", "accumulate", "patience", "boxes", "strict"):
         del settings[free]
     settings["data"] = f"{training.sha256[:12]} {testing.images.sha256[:12]}"
     settings["weights"] = sha256_file(config.weights)[:12] if config.weights and config.weights.is_file() else None
@@ -35,15 +81,36 @@ def run_settings(config: TrainConfig, training: ImageList, testing: Evaluation) 
     return settings
 
 
+def last_epoch(config: TrainConfig) -> Checkpoint | None:
+    """The last.pt in ``config.out`` if ``config`` resumes, None for a new run.
+
+    Raises InputError for a new run in the folder of another, and if there is no last.pt to resume from.
+    """
+    path = config.out / "last.pt"
+    if not config.resume:
+        if path.exists():
+            raise InputError(f"{config.out} already holds last.pt; add --resume to go on, or choose another -o folder.")
+        return None
+    if not path.is_file():
+        raise InputError(f"there is no {path} to resume from; leave --resume out to start a new run.")
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.trainer.get("settings"):
+        raise InputError(f"{path} has no trainer state; resume from the last.pt that cgd-deploy train wrote.")
+    return checkpoint
+
+
 def start_run(
-    config: TrainConfig, settings: dict[str, object], training: ImageList, testing: Evaluation, classes: int
+    config: TrainConfig,
+    settings: dict[str, object],
+    training: ImageList,
+    testing: Evaluation,
+    classes: int,
+    left_out: LeftOutNames,
 ) -> Checkpoint:
-    """The untrained model with an empty trainer state; raises InputError if ``config.out`` already holds a run.
+    """The untrained model with an empty trainer state; raises InputError if ``config.out`` holds another model.
 
     A run that was killed while saving its first epoch leaves best.pt alone; the same untrained model may replace it.
     """
-    if (config.out / "last.pt").exists():
-        raise InputError(f"{config.out} already holds last.pt; add --resume to go on, or choose another -o folder.")
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
         torch.manual_seed(config.seed)
         model = CGD(config.spec, classes=classes if config.auxiliary else 0, learn_p=config.learn_p)
@@ -55,23 +122,26 @@ def start_run(
             f"{config.out} already holds best.pt and no last.pt to resume from; move it away, or choose another "
             "-o folder."
         )
-    state = {"settings": settings, "sizes": _sizes(training, testing), "metrics": [], "stepper": {}}
+    state = {
+        "settings": settings,
+        "sizes": _sizes(training, testing),
+        "left_out": left_out,
+        "metrics": [],
+        "stepper": {},
+    }
     return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state)
 
 
-def resume_run(
-    path: Path, settings: dict[str, object], training: ImageList, testing: Evaluation
-) -> tuple[Checkpoint, tuple[str, ...]]:
-    """What ``save_epoch`` last wrote to ``path``, and a note if nobody can tell whether pictures changed since.
+def check_unchanged(
+    path: Path, checkpoint: Checkpoint, settings: dict[str, object], training: ImageList, testing: Evaluation
+) -> tuple[str, ...]:
+    """Compare what is resumed, the ``checkpoint`` in ``path``, with what is given now.
 
+    Returns a note if nobody can tell whether pictures changed since.
     Raises InputError that names a setting which is not as it was, or counts the pictures whose files have other sizes.
     Times of files are not compared: a data set that was copied to another machine has others.
     """
-    if not path.is_file():
-        raise InputError(f"there is no {path} to resume from; leave --resume out to start a new run.")
-    checkpoint = load_checkpoint(path)
-    if not (before := checkpoint.trainer.get("settings")):
-        raise InputError(f"{path} has no trainer state; resume from the last.pt that cgd-deploy train wrote.")
+    before = checkpoint.trainer["settings"]
     for field, value in settings.items():
         if before.get(field) != value:
             raise InputError(
@@ -81,10 +151,10 @@ def resume_run(
     sizes = _sizes(training, testing)
     if "sizes" in checkpoint.trainer:
         _check_sizes(path, checkpoint.trainer["sizes"], sizes, [*training.paths, *testing.images.paths])
-        return checkpoint, ()
+        return ()
     checkpoint.trainer["sizes"] = sizes
     note = f"{path} was written by a release that stored no sizes of pictures: changes before now are not noticed"
-    return checkpoint, (note,)
+    return (note,)
 
 
 def _check_sizes(path: Path, before: list[int], now: list[int], pictures: list[Path]) -> None:

@@ -28,7 +28,7 @@ from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
 from .model import CGD, DeployModel
 from .processes import Processes, joined
-from .run import resume_run, run_settings, save_epoch, start_run
+from .run import check_unchanged, good_pictures, last_epoch, run_settings, save_epoch, start_run
 from .sampler import epoch_batches
 from .step import Losses, Stepper
 
@@ -49,6 +49,7 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
     device = _device(config.device)
     with joined(device) as processes, torch.random.fork_rng([device] if device.type == "cuda" else []):
         training, testing, notes = _lists(config, train_images, test_images)
+        _check_lists(training, testing)
         return _train(config, training, testing, notes, device, processes)
 
 
@@ -61,20 +62,21 @@ def _train(
     processes: Processes,
 ) -> Path:
     progress = _progress(quiet=not processes.first)
+    ours = processes.part(config.batch)
+    resumed = last_epoch(config)
+    training, testing, left_out = good_pictures(training, testing, resumed, config.strict, processes)
+    _check_lists(training, testing)
     labels = {label: number for number, label in enumerate(sorted(set(training.classes or ())))}
     targets = torch.tensor([labels[label] for label in training.classes or ()])
-    ours = processes.part(config.batch)
     _batches(config, training, epoch=1)  # too few classes are refused before anything is written
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     workers = min(config.threads or available_threads(), 8)
 
     settings = run_settings(config, training, testing)
-    if config.resume:
-        checkpoint, unknown = resume_run(config.out / "last.pt", settings, training, testing)
-        notes += unknown
-    else:
-        checkpoint = start_run(config, settings, training, testing, classes=len(labels))
+    if resumed:
+        notes += check_unchanged(config.out / "last.pt", resumed, settings, training, testing)
+    checkpoint = resumed or start_run(config, settings, training, testing, len(labels), left_out)
     model = checkpoint.model.to(device).to(memory_format=torch.channels_last)
     for stage in _frozen_stages(model, config.train_from):
         stage.requires_grad_(False)
@@ -256,7 +258,10 @@ def _lists(
         training, evaluation, notes = dataset.training, dataset.testing, dataset.notes
     else:
         evaluation = Evaluation(testing)
-    for name, images in (("training", training), ("test", evaluation.images)):
+    return training, evaluation, notes
+
+
+def _check_lists(training: ImageList, testing: Evaluation) -> None:
+    for name, images in (("training", training), ("test", testing.images)):
         if images.classes is None or len(images) < 2:
             raise InputError(f"the {name} list has {len(images)} pictures with classes; expected at least 2.")
-    return training, evaluation, notes

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import GateError, InputError, not_installed
-from .options import ARTIFACTS, Backbone, Descriptors, Dim, GemP, Json, ModelOption, NoDownsample, Size, Threads, tell
+from .options import (
+    ARTIFACTS,
+    Backbone,
+    Descriptors,
+    Dim,
+    GemP,
+    Json,
+    ModelOption,
+    NoDownsample,
+    Size,
+    Strict,
+    Threads,
+    good_pictures,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from ..left_out import LeftOut
 
 MODEL = ARTIFACTS / "model.onnx"
 
@@ -93,6 +111,7 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed of weights, batches and crops.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from last.pt in the run folder.")] = False,
+    strict: Strict = False,
     threads: Threads = None,
 ) -> None:
     """Train a CGD model, with recall after every epoch. For several processes, start it with torchrun."""
@@ -132,6 +151,7 @@ def train(
         train_from=train_from,
         seed=seed,
         resume=resume,
+        strict=strict,
         threads=threads,
     )
     print(run(config))
@@ -311,6 +331,7 @@ def build_engine(
     version_compatible: Annotated[
         bool, TensorRtOption("--version-compatible", help="Run on later releases of this major version; TensorRT only.")
     ] = False,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Build an engine of an ONNX model and prove its precision."""
@@ -342,7 +363,6 @@ def build_engine(
         warn(SLOW_INT8)
     recipe = None if calibration == "auto" else Recipe.parse(calibration)
     budget = read_budget(data, max_recall_drop, min_overlap)
-
     options = BuildOptions(
         min_batch=min_batch,
         opt_batch=opt_batch,
@@ -355,7 +375,12 @@ def build_engine(
         compute_capabilities=tuple(compute_capability or ()),
     )
     out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
-    pictures = calibration_list(model, calib) if precision is Precision.INT8 or calib else None
+    left_out: list[LeftOut] = []
+    good = partial(good_pictures, strict=strict, left_out=left_out)
+    pictures = good(calibration_list(model, calib)) if precision is Precision.INT8 or calib else None
+    if budget:
+        budget = replace(budget, evaluation=good(budget.evaluation))
+    distillation = good(read_training(distill)) if distill else None
     before = contents(out)
     measured = 0
     trials: list[Trial] = []
@@ -380,7 +405,7 @@ def build_engine(
                 on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
                 budget=budget,
                 on_trial=trials.append,
-                distill=read_training(distill) if distill else None,
+                distill=distillation,
                 distill_steps=distill_steps,
             )
     except GateError:
@@ -395,6 +420,7 @@ def build_engine(
     facts = manifest.to_dict()
     told = {name: facts[name] for name in ("backend", "precision", "parity", "proof", "retrieval", "tuning")}
     told["trials"] = [trial.to_dict() for trial in trials]
+    told["left_out"] = [picture._asdict() for picture in left_out]
     tell({"path": str(out), **told}, build_summary(out, manifest), as_json)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from zipfile import is_zipfile
 
 import typer
 
 from ..errors import GateError, InputError
-from .options import ARTIFACTS, Json, Streams, Threads, tell
+from .options import ARTIFACTS, Json, Streams, Strict, Threads, good_pictures, tell
+
+if TYPE_CHECKING:
+    from ..left_out import LeftOut
 
 RayOption = partial(typer.Option, rich_help_panel="Options for --ray")
 
@@ -62,6 +65,7 @@ def bench(
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the result here as JSON.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report with charts and pictures.")] = None,
+    strict: Strict = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; --json FILE.json writes it there instead.")
     ] = False,
@@ -79,9 +83,10 @@ def bench(
     check_runtime()
     from ..bench import bench as run
     from ..files import write_text
+    from ..left_out import LeftOut
     from ..provenance import engines_of_one_model
     from ..report import write_bench_report
-    from ..terminal import bench_tables, phases, warn
+    from ..terminal import bench_tables, phases, tell_left_out, warn
 
     if not paths:
         paths, left_out = engines_of_one_model(ARTIFACTS)
@@ -101,8 +106,10 @@ def bench(
             limits=limits,
             descriptor_dtypes=descriptor_dtype or (),
             pcas=pca or (),
+            strict=strict,
             on_progress=on_progress,
         )
+    tell_left_out(LeftOut(**picture) for picture in result["left_out"])
     if out:
         write_text(out, json.dumps(result, indent=1) + "\n")
     if html:
@@ -148,9 +155,7 @@ def embed(
             min=1, metavar="N", help="Pictures in a batch.", show_default="8, or what build-engine --autotune found"
         ),
     ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first bad picture instead of leaving it out.")
-    ] = False,
+    strict: Strict = False,
     descriptor_dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="How the index keeps values: float32, float16, int8 or binary.")
     ] = "float32",
@@ -196,9 +201,9 @@ def embed(
     from ..compact import Compact
     from ..engine import open_engine
     from ..enginefile import read_engine
-    from ..errors import reason
     from ..images import read_images
     from ..index import check_index_path, index_images, write_index
+    from ..left_out import LeftOut
     from ..paths import check_paths_are
     from ..scale import SHARD, embed_on_ray
     from ..terminal import counting, first_few
@@ -207,7 +212,7 @@ def embed(
     check_index_path(out)
     check_paths_are(paths)
     listed = read_images(images)
-    left_out: list[dict[str, str]] = []
+    left_out: list[LeftOut] = []
     file = read_engine(engine)
     spec = file.manifest.spec
     tuned = setting_here(file.manifest, "throughput")
@@ -222,9 +227,8 @@ def embed(
     ):
 
         def leave_out(number: int, error: InputError) -> None:
-            path = str(listed.path(number))
-            left_out.append({"path": path, "reason": reason(error, path)})
-            tell_left_out(f"left out: {error}", left_out[-1]["reason"])
+            left_out.append(LeftOut.of(listed.path(number), error))
+            tell_left_out(str(left_out[-1]), left_out[-1].reason)
 
         on_error = None if strict or len(listed) == 1 else leave_out
         if ray:
@@ -264,7 +268,7 @@ def embed(
     facts = {
         "path": str(out),
         "pictures": count,
-        "left_out": left_out,
+        "left_out": [picture._asdict() for picture in left_out],
         "space_id": spec.space_id,
         "descriptor_dtype": form.dtype,
         "pca": form.pca,
@@ -284,7 +288,11 @@ def search(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures.")] = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Refuse an engine of another precision than the index, unless measured as safe."),
+        typer.Option(
+            "--strict",
+            help="Stop at the first bad picture, and refuse an engine of another precision than the index, unless "
+            "measured as safe.",
+        ),
     ] = False,
     threads: Threads = None,
     as_json: Json = False,
@@ -293,6 +301,8 @@ def search(
     from ..doctor import check_runtime
 
     check_runtime()
+    import numpy as np
+
     from ..engine import load
     from ..images import read_images
     from ..index import read_index
@@ -300,16 +310,18 @@ def search(
     from ..terminal import errors, search_lines
 
     gallery = read_index(index)
-    queries = read_images(query).paths
+    left_out: list[LeftOut] = []
+    queries = good_pictures(read_images(query), strict, left_out)
     with load(engine, threads=threads) as loaded:
         if mixing := gallery.mixing(loaded):
             if strict and not mixing.safe:
                 raise InputError(f"{mixing.told}, or leave --strict out.")
             errors.print(f"{'note' if mixing.safe else 'warning'}: {mixing.told}.", style="yellow")
-        indices, similarities = gallery.search(loaded, loaded.embed(queries), k)
+        descriptors = np.concatenate([part for _, part in loaded.embed_list(queries)])
+        indices, similarities = gallery.search(loaded, descriptors, k)
     found = [
         (path, [(gallery.paths[i], round(float(s), 5)) for i, s in zip(row, scores, strict=True)])
-        for path, row, scores in zip(queries, indices, similarities, strict=True)
+        for path, row, scores in zip(queries.paths, indices, similarities, strict=True)
     ]
     if html:
         rows = [
@@ -317,9 +329,10 @@ def search(
             for path, strip in found
         ]
         write_search_page(html, f"Neighbours in {index}", rows)
-    facts = [
+    facts: list[dict[str, Any]] = [
         {"query": str(path), "neighbours": [{"path": p, "similarity": s} for p, s in strip]} for path, strip in found
     ]
+    facts += [{"query": picture.path, "neighbours": [], "left_out": picture.reason} for picture in left_out]
     tell(facts, search_lines(found), as_json)
 
 
