@@ -17,6 +17,7 @@ from onnx import TensorProto
 from cgd_deploy.errors import GateError
 from cgd_deploy.spec import Precision
 
+from .metadata import INPUT
 from .quantize import CONVOLUTIONS, convolutions
 
 Precisions = dict[str, Precision]
@@ -24,7 +25,7 @@ Precisions = dict[str, Precision]
 
 MIN_SHARE = 0.95
 NARROWEST_FIRST = {
-    Precision.INT8: re.compile("int8", re.IGNORECASE),
+    Precision.INT8: re.compile("(?<!u)int8", re.IGNORECASE),
     Precision.FP16: re.compile("fp16|half", re.IGNORECASE),
     Precision.FP32: re.compile("fp32|float", re.IGNORECASE),
 }
@@ -125,7 +126,8 @@ def network_precisions(trt: Any, network: Any, names: Collection[str]) -> Precis
 def engine_precisions(layers: Collection[Mapping[str, Any]], names: Collection[str]) -> Precisions:
     """What an engine inspector's layers, fused and renamed as they are, say of the convolutions called ``names``.
 
-    A layer names the ONNX nodes that it computes; its weight's type decides, else the narrowest of its inputs.
+    A layer names the ONNX nodes that it computes. The type of its weight decides. A layer that names no weight has the
+    narrowest type of its inputs, but the pixels, which are 8-bit codes in every precision, do not count.
     Convolutions that no layer mentions are missing from the result.
     """
     found: Precisions = {}
@@ -134,7 +136,8 @@ def engine_precisions(layers: Collection[Mapping[str, Any]], names: Collection[s
             continue
         mentioned = set(re.findall(r"[^\s+\[\],|\x1e]+", f"{layer.get('Name', '')} {layer.get('Metadata', '')}"))
         weight = str(layer.get("Weights", {}).get("Type", ""))
-        inputs = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", []))
+        tensors = [tensor for tensor in layer.get("Inputs", []) if tensor.get("Name") != INPUT]
+        inputs = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in tensors)
         precision = next((p for p, pattern in NARROWEST_FIRST.items() if pattern.search(weight or inputs)), None)
         for name in mentioned.intersection(names):
             if precision and (weight or name not in found):

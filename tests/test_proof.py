@@ -194,6 +194,30 @@ def test_engine_layers() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("inputs", "weight", "precision"),
+    [
+        (["UInt8"], "Float", Precision.FP32),
+        (["Row major linear UINT8 format"], "Half", Precision.FP16),
+        (["uint8", "Half"], None, Precision.FP16),
+        (["UInt8", "Float"], None, Precision.FP32),
+        (["UInt8", "Int8"], None, Precision.INT8),
+    ],
+)
+def test_unsigned_bytes_are_not_int8(inputs: list[str], weight: str | None, precision: Precision) -> None:
+    """The first convolution may be fused with the pixels, which are unsigned bytes in every engine."""
+    assert engine_precisions([layer("conv_1", inputs, weight)], {"conv_1"}) == {"conv_1": precision}
+
+
+@pytest.mark.parametrize("datatype", ["UInt8", "Int8", "Row major Int8 format"])
+def test_pixels_prove_no_precision(datatype: str) -> None:
+    pixels = {"Name": "images", "Format/Datatype": datatype}
+    fused = {**layer("conv_1", []), "Inputs": [pixels]}
+    assert engine_precisions([fused], {"conv_1"}) == {}
+    fused["Inputs"].append({"Name": "scale", "Format/Datatype": "Float"})
+    assert engine_precisions([fused], {"conv_1"}) == {"conv_1": Precision.FP32}
+
+
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "tensorrt-rtx"])
 def test_lost_codes_exit_with_3(
     backend: str, model_onnx: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
