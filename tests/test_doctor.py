@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from cgd_deploy import doctor, hardware
+from cgd_deploy import cuda, doctor, hardware
+from cgd_deploy.cuda import Device
 from cgd_deploy.doctor import ROLES, check_runtime, examine
-from cgd_deploy.errors import MissingDependency
+from cgd_deploy.errors import EngineError, MissingDependency
 
 
 @pytest.fixture
@@ -21,7 +22,17 @@ def installed(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("names", [("onnxruntime",), ("openvino",), ("onnxruntime-gpu", "openvino")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("onnxruntime",),
+        ("openvino",),
+        ("onnxruntime-gpu", "openvino"),
+        ("tensorrt",),
+        ("tensorrt-rtx",),
+        ("tensorrt-rtx-cu13-bindings",),
+    ],
+)
 def test_one_runtime_is_enough(installed, names):
     installed(*names)
     check_runtime()
@@ -49,6 +60,50 @@ def test_two_wheels_of_onnx_runtime_are_refused_with_the_remedy(installed):
 def test_fast_int8_needs_its_instructions(monkeypatch, found, fast):
     monkeypatch.setattr(hardware, "instruction_sets", lambda: found)
     assert examine()["fast_int8"] is fast
+
+
+def test_the_gpu_is_told_with_its_driver(cli, monkeypatch, tmp_path):
+    h100 = Device(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", cuda="13.0")
+    monkeypatch.setattr(cuda, "find_device", lambda: h100)
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.03  Release\nGCC 12.3.0\n")
+    monkeypatch.setattr(doctor, "DRIVER_VERSION", version)
+    expected = {"name": h100.name, "compute_capability": "9.0", "cuda": "13.0", "driver": "580.159.03"}
+    assert json.loads(cli("doctor", "--json")[1])["gpu"] == expected
+    told = "gpu               name NVIDIA H100 80GB HBM3, compute capability 9.0, cuda 13.0, driver 580.159.03\n"
+    assert told in cli("doctor")[1]
+    monkeypatch.setattr(doctor, "DRIVER_VERSION", tmp_path / "absent")
+    assert examine()["gpu"]["driver"] == "unknown"
+
+
+def test_without_a_gpu_the_reason_is_told(monkeypatch):
+    def find_device() -> None:
+        raise EngineError("this machine has no NVIDIA driver, which CUDA needs; install it.")
+
+    monkeypatch.setattr(cuda, "find_device", find_device)
+    assert examine()["gpu"] == "none: this machine has no NVIDIA driver, which CUDA needs"
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx"), ("cuda-python", "cuda.bindings.runtime")],
+)
+def test_a_package_that_does_not_load_is_told_with_the_reason(cli, installed, monkeypatch, package, module):
+    """Installed is not enough: a library of NVIDIA's may be missing."""
+    installed("openvino", package)
+
+    def import_module(name: str) -> None:
+        assert name == module
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", import_module)
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert f"{package} is installed but cannot be loaded: libnvinfer.so.11: cannot open shared object file" in out
+
+
+def test_what_is_installed_here_loads():
+    assert examine()["broken"] == {}
 
 
 def test_the_command_lists_every_package_it_knows(cli):

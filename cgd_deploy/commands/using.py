@@ -362,11 +362,15 @@ def doctor(as_json: Json = False) -> None:
     from ..doctor import ROLES, check_runtime, examine
 
     facts = examine()
-    lines = [f"{name:<17} {_plain(value)}" for name, value in facts.items() if name not in ("packages", "problem")]
+    tables = ("packages", "broken", "problem")
+    lines = [f"{name:<17} {_plain(value)}" for name, value in facts.items() if name not in tables]
     lines += [f"{name:<27} {version or '-':<14} {ROLES[name]}" for name, version in facts["packages"].items()]
+    lines += [f"{name} is installed but cannot be loaded: {reason}" for name, reason in facts["broken"].items()]
     tell(facts, "\n".join(lines), as_json)
     check_runtime()
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {fact}" for name, fact in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
