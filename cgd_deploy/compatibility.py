@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from .backends.tensorrt import MODULES, import_tensorrt
+from .backends.tensorrt import MODULES, compute_capabilities, import_tensorrt
 from .cuda import Device, find_device
 from .enginefile import Manifest
 from .errors import EngineError
@@ -30,8 +31,9 @@ def check_compatibility(path: str | Path, manifest: Manifest) -> None:
     if builder != manifest.backend:
         raise EngineError(f"{path} is for {manifest.backend}, but {builder} built its plan; {_rebuild(manifest)}.")
     device = find_device()
-    installed = str(import_tensorrt(manifest.backend).__version__)
-    check_plan(path, manifest, installed, device)
+    trt = import_tensorrt(manifest.backend)
+    check_plan(path, manifest, str(trt.__version__), device)
+    check_library(path, manifest, trt, device)
 
 
 def is_proven_here(manifest: Manifest) -> bool:
@@ -76,6 +78,17 @@ def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Dev
             f"{path} is for compute capability {expected}, this machine's {device.name} has {here}; "
             + _rebuild(manifest, f" --compute-capability {here}" if ahead else "")
             + ("." if ahead else " on this machine.")
+        )
+
+
+def check_library(path: str | Path, manifest: Manifest, trt: Any, device: Device) -> None:
+    """Raise EngineError if TensorRT-RTX runs no plan at all on this device, whatever the plan was built for."""
+    supported = compute_capabilities(trt)
+    if supported and device.compute_capability not in supported:
+        raise EngineError(
+            f"{path} needs tensorrt-rtx, and release {trt.__version__} runs on compute capability "
+            f"{', '.join(supported)}, not on {device.compute_capability} of this machine's {device.name}; build an "
+            f"engine with `cgd-deploy build-engine --{manifest.precision.value} --backend tensorrt`."
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-from cgd_deploy.backends.tensorrt import import_tensorrt
+from cgd_deploy.backends.tensorrt import compute_capabilities, import_tensorrt
 from cgd_deploy.cuda import find_device
 from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.files import replacing
@@ -118,7 +118,7 @@ def _target(trt: Any, config: Any, options: BuildOptions) -> str:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if not options.compute_capabilities:
         return ""
-    known = {f"{n[2:-1]}.{n[-1]}": v for n, v in trt.ComputeCapability.__members__.items() if n.startswith("SM")}
+    known = compute_capabilities(trt)
     wanted = list(dict.fromkeys(options.compute_capabilities))
     if unknown := [capability for capability in wanted if capability not in known]:
         raise InputError(

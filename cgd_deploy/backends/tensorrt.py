@@ -39,6 +39,16 @@ def import_tensorrt(kind: str = "tensorrt") -> Any:
     raise MissingDependency(f"{kind} is not installed{reason}; run `{install_line(EXTRAS[kind], kind)}`.")
 
 
+def compute_capabilities(trt: Any) -> dict[str, Any]:
+    """The compute capabilities that TensorRT-RTX builds for and runs on, by their numbers, for example "8.9".
+
+    Empty for TensorRT, whose module does not list them.
+    """
+    members = getattr(trt, "ComputeCapability", None)
+    known = members.__members__.items() if members else ()
+    return {f"{name[2:-1]}.{name[-1]}": value for name, value in known if name.startswith("SM")}
+
+
 class TensorRtBackend(Backend):
     """A plan on one GPU, with an execution context for each lane and batch bucket.
 
