@@ -284,6 +284,11 @@ def open_engine(
             f"{path} is for {backend}, which runs on {' or '.join(DEVICES[backend])}, not on {device!r}; "
             "build an engine with `cgd-deploy build-engine --backend onnxruntime`, which runs on cpu and cuda."
         )
+    if device == "cuda" and backend == "onnxruntime" and file.manifest.precision is Precision.INT8:
+        raise EngineError(
+            f"{path} is INT8 for the CPU, and ONNX Runtime computes such a model in float on CUDA; build one with "
+            "`cgd-deploy build-engine --int8 --backend tensorrt`."
+        )
     check_compatibility(path, file.manifest)
     options: dict[str, Any] = {"device": device}
     if device == "cuda":

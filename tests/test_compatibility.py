@@ -16,6 +16,7 @@ from cgd_deploy import compatibility, load
 from cgd_deploy.backends import BACKENDS
 from cgd_deploy.cuda import Device, has_gpu
 from cgd_deploy.errors import CgdError, EngineError, InputError, MissingDependency
+from cgd_deploy.spec import Precision
 
 ADA = Device(name="NVIDIA L4", compute_capability="8.9", cuda="13.0")
 
@@ -133,6 +134,39 @@ def test_too_old_a_gpu_for_ampere_and_later(tmp_path: Path, machine: SimpleNames
     assert "--backend tensorrt-rtx --compute-capability 7.5`" in text
 
 
+def rtx(*names: str) -> SimpleNamespace:
+    """TensorRT-RTX whose release runs on these compute capabilities."""
+    members = {name: object() for name in ("NONE", "CURRENT", *names)}
+    return SimpleNamespace(__version__="1.7.1.116", ComputeCapability=SimpleNamespace(__members__=members))
+
+
+@pytest.mark.parametrize(
+    ("here", "capability", "builder"),
+    [
+        ("9.0", None, {"hardware_compatible": "Ampere and later"}),  # as a plan without a named capability is
+        ("9.0", "9.0", {}),
+        ("10.0", None, {"hardware_compatible": "Ampere and later"}),
+    ],
+)
+def test_a_gpu_that_tensorrt_rtx_does_not_run_on(
+    tmp_path: Path,
+    machine: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    here: str,
+    capability: str | None,
+    builder: dict[str, str],
+) -> None:
+    """H100 and B200: to build the plan again would not help."""
+    monkeypatch.setattr(compatibility, "import_tensorrt", lambda kind: rtx("SM75", "SM86", "SM120"))
+    machine.device = Device(name="NVIDIA H100", compute_capability=here, cuda="13.0")
+    text = refusal(plan(tmp_path, "tensorrt-rtx", "1.7.1.116", capability, **builder))
+    assert f"runs on compute capability 7.5, 8.6, 12.0, not on {here} of this machine's NVIDIA H100" in text
+    assert "`cgd-deploy build-engine --fp32 --backend tensorrt`" in text
+    assert machine.made == []
+    machine.device = Device(name="NVIDIA RTX PRO 6000", compute_capability="12.0", cuda="13.0")
+    load(plan(tmp_path, "tensorrt-rtx", "1.7.1.116", None, hardware_compatible="Ampere and later"))
+
+
 def test_nothing_was_deserialized(tmp_path: Path, machine: SimpleNamespace) -> None:
     for changes in ({"version": "1"}, {"capability": "12.0"}):
         refusal(plan(tmp_path, **changes))
@@ -188,6 +222,16 @@ def test_compute_capabilities(
     else:
         refusal(path)
     assert bool(machine.made) is runs
+
+
+def test_int8_of_the_cpu_is_not_run_in_float_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's CUDA provider would decode every code and compute in float, slower than FP32."""
+    made: list[dict[str, Any]] = []
+    monkeypatch.setitem(BACKENDS, "onnxruntime", lambda payload, **options: made.append(options))
+    path = write_fake_engine(tmp_path / "int8.cgd", backend="onnxruntime", precision=Precision.INT8)
+    text = refusal(path, device="cuda")
+    assert "is INT8 for the CPU" in text and "`cgd-deploy build-engine --int8 --backend tensorrt`" in text
+    assert made == []
 
 
 def test_a_plan_is_not_for_the_cpu_nor_openvino_for_cuda(tmp_path: Path, machine: SimpleNamespace) -> None:

@@ -80,11 +80,26 @@ def test_cuda_is_refused_by_the_cpu_wheel(payload: bytes) -> None:
         OnnxRuntimeBackend(payload, device="tpu")
 
 
-def scripted(ended: list[str], made: list[Any]) -> SimpleNamespace:
-    """An onnxruntime whose sessions end up on these providers; the providers asked for go into ``made``."""
+class Settings(SimpleNamespace):
+    """Session options that keep their entries."""
+
+    def __init__(self) -> None:
+        super().__init__(entries={})
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
+
+
+def scripted(ended: list[str], made: list[Any], calls: list[Any] | None = None) -> SimpleNamespace:
+    """An onnxruntime whose sessions end up on these providers; the providers asked for go into ``made``.
+
+    calls   gets the settings of each session, and "preload" when libraries are loaded
+    """
+    calls = [] if calls is None else calls
 
     def session(payload: bytes, settings: Any, providers: Any) -> Any:
         made.append(providers)
+        calls.append(settings)
         return SimpleNamespace(
             get_providers=lambda: ended,
             get_inputs=lambda: [SimpleNamespace(shape=["batch", 64, 64, 3])],
@@ -93,7 +108,8 @@ def scripted(ended: list[str], made: list[Any]) -> SimpleNamespace:
 
     return SimpleNamespace(
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        SessionOptions=SimpleNamespace,
+        SessionOptions=Settings,
+        preload_dlls=lambda: calls.append("preload"),
         RunOptions=lambda: SimpleNamespace(add_run_config_entry=lambda key, value: None),
         InferenceSession=session,
     )
@@ -117,3 +133,46 @@ def test_each_lane_has_a_session_on_its_own_stream(
     with OnnxRuntimeBackend(payload, device="cuda", streams=3, max_batch=2):
         assert [providers[0][0] for providers in made] == ["CUDAExecutionProvider"] * 3
         assert len({providers[0][1]["user_compute_stream"] for providers in made}) == 3
+
+
+def test_cuda_computes_what_the_manifest_says(
+    driver: FakeDriver, payload: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP32 without TF32, no node on the CPU, and NVIDIA's libraries loaded before the first session needs them."""
+    made: list[Any] = []
+    calls: list[Any] = []
+    monkeypatch.setattr(module, "import_onnxruntime", lambda: scripted(["CUDAExecutionProvider"], made, calls))
+    monkeypatch.setattr(module, "CudaDriver", lambda: driver)
+    with OnnxRuntimeBackend(payload, device="cuda", streams=2):
+        assert {providers[0][1]["use_tf32"] for providers in made} == {"0"}
+        first, *sessions = calls
+        assert first == "preload" and len(sessions) == 2
+        assert [settings.entries for settings in sessions] == [{"session.disable_cpu_ep_fallback": "1"}] * 2
+
+
+def test_a_node_that_cuda_does_not_take_is_an_error(
+    driver: FakeDriver, payload: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ort = scripted(["CUDAExecutionProvider"], [])
+
+    def session(*_: Any, **__: Any) -> None:
+        raise RuntimeError(
+            "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default CPU "
+            "EP, but fallback to CPU EP has been explicitly disabled by the user."
+        )
+
+    ort.InferenceSession = session
+    monkeypatch.setattr(module, "import_onnxruntime", lambda: ort)
+    monkeypatch.setattr(module, "CudaDriver", lambda: driver)
+    with pytest.raises(EngineError, match=r"would compute a part of this model on the CPU.*`cgd-deploy build-engine"):
+        OnnxRuntimeBackend(payload, device="cuda")
+
+
+def test_the_real_library_refuses_nodes_on_the_cpu_with_these_words(payload: bytes) -> None:
+    """A session for a provider that takes no node; the CPU provider is added only as the fallback."""
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no provider that takes no node")
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    with pytest.raises(Exception, match=module.CPU_NODES):
+        onnxruntime.InferenceSession(payload, settings, providers=["AzureExecutionProvider"])

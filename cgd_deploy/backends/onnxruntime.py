@@ -20,6 +20,8 @@ from .base import Backend
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ERROR_ONLY = 3
 MAX_BATCH = 32
+CPU_NODES = "fallback to CPU EP has been explicitly disabled"
+"""Part of ONNX Runtime's error about nodes that its CUDA provider does not take."""
 
 
 def import_onnxruntime() -> Any:
@@ -69,6 +71,8 @@ class OnnxRuntimeBackend(Backend):
                 f"this ONNX Runtime has no {PROVIDERS[device]}; run `pip uninstall -y onnxruntime`, then "
                 f"`{install_line('gpu')}`."
             )
+        if device == "cuda":
+            ort.preload_dlls()  # CUDA and cuDNN out of NVIDIA's packages, which nothing else would find
         if device == "cpu":
             each = max(1, (threads or available_threads()) // (streams or 1))
             self._session = _session(ort, payload, device, each, fused=fused)
@@ -76,7 +80,7 @@ class OnnxRuntimeBackend(Backend):
             return
 
         def lane(stream: int) -> OnnxRuntimeLane:
-            options = {"device_id": "0", "user_compute_stream": str(stream)}
+            options = {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": "0"}  # FP32 means FP32
             return OnnxRuntimeLane(ort, _session(ort, payload, device, threads, options), device)
 
         self.streams = Streams(CudaDriver(), lane, _layout(payload, max_batch), lanes=streams or LANES)
@@ -148,9 +152,16 @@ def _session(
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.intra_op_num_threads = threads or available_threads()
     settings.log_severity_level = ERROR_ONLY
+    if device != "cpu":
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(payload, settings, providers=[(PROVIDERS[device], dict(options or {}))])
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+        if CPU_NODES in str(error):
+            raise EngineError(
+                "ONNX Runtime would compute a part of this model on the CPU, and the engine was to run on CUDA alone; "
+                "build an engine with `cgd-deploy build-engine --backend tensorrt`, or load this one with device cpu."
+            ) from error
         raise EngineError(f"ONNX Runtime cannot load the model ({_reason(error)}); build the engine again.") from error
     if session.get_providers()[0] != PROVIDERS[device]:
         raise EngineError(f"ONNX Runtime fell back from {device} to the CPU; check the CUDA driver and libraries.")
