@@ -141,6 +141,15 @@ def _checked(cudart: Any, name: str, *arguments: Any) -> Any:
     return results[0] if results else None
 
 
+def _address(handle: Any) -> int:
+    """The number behind an object of cuda-python; a number is its own."""
+    if isinstance(handle, int):
+        return handle
+    from cuda.bindings.utils import get_cuda_native_handle
+
+    return get_cuda_native_handle(handle)
+
+
 class CudaDriver:
     """The Driver over NVIDIA's cuda-python. Raises as ``find_device`` does, unless it is given a ``cudart``."""
 
@@ -154,13 +163,13 @@ class CudaDriver:
         return _checked(self._cudart, name, *arguments)
 
     def malloc(self, size: int) -> int:
-        return int(self._call("cudaMalloc", size))
+        return _address(self._call("cudaMalloc", size))
 
     def free(self, pointer: int) -> None:
         self._call("cudaFree", pointer)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        pointer = int(self._call("cudaHostAlloc", size, self._cudart.cudaHostAllocDefault))
+        pointer = _address(self._call("cudaHostAlloc", size, self._cudart.cudaHostAllocDefault))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
@@ -168,13 +177,15 @@ class CudaDriver:
 
     def stream(self) -> int:
         # Non-blocking: the legacy default stream, which other libraries use, must not serialise the lanes.
-        return int(self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking))
+        return _address(self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: int) -> None:
         self._call("cudaStreamDestroy", stream)
 
     def event(self) -> int:
-        return int(self._call("cudaEventCreateWithFlags", self._cudart.cudaEventDisableTiming))
+        # Blocking: a thread that waits for the device sleeps, where it would else keep a core busy.
+        flags = self._cudart.cudaEventDisableTiming | self._cudart.cudaEventBlockingSync
+        return _address(self._call("cudaEventCreateWithFlags", flags))
 
     def destroy_event(self, event: int) -> None:
         self._call("cudaEventDestroy", event)
@@ -211,7 +222,7 @@ class CudaDriver:
             raise
         template = self._call("cudaStreamEndCapture", stream)
         try:
-            return int(self._call("cudaGraphInstantiate", template, 0))
+            return _address(self._call("cudaGraphInstantiate", template, 0))
         finally:
             self._call("cudaGraphDestroy", template)
 

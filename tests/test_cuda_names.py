@@ -70,7 +70,8 @@ class Runtime:
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread-local")
-    cudaHostAllocDefault, cudaStreamNonBlocking, cudaEventDisableTiming = 0, 1, 2
+    cudaHostAllocDefault, cudaStreamNonBlocking = 0, 1
+    cudaEventBlockingSync, cudaEventDisableTiming = 1, 2
 
     def __init__(self, failing: str = "", **results: Any) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -88,6 +89,27 @@ class Runtime:
             return (self.cudaError_t.cudaSuccess, *result)
 
         return call
+
+
+def test_a_thread_that_waits_for_an_event_sleeps() -> None:
+    """Without cudaEventBlockingSync it would keep a core busy, which decoding and other lanes need."""
+    runtime = Runtime(cudaEventCreateWithFlags=5)
+    assert CudaDriver(runtime).event() == 5
+    assert runtime.calls == [("cudaEventCreateWithFlags", 3)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_handles_of_the_real_bindings_become_numbers() -> None:
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    kinds = {
+        "stream": ("cudaStreamCreateWithFlags", cudart.cudaStream_t),
+        "event": ("cudaEventCreateWithFlags", cudart.cudaEvent_t),
+    }
+    for method, (name, kind) in kinds.items():
+        address = getattr(CudaDriver(Runtime(**{name: kind(4096)})), method)()
+        assert (type(address), address) == (int, 4096)
+    graph = Runtime(cudaStreamEndCapture="template", cudaGraphInstantiate=cudart.cudaGraphExec_t(8192))
+    assert CudaDriver(graph).capture(1, lambda: None) == 8192
 
 
 def test_pinned_memory_is_the_drivers_own() -> None:
