@@ -15,7 +15,7 @@ import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -295,13 +295,11 @@ def evaluation_of(recorded: Evaluation | None, data: str | None, count: int | No
     evaluation = recorded if data is None else read_evaluation(data)
     if evaluation is None:
         raise InputError("the checkpoint records no test pictures; pass --data FOLDER or LIST.tsv.")
-    if evaluation.images.classes is None:
-        raise InputError(f"the test pictures in {evaluation.images.root} have no classes; recall needs them.")
     if count:
         total = len(evaluation.images)
         chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
-        roles = tuple(evaluation.in_gallery[i] for i in chosen) if evaluation.in_gallery else None
-        evaluation = replace(evaluation, images=evaluation.images.subset(chosen), in_gallery=roles)
+        evaluation = evaluation.subset(chosen.tolist())
+    evaluation.check_recall()
     if evaluation.offered <= K:
         raise InputError(f"{K} neighbours are compared and {evaluation.offered} can be found; test on more pictures.")
     evaluation.images.check_present("test", "--data")

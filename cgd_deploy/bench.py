@@ -116,6 +116,8 @@ def bench(
                     f"{base.spec.space_id}; bench engines of one model at a time."
                 )
         evaluation, left_out = _evaluation(data, recorded, strict, on_progress)
+        if "max_recall_drop_pp" in (limits or {}):
+            evaluation.check_recall()
         forms = compact_forms(descriptor_dtypes, pcas)
         for dtype, pca in forms:
             check_form(dtype, pca, base.spec.dim, len(evaluation.gallery))
@@ -148,6 +150,7 @@ def bench(
     result = {
         "schema": SCHEMA,
         "environment": environment(evaluation.images, threads, samples, machine_load),
+        "queries": evaluation.asked,
         "reference": {
             "backend": base.backend,
             "precision": base.precision,

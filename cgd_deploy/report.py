@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .errors import InputError
+from .evaluation import left_out_queries
 from .files import write_text
 from .images import Box
 from .preprocess import decode
@@ -76,6 +77,7 @@ def write_bench_report(path: str | Path, result: dict[str, Any], rows: Sequence[
         result=result,
         headline=headline(result),
         warnings=warnings(result),
+        notes=notes(result),
         engines=engines,
         slowest=max((ms for run in timed for ms in run["latency_ms"].values() if ms is not None), default=None),
         quality=[(runs[0], distinct) for runs in engines for distinct in _distinct_quality(runs)],
@@ -119,6 +121,12 @@ def warnings(result: dict[str, Any]) -> list[str]:
         told = "1 test picture was" if len(left_out) == 1 else f"{len(left_out)} test pictures were"
         found.append(f"{told} left out as unreadable, the first is {left_out[0]['path']}.")
     return [warning for warning in found if warning]
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """Sentences on how a bench was measured: the queries that recall leaves out. Former results counted every query."""
+    note = left_out_queries(result["queries"]) if "queries" in result else None
+    return [note] if note else []
 
 
 def form_name(form: dict[str, Any]) -> str:

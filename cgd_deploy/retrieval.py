@@ -12,6 +12,8 @@ from .errors import InputError
 
 Descriptors = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Groups = tuple[Indices, Indices]
+"""Group numbers of the queries int64 [Q] and of the gallery int64 [G]."""
 
 CHUNK = 1024
 NEVER = 1 << 62
@@ -29,23 +31,25 @@ class Retrieved:
 
 
 def neighbours(
-    queries: Descriptors, gallery: Descriptors, k: int, *, skip_self: bool = False
+    queries: Descriptors, gallery: Descriptors, k: int, *, skip_self: bool = False, groups: Groups | None = None
 ) -> tuple[Indices, Descriptors]:
     """The k most similar gallery rows of each query, best first; equal similarities go to the smaller index.
 
     queries, gallery   unit descriptors float32 [Q, D] and [G, D]
     skip_self          query i is gallery row i and may not find itself
+    groups             a query may not find gallery rows of its own group; if fewer than k rows are left to a query,
+                       those come last with a similarity of -inf
     Returns indices int64 [Q, k] and cosine similarities float32 [Q, k]; at most CHUNK x G similarities are held.
     Raises InputError if the gallery has fewer than k rows to offer or the lengths of the descriptors differ.
     """
-    parts = list(neighbour_chunks(queries, gallery, k, skip_self=skip_self))
+    parts = list(neighbour_chunks(queries, gallery, k, skip_self=skip_self, groups=groups))
     indices = [found for _, found, _ in parts] or [np.empty((0, k), np.int64)]
     similarities = [similar for _, _, similar in parts] or [np.empty((0, k), np.float32)]
     return np.concatenate(indices), np.concatenate(similarities)
 
 
 def neighbour_chunks(
-    queries: Descriptors, gallery: Descriptors, k: int, *, skip_self: bool = False
+    queries: Descriptors, gallery: Descriptors, k: int, *, skip_self: bool = False, groups: Groups | None = None
 ) -> Iterator[tuple[slice, Indices, Descriptors]]:
     """``neighbours`` of CHUNK queries at a time, with which rows they are: what is large need not be held whole."""
     offered = len(gallery) - skip_self
@@ -58,6 +62,8 @@ def neighbour_chunks(
         scores = queries[rows] @ gallery.T  # (n, G)
         if skip_self:
             scores[np.arange(len(scores)), np.arange(rows.start, rows.stop)] = -np.inf
+        if groups:
+            scores[groups[0][rows, None] == groups[1]] = -np.inf
         # Everything that could be among the k best is sorted, so that equal scores are always told apart alike.
         bounds = _lower_bounds(scores, k)
         indices = np.empty((len(scores), k), np.int64)

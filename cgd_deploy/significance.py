@@ -44,11 +44,11 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_], seed: int =
 def recall_drops(
     evaluation: Evaluation, before: Indices, after: Indices, ks: Sequence[int] | None = None
 ) -> dict[str, Drop]:
-    """The drop of recall@K by K, ``evaluation``'s own unless given; empty without classes.
+    """The drop of recall@K by K, ``evaluation``'s own unless given; empty unless ``Evaluation.has_recall``.
 
     before, after   picture numbers int64 [Q, K'] that ``Evaluation.neighbours`` gave
     """
-    if evaluation.images.classes is None:
+    if not evaluation.has_recall:
         return {}
     first, second = (evaluation.first_correct(found) for found in (before, after))
     return {str(k): paired_drop(first < k, second < k) for k in ks or evaluation.recall_at}

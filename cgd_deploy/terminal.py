@@ -16,7 +16,8 @@ from rich.text import Text
 
 from .enginefile import Manifest
 from .left_out import LeftOut
-from .report import form_name, headline, warnings
+from .evaluation import left_out_queries
+from .report import form_name, headline, notes, warnings
 from .timing import load_warning
 from .tuning import Setting
 
@@ -132,6 +133,8 @@ def build_summary(path: Path, manifest: Manifest) -> str:
         told.append(f"{len(found['keep_float'])} of {proof['convolutions']} convolutions in float")
         lines.append(f"  on {found['pictures']} test pictures: {', '.join(told)} (run on the {found['measured_on']})")
         lines.append(f"  {found['statement']}")
+        if note := left_out_queries(found["queries"]) if "queries" in found else None:
+            lines.append(f"  {note}")
     if tuning := manifest.tuning:
         speeds = {Setting(one["threads"], one["streams"], one["batch"]): one for one in tuning["measured"]}
         for purpose in ("latency", "throughput"):
@@ -200,6 +203,8 @@ def bench_tables(result: dict[str, Any]) -> None:
             output.print()
     for warning in warnings(result):
         output.print(Text("warning: ", style="yellow").append(warning, style="default"), soft_wrap=True)
+    for note in notes(result):
+        output.print(f"note: {note}", soft_wrap=True)
     output.print(headline(result), soft_wrap=True)
     for failure in result["gate"]["failures"]:
         output.print(Text("gate failed: ", style="red").append(failure, style="default"), soft_wrap=True)

@@ -86,6 +86,8 @@ class Budget:
             raise InputError(f"a smallest overlap of {least} cannot be used; expected 0 to 1.")
         if drop is not None and images.classes is None:
             raise InputError(f"{images.root} has no classes, so no recall can drop; pass --min-overlap instead.")
+        if drop is not None:
+            self.evaluation.check_recall()
         if self.evaluation.offered <= NEIGHBOURS:
             raise InputError(
                 f"the guard compares {NEIGHBOURS} neighbours a picture and got {len(images)} pictures; "
@@ -160,6 +162,7 @@ def retrieval_facts(trial: Trial, budget: Budget) -> dict[str, Any]:
     return {
         **trial.to_dict(),
         "pictures_sha256": budget.evaluation.images.sha256,
+        "queries": budget.evaluation.asked,
         "limits": {"max_recall_drop_pp": budget.max_recall_drop_pp, "min_overlap_at_10": budget.min_overlap},
         "statement": statement(trial),
     }

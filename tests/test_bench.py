@@ -72,7 +72,7 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
     result, _ = bench([exact], seconds=0, batch_sizes=(2,))
     recall = dict.fromkeys(("1", "2", "4", "8"))
     assert result["schema"] == 1
-    assert set(result) == {"schema", "environment", "reference", "engines", "gate", "left_out"}
+    assert set(result) == {"schema", "environment", "queries", "reference", "engines", "gate", "left_out"}
     latency = {"latency_ms": dict.fromkeys(("p50", "p95", "p99"))}
     speed = {**latency, **dict.fromkeys(("images_per_second", "speedup_vs_torch"))}
     assert keys(result["reference"]) == {
@@ -377,6 +377,75 @@ def test_pictures_without_classes_are_compared_by_neighbours_alone(exact, hurt, 
     assert result["engines"][0]["overlap_at_10"] == 1.0
     assert len(result["gate"]["failures"]) == 1  # the hurt one, for its overlap
     assert rows[0].label is None and all(n.correct is None for strip in rows[0].results.values() for n in strip)
+
+
+def lonely(picture_list: ImageList, alone: int, cameras: tuple[str, ...] | None = None) -> Evaluation:
+    """All pictures; the first ``alone`` of them each in a class of its own."""
+    classes = (*(f"alone-{n}" for n in range(alone)), *(picture_list.classes or ())[alone:])
+    return Evaluation(replace(picture_list, classes=classes), cameras=cameras)
+
+
+@pytest.mark.parametrize("alone", [1, 3])
+def test_queries_that_nobody_can_answer_are_left_out_of_recall_by_loops(exact, hurt, picture_list, monkeypatch, alone):
+    evaluation = lonely(picture_list, alone)
+    monkeypatch.setattr(FakeTorch, "evaluation", evaluation)
+    result, _ = bench([exact, hurt], seconds=0, batch_sizes=(1,))
+    assert result["queries"] == {"asked": 30, "unanswerable": alone}
+    run = result["engines"][1]
+    pixels = np.stack([preprocess(path, FAKE_SPEC) for path in picture_list.paths])
+    with load(exact) as one, load(hurt) as other:
+        lists = [nearest(rows, rows) for rows in (one.embed(pixels), other.embed(pixels))]
+    classes = evaluation.images.classes
+    hits = [[classes[row[0]] == classes[i] for i, row in enumerate(rows)][alone:] for rows in lists]
+    assert result["reference"]["recall"]["1"] == pytest.approx(np.mean(hits[0]))
+    assert run["recall"]["1"] == pytest.approx(np.mean(hits[1]))
+    assert run["recall_drop_pp"]["1"] == pytest.approx(100 * (np.mean(hits[0]) - np.mean(hits[1])), abs=1e-3)
+    assert run["recall_drop_interval_pp"]["1"] == list(paired_drop(*map(np.array, hits))[1:])
+    shared = [len(set(a) & set(b)) / 10 for a, b in zip(*lists, strict=True)]
+    assert run["overlap_at_10"] == pytest.approx(np.mean(shared), abs=1e-5)  # of all queries
+
+
+def test_neighbours_of_one_camera_and_class_are_compared_by_nobody(exact, hurt, picture_list, monkeypatch):
+    evaluation = lonely(picture_list, 0, tuple("12"[n % 5 > 1] for n in range(30)))
+    monkeypatch.setattr(FakeTorch, "evaluation", evaluation)
+    result, rows = bench([exact, hurt], seconds=0, batch_sizes=(1,))
+    assert result["queries"] == {"asked": 30, "unanswerable": 0}
+    pixels = np.stack([preprocess(path, FAKE_SPEC) for path in picture_list.paths])
+    classes, cameras = evaluation.images.classes, evaluation.cameras
+    lists = []
+    for path in (exact, hurt):
+        with load(path) as engine:
+            found = engine.embed(pixels)
+        free = [
+            [j for j in range(30) if j != i and (classes[j] != classes[i] or cameras[j] != cameras[i])]
+            for i in range(30)
+        ]
+        lists.append([sorted(row, key=lambda j: -float(found[i] @ found[j]))[:10] for i, row in enumerate(free)])
+    shared = [len(set(a) & set(b)) / 10 for a, b in zip(*lists, strict=True)]
+    run = result["engines"][1]
+    assert run["overlap_at_10"] == pytest.approx(np.mean(shared), abs=1e-5)
+    assert run["recall"]["1"] == pytest.approx(
+        np.mean([classes[row[0]] == classes[i] for i, row in enumerate(lists[1])])
+    )
+    assert run["rank_flips"] == sum(a[0] != b[0] for a, b in zip(*lists, strict=True))
+    assert len(rows[0].results["reference: torch fp32"]) == 10
+
+
+def test_where_no_query_can_be_answered_neighbours_are_compared_alone(exact, picture_list, monkeypatch):
+    monkeypatch.setattr(FakeTorch, "evaluation", lonely(picture_list, 30))
+    result, _ = bench([exact], seconds=0, batch_sizes=(1,))
+    assert result["queries"] == {"asked": 30, "unanswerable": 30}
+    assert result["reference"]["recall"] == result["engines"][0]["recall_drop_pp"] == {}
+    assert result["gate"]["passed"]
+
+
+def test_a_limit_on_recall_needs_recall(exact, picture_list, monkeypatch):
+    monkeypatch.setattr(FakeTorch, "evaluation", lonely(picture_list, 30))
+    with pytest.raises(InputError, match=r"none of the 30 queries .* has a picture of its class to find"):
+        bench([exact], seconds=0, limits={"max_recall_drop_pp": 1.0})
+    monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(replace(picture_list, classes=None)))
+    with pytest.raises(InputError, match="have no classes; recall needs them"):
+        bench([exact], seconds=0, limits={"max_recall_drop_pp": 1.0})
 
 
 def test_an_engine_may_be_the_reference(exact, hurt, pictures):

@@ -390,6 +390,17 @@ def test_a_missed_gate_is_status_3_and_the_result_is_still_written(cli, noisy, p
 QUICKLY = ["--seconds", 0, "--batch", 1]
 
 
+def test_bench_says_how_many_queries_recall_leaves_out(cli, fake, pictures):
+    shutil.copytree(pictures, "data")
+    Path("data/alone").mkdir()
+    Path("data/kind-0/0.jpg").rename("data/alone/0.jpg")
+    code, out, err = cli("bench", fake, "--reference", fake, "--data", "data", *QUICKLY, "-o", "b.json")
+    assert (code, err) == (0, "")
+    assert "note: recall leaves out 1 of 30 queries: there is no picture of their class to find.\n" in out
+    assert json.loads(Path("b.json").read_text())["queries"] == {"asked": 30, "unanswerable": 1}
+    assert "note:" not in cli("bench", fake, "--reference", fake, "--data", pictures, *QUICKLY)[1]
+
+
 def test_bench_prints_json_as_every_command_does(cli, fake, pictures):
     bench = ["bench", fake, "--reference", fake, "--data", pictures, *QUICKLY]
     before = listing(Path())

@@ -580,6 +580,34 @@ def test_without_classes_overlap_alone_is_measured_and_the_summary_says_so(cli, 
     assert out.endswith(f"  {found['statement']}\n")
 
 
+def lonely(folder: Path, source: Path, classes: int) -> Path:
+    """The pictures of ``source`` in their first classes, and each other picture in a class of its own."""
+    for number, path in enumerate(sorted(source.rglob("*.jpg"))):
+        label = path.parent.name if number < 7 * classes else f"alone-{number}"
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / label / path.name)
+    return folder
+
+
+def test_the_limit_on_recall_counts_the_queries_that_can_be_answered(cli, model_onnx, unseen, tmp_path):
+    data = lonely(tmp_path / "data", unseen, classes=2)
+    options = ["--int8", "--backend", "onnxruntime", "-o", tmp_path / "e.cgd", "--data", data]
+    status, out, _ = cli("build-engine", model_onnx, *options, "--max-recall-drop", 50)
+    assert status == 0
+    assert "\n  recall leaves out 28 of 42 queries: there is no picture of their class to find.\n" in out
+    found = read_engine(tmp_path / "e.cgd").manifest.retrieval
+    assert found["queries"] == {"asked": 42, "unanswerable": 28} and found["pictures"] == 42
+    one = 100 / 14  # a query, in percentage points
+    drop = found["recall_drop_pp"]["1"]["drop"] / one
+    assert drop == pytest.approx(round(drop), abs=1e-3)
+
+
+def test_a_limit_on_recall_needs_a_query_that_can_be_answered(unseen, tmp_path):
+    data = lonely(tmp_path / "data", unseen, classes=0)
+    refused("none of the 42 queries in .* has a picture of its class to find", read_budget, data, 0.1)
+    assert read_budget(data, None, 0.9).evaluation.asked["unanswerable"] == 42
+
+
 def test_calibration_pictures_among_the_test_pictures_are_refused(cli, model_onnx, pictures, tmp_path):
     options = ["--int8", "-o", tmp_path / "e.cgd", "--data", pictures, "--min-overlap", 0.9]
     status, _, err = cli("build-engine", model_onnx, *options)

@@ -221,6 +221,25 @@ def test_an_engine_of_another_model_is_named_once(tmp_path):
     assert page.text.count("a.cgd was made from another ONNX file than model.onnx beside it.") == 1
 
 
+@pytest.mark.parametrize(
+    ("unanswerable", "told"),
+    [
+        (1, "recall leaves out 1 of 40 queries: there is no picture of their class to find."),
+        (7, "recall leaves out 7 of 40 queries: there is no picture of their class to find."),
+        (40, "recall is not measured: none of the 40 queries has a picture of its class to find."),
+    ],
+)
+def test_queries_that_recall_leaves_out_are_counted(tmp_path, unanswerable, told):
+    result = {**bench(), "queries": {"asked": 40, "unanswerable": unanswerable}}
+    assert f"Note: {told}" in Page(write_bench_report(tmp_path / "r.html", result)).text
+
+
+@pytest.mark.parametrize("queries", [{}, {"queries": {"asked": 40, "unanswerable": 0}}])
+def test_where_recall_counts_every_query_nothing_is_said(tmp_path, queries):
+    page = Page(write_bench_report(tmp_path / "r.html", {**bench(), **queries}))
+    assert "Note:" not in page.text and "to find" not in page.text
+
+
 def test_bars_are_in_proportion(tmp_path):
     page = Page(write_bench_report(tmp_path / "r.html", bench(engine(rate=50.0, speedup=None), engine(rate=200.0))))
     widths = [a["style"] for a in page.all("div", "bar")]

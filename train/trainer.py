@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cgd_deploy.datasets import read_dataset
 from cgd_deploy.errors import CgdError, InputError
-from cgd_deploy.evaluation import Evaluation
+from cgd_deploy.evaluation import Evaluation, left_out_queries
 from cgd_deploy.hardware import available_threads
 from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import batches
@@ -74,6 +74,8 @@ def _train(
     workers = min(config.threads or available_threads(), 8)
 
     settings = run_settings(config, training, testing)
+    if note := left_out_queries(testing.asked):
+        notes += (note,)
     if resumed:
         notes += check_unchanged(config.out / "last.pt", resumed, settings, training, testing)
     checkpoint = resumed or start_run(config, settings, training, testing, len(labels), left_out)
@@ -265,3 +267,4 @@ def _check_lists(training: ImageList, testing: Evaluation) -> None:
     for name, images in (("training", training), ("test", testing.images)):
         if images.classes is None or len(images) < 2:
             raise InputError(f"the {name} list has {len(images)} pictures with classes; expected at least 2.")
+    testing.check_recall()
