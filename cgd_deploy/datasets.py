@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,18 @@ from .errors import InputError, MissingDependency, in_one_line, install_line
 from .evaluation import Evaluation
 from .files import check_file
 from .images import LARGEST_PIXEL, Box, ImageList, leaves, read_images
+from .splits import Parts, only_folder, read_split
 
 SOP_RECALL_AT = (1, 10, 100, 1000)
 INSHOP_RECALL_AT = (1, 10, 20, 30, 40, 50)
 
+MANY = 10
+"""With more folders than this, none is looked into for a data set of its own."""
+
 INSHOP_LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
-CARS_TRAINING = ("devkit/cars_train_annos.mat", "cars_train_annos.mat")
-CARS_TESTING = ("devkit/cars_test_annos_withlabels.mat", "cars_test_annos_withlabels.mat")
+DEVKITS = ("devkit/", "", "car_devkit/devkit/")
+CARS_TRAINING = tuple(f"{devkit}cars_train_annos.mat" for devkit in DEVKITS)
+CARS_TESTING = tuple(f"{devkit}cars_test_annos_withlabels.mat" for devkit in DEVKITS)
 
 Row = tuple[str, list[str]]  # "FILE line 7", for errors, and the fields there
 Annotation = tuple[str, str, Box]  # name, class and box of a picture
@@ -33,7 +38,7 @@ Annotation = tuple[str, str, Box]  # name, class and box of a picture
 class Dataset:
     """Pictures to train on and to test on, of different classes.
 
-    name      "cub200", "cars196", "sop", "inshop", "naver", "folder" or "list"
+    name      "cub200", "cars196", "sop", "inshop", "naver", "reid", "folder" or "list"
     training  every picture has a class
     testing   the pictures that recall is measured on, and how
     notes     one sentence each of what was chosen for the user, e.g. that a list had no boxes
@@ -64,35 +69,68 @@ def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
     sop      Ebay_train.txt and Ebay_test.txt, the split
     inshop   list_eval_partition.txt, in Eval/ or not, the split; img/, in Img/ or not
     naver    train.txt and test.txt, the split; for boxes, bbox.txt; each list numbers its classes anew
-    folder   train/ and test/ and no other folder, each a folder a class; or a folder a class and halves as above
+    reid     bounding_box_train/, query/ and bounding_box_test/ as in Market-1501, or other folders that
+             ``splits.read_split`` knows, with pictures named by identity and camera
+    folder   train/, and test/ or val/, or query/ and gallery/, each a folder a class, see ``splits.read_split``;
+             or a folder a class and halves as above
     list     a LIST.tsv, a folder with images.tsv, or a pattern; halves as above
 
     images.tsv goes before every layout, and otherwise the more particular names go first: CUB200 with naver's lists
-    beside its own is "cub200", which is the same split. No folder is searched deeper than written here.
+    beside its own is "cub200", which is the same split. A folder whose pictures all lie in one folder is read as that
+    folder, and pictures that lie one folder deeper than a list says are found there; the notes say so.
 
     Raises InputError with file and line for anything malformed or missing but the pictures themselves and for names
     that leave the folder, MissingDependency for a .mat file without scipy.
     """
-    if dataset := _read_layout(Path(source), boxes):
-        return dataset
-    images = _read_images(source, boxes)
-    training, testing = images.split_classes()
+    found = _read(source, boxes)
+    if isinstance(found, Parts):
+        training, testing = found.trained(), found.tested()
+        notes = (*found.notes, *training.notes, *testing.images.notes)
+        return Dataset(found.name, training, testing, tuple(dict.fromkeys(notes)))
+    training, testing = found.split_classes()
     trained, tested = len(set(training.classes or ())), len(set(testing.classes or ()))
-    note = f"{source} has no split of its own: its first {trained} classes train, the other {tested} test."
-    is_folder = Path(source).is_dir() and not Path(source, "images.tsv").is_file()
-    return Dataset("folder" if is_folder else "list", training, Evaluation(testing), (note,))
+    where = found.root if Path(source).is_dir() else source
+    note = f"{where} has no split of its own: its first {trained} classes train, the other {tested} test."
+    is_folder = Path(source).is_dir() and not (found.root / "images.tsv").is_file()
+    return Dataset("folder" if is_folder else "list", training, Evaluation(testing), (note, *found.notes))
 
 
 def read_evaluation(source: str | Path, boxes: bool = True) -> Evaluation:
-    """The test part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``."""
-    dataset = _read_layout(Path(source), boxes)
-    return dataset.testing if dataset else Evaluation(_read_images(source, boxes))
+    """The test part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``.
+
+    Notes are those of its pictures.
+    """
+    found = _read(source, boxes)
+    if isinstance(found, ImageList):
+        return Evaluation(found)
+    tested = found.tested()
+    return replace(tested, images=_noted(tested.images, found.notes))
 
 
 def read_training(source: str | Path, boxes: bool = True) -> ImageList:
     """The training part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``."""
-    dataset = _read_layout(Path(source), boxes)
-    return dataset.training if dataset else _read_images(source, boxes)
+    found = _read(source, boxes)
+    return found if isinstance(found, ImageList) else _noted(found.trained(), found.notes)
+
+
+def _read(source: str | Path, boxes: bool) -> Parts | ImageList:
+    """The parts of a layout, or all pictures of a source that has none."""
+    folder = Path(source)
+    if not folder.is_dir() or _first_file(folder, ("images.tsv",)):
+        return _read_images(source, boxes)
+    if parts := _read_layout(folder, boxes) or read_split(folder, boxes):
+        return parts
+    images = _read_images(folder, boxes)
+    if inner := only_folder(images):
+        note = f"{inner} is read, because all pictures of {folder} lie there."
+        found = _read(inner, boxes)
+        return _noted(found, (note,)) if isinstance(found, ImageList) else replace(found, notes=(note, *found.notes))
+    _check_no_data_set_below(images)
+    return images
+
+
+def _noted(images: ImageList, notes: Sequence[str]) -> ImageList:
+    return replace(images, notes=tuple(dict.fromkeys((*notes, *images.notes))))
 
 
 def _read_images(source: str | Path, boxes: bool) -> ImageList:
@@ -100,15 +138,53 @@ def _read_images(source: str | Path, boxes: bool) -> ImageList:
     return images if boxes else replace(images, boxes=None)
 
 
-def _read_layout(folder: Path, boxes: bool) -> Dataset | None:
+def _check_no_data_set_below(images: ImageList) -> None:
+    """A class folder that is a data set itself is no class."""
+    names = sorted(set(images.classes or ()))
+    if len(names) <= MANY and (inner := next((name for name in names if _is_data_set(images.root / name)), None)):
+        raise InputError(
+            f"{images.root} has {len(names)} folders, of which {inner}/ is a data set with a split of its own; "
+            f"pass {images.root / inner}, or name classes and pictures in a LIST.tsv."
+        )
+
+
+def _is_data_set(folder: Path) -> bool:
+    try:
+        return bool(_reader(folder) or read_split(folder))
+    except InputError:
+        return False
+
+
+def _read_layout(folder: Path, boxes: bool) -> Parts | None:
     if (read := _reader(folder)) is None:
         return None
-    dataset = read(folder, boxes)
-    for images in (dataset.training, dataset.testing.images):
-        if read is not _read_split_folder:  # whose lists, if it has any, are LIST.tsv
-            _check_names(images)
+    parts = read(folder, boxes)
+    notes = list(parts.notes)
+    training, testing = parts.trained(), parts.tested()
+    lists = []
+    for images in (training, testing.images):
+        _check_names(images)
         _check_folders(images)
-    return dataset
+        images, deeper = _one_deeper(images)
+        lists.append(images)
+        notes += deeper
+    return replace(
+        parts, training=lists[0], testing=replace(testing, images=lists[1]), notes=tuple(dict.fromkeys(notes))
+    )
+
+
+def _one_deeper(images: ImageList) -> tuple[ImageList, list[str]]:
+    """Pictures that an archive unpacked into a folder of its own name, as in cars_train/cars_train/, and a note."""
+    first = {PurePath(name).parts[0]: number for number, name in reversed(list(enumerate(images.names)))}
+    deeper = [
+        top
+        for top, number in first.items()
+        if not images.path(number).exists() and (images.root / top / images.names[number]).exists()
+    ]
+    names = tuple(f"{top}/{name}" if (top := PurePath(name).parts[0]) in deeper else name for name in images.names)
+    return replace(images, names=names), [
+        f"pictures of {images.root / top} are read from the folder {top} in it." for top in sorted(deeper)
+    ]
 
 
 def _check_names(images: ImageList) -> None:
@@ -124,12 +200,10 @@ def _check_folders(images: ImageList) -> None:
             raise InputError(f"{images.root} has no folder {name}, where its list has pictures; unpack them there.")
 
 
-def _reader(folder: Path) -> Callable[[Path, bool], Dataset] | None:
+def _reader(folder: Path) -> Callable[[Path, bool], Parts] | None:
     def has(*names: str) -> bool:
         return _first_file(folder, names) is not None
 
-    if not folder.is_dir() or has("images.tsv"):
-        return None
     if has("Ebay_train.txt", "Ebay_test.txt"):
         return _read_sop
     if has(*INSHOP_LISTS):
@@ -142,11 +216,10 @@ def _reader(folder: Path) -> Callable[[Path, bool], Dataset] | None:
         return _read_cub
     if has("train.txt") and has("test.txt"):
         return _read_naver
-    folders = {path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")}
-    return _read_split_folder if folders == {"train", "test"} else None
+    return None
 
 
-def _read_cub(folder: Path, boxes: bool) -> Dataset:
+def _read_cub(folder: Path, boxes: bool) -> Parts:
     paths = _by_id(folder / "images.txt", "id path")
     labels = _by_id(folder / "image_class_labels.txt", "id class")
     _check_ids(paths, labels, "image_class_labels.txt")
@@ -154,14 +227,14 @@ def _read_cub(folder: Path, boxes: bool) -> Dataset:
     pictures = {n: (where, [*label, f"images/{paths[n][1][-1]}"]) for n, (where, label) in labels.items()}
     table, notes = _box_table(folder / "bounding_boxes.txt", boxes, pictures)
     training, testing = _listed(folder, pictures, table).split_classes()
-    return Dataset("cub200", training, Evaluation(testing), notes)
+    return Parts("cub200", folder, training, Evaluation(testing), notes)
 
 
-def _read_cars(folder: Path, boxes: bool) -> Dataset:
+def _read_cars(folder: Path, boxes: bool) -> Parts:
     return _cars196(folder, _annotations(folder / "cars_annos.mat", "relative_im_path"), boxes)
 
 
-def _read_cars_devkit(folder: Path, boxes: bool) -> Dataset:
+def _read_cars_devkit(folder: Path, boxes: bool) -> Parts:
     training, testing = _first_file(folder, CARS_TRAINING), _first_file(folder, CARS_TESTING)
     if training is None:
         raise InputError(f"{folder} has no {CARS_TRAINING[0]}; unpack the devkit of CARS196 there.")
@@ -174,21 +247,21 @@ def _read_cars_devkit(folder: Path, boxes: bool) -> Dataset:
     return _cars196(folder, found, boxes, (note,))
 
 
-def _cars196(folder: Path, found: list[Annotation], boxes: bool, notes: tuple[str, ...] = ()) -> Dataset:
+def _cars196(folder: Path, found: list[Annotation], boxes: bool, notes: tuple[str, ...] = ()) -> Parts:
     names, classes, cuts = zip(*found, strict=True)
     training, testing = ImageList(folder, names, classes, cuts if boxes else None).split_classes()
-    return Dataset("cars196", training, Evaluation(testing), notes)
+    return Parts("cars196", folder, training, Evaluation(testing), notes)
 
 
-def _read_sop(folder: Path, _boxes: bool) -> Dataset:
+def _read_sop(folder: Path, _boxes: bool) -> Parts:
     columns = "image_id class_id super_class_id path"
     training, testing = (
         _listed(folder, _by_id(folder / name, columns, above=1)) for name in ("Ebay_train.txt", "Ebay_test.txt")
     )
-    return Dataset("sop", training, Evaluation(testing, recall_at=SOP_RECALL_AT))
+    return Parts("sop", folder, training, Evaluation(testing, recall_at=SOP_RECALL_AT))
 
 
-def _read_inshop(folder: Path, _boxes: bool) -> Dataset:
+def _read_inshop(folder: Path, _boxes: bool) -> Parts:
     path = _first_file(folder, INSHOP_LISTS) or folder / INSHOP_LISTS[0]
     rows = _rows(path, "image_name item_id evaluation_status", above=2)
     where, count = _lines(path)[0]
@@ -207,28 +280,16 @@ def _read_inshop(folder: Path, _boxes: bool) -> Dataset:
     tested = [i for i, status in enumerate(statuses) if status != "train"]
     in_gallery = tuple(statuses[i] == "gallery" for i in tested)
     training = images.subset(i for i, status in enumerate(statuses) if status == "train")
-    return Dataset("inshop", training, Evaluation(images.subset(tested), in_gallery, INSHOP_RECALL_AT))
+    return Parts("inshop", folder, training, Evaluation(images.subset(tested), in_gallery, INSHOP_RECALL_AT))
 
 
-def _read_naver(folder: Path, boxes: bool) -> Dataset:
+def _read_naver(folder: Path, boxes: bool) -> Parts:
     training, testing = (_by_id(folder / n, "image_id class_id path", above=1) for n in ("train.txt", "test.txt"))
     table, notes = _box_table(folder / "bbox.txt", boxes, training | testing)
     if table and (twice := training.keys() & testing.keys()):
         where, _ = testing[min(twice)]
         raise InputError(f"{where} has an id of train.txt, so bbox.txt fits both; give every picture its own id.")
-    return Dataset("naver", _listed(folder, training, table), Evaluation(_listed(folder, testing, table)), notes)
-
-
-def _read_split_folder(folder: Path, boxes: bool) -> Dataset:
-    training, testing = (_read_images(folder / name, boxes) for name in ("train", "test"))
-    for images in (training, testing):
-        if images.classes is None:
-            raise InputError(f"{images.root} has pictures outside of class folders; expected a folder a class.")
-    shared = len(set(training.classes or ()).intersection(testing.classes or ()))
-    note = (
-        f"train/ and test/ of {folder} share {shared} classes: recall is not only of classes that are new to the model."
-    )
-    return Dataset("folder", training, Evaluation(testing), (note,) if shared else ())
+    return Parts("naver", folder, _listed(folder, training, table), Evaluation(_listed(folder, testing, table)), notes)
 
 
 def _listed(folder: Path, pictures: Mapping[int, Row], boxes: Mapping[int, Box] | None = None) -> ImageList:

@@ -7,7 +7,7 @@ import glob
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class ImageList:
     names    paths as written in the list
     classes  one label a picture, or None
     boxes    x1, y1, x2, y2 in pixels a picture, or None
+    notes    a sentence each on what the reader left out or chose; no part of what the list is
     """
 
     root: Path
     names: tuple[str, ...]
     classes: tuple[str, ...] | None = None
     boxes: tuple[Box, ...] | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __repr__(self) -> str:
         classes = f" of {len(set(self.classes))} classes" if self.classes else ""
@@ -62,11 +64,11 @@ class ImageList:
     def subset(self, indices: Iterable[int]) -> ImageList:
         """The pictures at ``indices``, in that order."""
         chosen = list(indices)
-        return ImageList(
-            self.root,
-            tuple(self.names[i] for i in chosen),
-            tuple(self.classes[i] for i in chosen) if self.classes else None,
-            tuple(self.boxes[i] for i in chosen) if self.boxes else None,
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in chosen),
+            classes=tuple(self.classes[i] for i in chosen) if self.classes else None,
+            boxes=tuple(self.boxes[i] for i in chosen) if self.boxes else None,
         )
 
     def sample(self, count: int) -> ImageList:

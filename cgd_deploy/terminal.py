@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .enginefile import Manifest
-from .left_out import LeftOut
 from .evaluation import left_out_queries
+from .left_out import LeftOut
 from .report import form_name, headline, notes, warnings
 from .timing import load_warning
 from .tuning import Setting

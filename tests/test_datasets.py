@@ -304,11 +304,6 @@ def test_a_split_of_the_same_classes_says_so(tmp_path):
     assert "share 1 classes" in note and note.endswith(".")
 
 
-def test_a_third_folder_makes_train_and_test_two_classes(tmp_path):
-    pictures(split_folder(tmp_path), "val/a/1.jpg")
-    assert set(read_dataset(tmp_path).testing.images.classes or ()) == {"train", "val"}
-
-
 def test_a_folder_without_a_split_is_halved(tmp_path):
     pictures(tmp_path, "b/1.jpg", "a/1.jpg", "c/1.jpg")
     dataset = read_dataset(tmp_path)
@@ -349,10 +344,57 @@ def test_cub200_with_lists_of_naver_is_cub200(tmp_path):
     assert read_dataset(naver(cub(tmp_path))).name == "cub200"
 
 
-def test_no_folder_is_searched_deeper(tmp_path):
-    cub(tmp_path / "CUB_200_2011")
-    assert read_dataset(tmp_path / "CUB_200_2011").name == "cub200"
-    assert read_training(tmp_path).classes == ("CUB_200_2011",) * 5
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_in_a_folder_of_its_own_is_read_and_the_notes_say_so(tmp_path, layout):
+    expected = read_dataset(LAYOUTS[layout](tmp_path / "unpacked"))
+    write(tmp_path / "attributes.txt", "1 has_bill_shape\n")  # lies beside the folder of CUB200's archive
+    dataset = read_dataset(tmp_path)
+    assert (dataset.name, dataset.training, dataset.testing) == (expected.name, expected.training, expected.testing)
+    told = f"{tmp_path / 'unpacked'} is read, because all pictures of {tmp_path} lie there."
+    assert dataset.notes == read_evaluation(tmp_path).images.notes == read_training(tmp_path).notes == (told,)
+
+
+@pytest.mark.parametrize(
+    ("make", "folders"),
+    [
+        (devkit, ["cars_train", "cars_test"]),
+        (devkit, ["cars_train"]),
+        (cars, ["car_ims"]),
+        (sop, ["bicycle_final", "chair_final", "sofa_final"]),
+        (inshop, ["Img/img"]),
+    ],
+)
+def test_pictures_in_a_folder_of_its_own_name_are_found_and_the_notes_say_so(tmp_path, make, folders):
+    expected = read_dataset(make(tmp_path))
+    boxes = expected.training.boxes
+    for folder in folders:
+        (tmp_path / folder).rename(tmp_path / "away")
+        (tmp_path / folder).mkdir()
+        (tmp_path / "away").rename(tmp_path / folder / Path(folder).name)
+    dataset = read_dataset(tmp_path)
+    for images in (dataset.training, dataset.testing.images):
+        assert all(path.is_file() for path in images.paths)
+    assert dataset.training.classes == expected.training.classes and dataset.training.boxes == boxes
+    notes = [f"pictures of {tmp_path / name} are read from the folder {Path(name).name} in it." for name in folders]
+    assert sorted(dataset.notes) == sorted(notes)
+    assert set(notes) == {*read_training(tmp_path).notes, *read_evaluation(tmp_path).images.notes}
+
+
+def test_the_devkit_as_kaggle_packs_it(tmp_path):
+    expected = read_dataset(devkit(tmp_path))
+    (tmp_path / "devkit").rename(tmp_path / "inner")
+    (tmp_path / "car_devkit").mkdir()
+    (tmp_path / "inner").rename(tmp_path / "car_devkit" / "devkit")
+    assert read_dataset(tmp_path) == expected
+
+
+@pytest.mark.parametrize("layout", ["cub200", "sop", "inshop"])
+def test_a_layout_beside_other_pictures_is_named(tmp_path, layout):
+    LAYOUTS[layout](tmp_path / "data")
+    pictures(tmp_path, "segmentations/a.png")
+    for function in (read_dataset, read_evaluation, read_training):
+        with pytest.raises(InputError, match="has 2 folders, of which data/ is a data set with a split of its own"):
+            function(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["cub200", "sop", "inshop", "naver"])
