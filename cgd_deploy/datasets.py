@@ -6,9 +6,10 @@ Knows lists, not pictures: none is opened, and a picture that is gone is noticed
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,16 +84,22 @@ def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
     that leave the folder, MissingDependency for a .mat file without scipy.
     """
     found = _read(source, boxes)
-    if isinstance(found, Parts):
-        training, testing = found.trained(), found.tested()
-        notes = (*found.notes, *training.notes, *testing.images.notes)
-        return Dataset(found.name, training, testing, tuple(dict.fromkeys(notes)))
-    training, testing = found.split_classes()
+    return _dataset(found) if isinstance(found, Parts) else _halves(source, found)
+
+
+def _dataset(parts: Parts) -> Dataset:
+    training, testing = parts.trained(), parts.tested()
+    notes = (*parts.notes, *training.notes, *testing.images.notes)
+    return Dataset(parts.name, training, testing, tuple(dict.fromkeys(notes)))
+
+
+def _halves(source: str | Path, images: ImageList) -> Dataset:
+    training, testing = images.split_classes()
     trained, tested = len(set(training.classes or ())), len(set(testing.classes or ()))
-    where = found.root if Path(source).is_dir() else source
+    where = images.root if Path(source).is_dir() else source
     note = f"{where} has no split of its own: its first {trained} classes train, the other {tested} test."
-    is_folder = Path(source).is_dir() and not (found.root / "images.tsv").is_file()
-    return Dataset("folder" if is_folder else "list", training, Evaluation(testing), (note, *found.notes))
+    is_folder = Path(source).is_dir() and not (images.root / "images.tsv").is_file()
+    return Dataset("folder" if is_folder else "list", training, Evaluation(testing), (note, *images.notes))
 
 
 def read_evaluation(source: str | Path, boxes: bool = True) -> Evaluation:
@@ -159,32 +166,27 @@ def _read_layout(folder: Path, boxes: bool) -> Parts | None:
     if (read := _reader(folder)) is None:
         return None
     parts = read(folder, boxes)
-    notes = list(parts.notes)
-    training, testing = parts.trained(), parts.tested()
-    lists = []
-    for images in (training, testing.images):
+    testing = parts.tested()
+    for images in (parts.trained(), testing.images):
         _check_names(images)
         _check_folders(images)
-        images, deeper = _one_deeper(images)
-        lists.append(images)
-        notes += deeper
-    return replace(
-        parts, training=lists[0], testing=replace(testing, images=lists[1]), notes=tuple(dict.fromkeys(notes))
-    )
+    training, notes = _one_deeper(parts.trained())
+    tested, others = _one_deeper(testing.images)
+    told = dict.fromkeys((*parts.notes, *notes, *others))
+    return replace(parts, training=training, testing=replace(testing, images=tested), notes=tuple(told))
 
 
 def _one_deeper(images: ImageList) -> tuple[ImageList, list[str]]:
     """Pictures that an archive unpacked into a folder of its own name, as in cars_train/cars_train/, and a note."""
-    first = {PurePath(name).parts[0]: number for number, name in reversed(list(enumerate(images.names)))}
-    deeper = [
-        top
-        for top, number in first.items()
-        if not images.path(number).exists() and (images.root / top / images.names[number]).exists()
-    ]
-    names = tuple(f"{top}/{name}" if (top := PurePath(name).parts[0]) in deeper else name for name in images.names)
-    return replace(images, names=names), [
-        f"pictures of {images.root / top} are read from the folder {top} in it." for top in sorted(deeper)
-    ]
+    first = {name.split("/")[0]: name for name in reversed(images.names)}
+    deeper = {top for top, name in first.items() if _lies_deeper(images.root, top, name)}
+    names = tuple(f"{top}/{name}" if (top := name.split("/")[0]) in deeper else name for name in images.names)
+    notes = [f"pictures of {images.root / top} are read from the folder {top} in it." for top in sorted(deeper)]
+    return replace(images, names=names), notes
+
+
+def _lies_deeper(root: Path, top: str, name: str) -> bool:
+    return not any(os.path.exists(root / part / name) for part in ("", "images")) and os.path.exists(root / top / name)
 
 
 def _check_names(images: ImageList) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path, PurePath
 
 from .errors import InputError
@@ -24,7 +24,7 @@ NO_PART = frozenset({"gt_bbox", "gt_query"})
 """Folders of Market-1501 that its protocol does not use."""
 
 
-class Role(StrEnum):
+class Role(str, Enum):
     """What a folder is for."""
 
     TRAINING = "training"
@@ -109,7 +109,9 @@ def read_split(folder: Path, boxes: bool = True) -> Parts | None:
         return _lone_part(folder, found, boxes)
     for role, paths in found.items():
         if len(paths) > 1:
-            raise InputError(f"{folder} has {_listed(names)}, of which several are for {role}; keep one of these.")
+            raise InputError(
+                f"{folder} has {_listed(names)}, of which several are for {role.value}; keep one of these."
+            )
     if beside := _beside(folder, names):
         raise InputError(
             f"{folder} has {_listed(beside)} beside {_listed(names)}, and no split has such a part; move the pictures "
@@ -228,13 +230,14 @@ def _searched(folder: Path, roles: Folders) -> Path:
     return found[0]
 
 
-def _unused(folder: Path, roles: Folders, tested: Iterable[Path]) -> list[str]:
+def _unused(folder: Path, roles: Folders, tested: Sequence[Path]) -> list[str]:
     """A note if the test part was chosen of several folders."""
     used = _listed(path.name for path in tested)
     unused = [path.name for role, path in roles.items() if role is not Role.TRAINING and path not in tested]
     if unused:
         return [f"{_listed(unused)} of {folder} {'is' if len(unused) == 1 else 'are'} not used: {used} test."]
-    return [f"{folder} has no test/: {used} tests."] if roles.get(Role.VALIDATION) in tested else []
+    validates = Role.VALIDATION in roles and roles[Role.VALIDATION] in tested
+    return [f"{folder} has no test/: {used} tests."] if validates else []
 
 
 def _read_part(folder: Path, boxes: bool) -> _Part:
