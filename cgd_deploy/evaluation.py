@@ -220,10 +220,11 @@ class Evaluation:
         return {"skip_self": self.in_gallery is None, "groups": groups}
 
     def _correct(self, found: Indices, rows: slice) -> NDArray[np.bool_]:
-        """Whether each picture that the queries at ``rows`` found is an answer: bool, of the shape of ``found``."""
-        queries = self.queries[rows, None]
-        correct = self._labels[found] == self._labels[queries]
-        return correct & (self._sightings[found] != self._sightings[queries]) if self.cameras else correct
+        """Whether each picture that the queries at ``rows`` found is of their class: bool, of the shape of ``found``.
+
+        Hidden pictures come after all others, so they are never the first one found, nor among the first R.
+        """
+        return self._labels[found] == self._labels[self.queries[rows, None]]
 
 
 def left_out_queries(asked: Mapping[str, int | None]) -> str | None:
