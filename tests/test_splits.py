@@ -368,7 +368,7 @@ def test_one_folder_is_no_class(tmp_path):
     touch(tmp_path, "pictures/1.jpg", "pictures/2.jpg")
     evaluation = read_evaluation(tmp_path)
     assert evaluation.images.classes is None and evaluation.images.notes
-    refused("pictures has no classes", read_dataset, folder=tmp_path)
+    refused("has no classes", read_dataset, folder=tmp_path)
 
 
 @pytest.mark.parametrize("part", ["train", "cars_train"])
