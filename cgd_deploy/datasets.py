@@ -18,7 +18,7 @@ from .errors import InputError, MissingDependency, in_one_line, install_line
 from .evaluation import Evaluation
 from .files import check_file
 from .images import LARGEST_PIXEL, Box, ImageList, leaves, read_images
-from .splits import Parts, only_folder, read_split
+from .splits import REID_RECALL_AT, Parts, only_folder, read_split
 
 SOP_RECALL_AT = (1, 10, 100, 1000)
 INSHOP_RECALL_AT = (1, 10, 20, 30, 40, 50)
@@ -39,7 +39,7 @@ Annotation = tuple[str, str, Box]  # name, class and box of a picture
 class Dataset:
     """Pictures to train on and to test on, of different classes.
 
-    name      "cub200", "cars196", "sop", "inshop", "naver", "reid", "folder" or "list"
+    name      "cub200", "cars196", "sop", "inshop", "naver", "msmt17", "reid", "folder" or "list"
     training  every picture has a class
     testing   the pictures that recall is measured on, and how
     notes     one sentence each of what was chosen for the user, e.g. that a list had no boxes
@@ -70,6 +70,7 @@ def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
     sop      Ebay_train.txt and Ebay_test.txt, the split
     inshop   list_eval_partition.txt, in Eval/ or not, the split; img/, in Img/ or not
     naver    train.txt and test.txt, the split; for boxes, bbox.txt; each list numbers its classes anew
+    msmt17   list_train.txt, list_query.txt and list_gallery.txt, the split, by MSMT17's own protocol; train/ and test/
     reid     bounding_box_train/, query/ and bounding_box_test/ as in Market-1501, or other folders that
              ``splits.read_split`` knows, with pictures named by identity and camera
     folder   train/, and test/ or val/, or query/ and gallery/, each a folder a class, see ``splits.read_split``;
@@ -206,6 +207,8 @@ def _reader(folder: Path) -> Callable[[Path, bool], Parts] | None:
     def has(*names: str) -> bool:
         return _first_file(folder, names) is not None
 
+    if has("list_query.txt") and has("list_gallery.txt"):
+        return _read_msmt17
     if has("Ebay_train.txt", "Ebay_test.txt"):
         return _read_sop
     if has(*INSHOP_LISTS):
@@ -292,6 +295,31 @@ def _read_naver(folder: Path, boxes: bool) -> Parts:
         where, _ = testing[min(twice)]
         raise InputError(f"{where} has an id of train.txt, so bbox.txt fits both; give every picture its own id.")
     return Parts("naver", folder, _listed(folder, training, table), Evaluation(_listed(folder, testing, table)), notes)
+
+
+def _read_msmt17(folder: Path, _boxes: bool) -> Parts:
+    training, asked, searched = (
+        _rows(folder / f"list_{part}.txt", "path id") for part in ("train", "query", "gallery")
+    )
+    tested = asked + searched
+    in_gallery = tuple(number >= len(asked) for number in range(len(tested)))
+    cameras = tuple(_camera_of_msmt17(where, path) for where, [path, _] in tested)
+    testing = Evaluation(_identities(folder, "test", tested), in_gallery, REID_RECALL_AT, cameras)
+    notes = (f"list_val.txt of {folder} is not used.",) if (folder / "list_val.txt").is_file() else ()
+    return Parts("msmt17", folder, _identities(folder, "train", training), testing, notes)
+
+
+def _identities(folder: Path, below: str, rows: Sequence[Row]) -> ImageList:
+    names = tuple(f"{below}/{path}" for _, [path, _] in rows)
+    return ImageList(folder, names, tuple(str(_whole(where, identity)) for where, [_, identity] in rows))
+
+
+def _camera_of_msmt17(where: str, path: str) -> str:
+    """The third field of names such as 0000/0000_000_01_0303morning_0015_0.jpg."""
+    fields = path.split("/")[-1].split("_")
+    if len(fields) < 4:
+        raise InputError(f"{where} has the path {path!r:.80}, which names no camera; get the list of MSMT17 again.")
+    return str(_whole(where, fields[2]))
 
 
 def _listed(folder: Path, pictures: Mapping[int, Row], boxes: Mapping[int, Box] | None = None) -> ImageList:

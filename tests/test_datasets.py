@@ -137,6 +137,18 @@ def split_folder(folder: Path) -> Path:
     return folder
 
 
+def msmt17(folder: Path) -> Path:
+    lists = {
+        "train": ("0000/0000_000_01_0303morning_0015_0.jpg 0", "0001/0001_000_12_0303noon_0015_1.jpg 1"),
+        "query": ("0000/0000_000_02_0113noon_0015_0.jpg 0", "0001/0001_003_05_0113noon_0015_0.jpg 1"),
+        "gallery": ("0000/0000_001_02_0113noon_0016_0.jpg 0", "0000/0000_002_14_0113noon_0016_0.jpg 0"),
+    }
+    for part, lines in lists.items():
+        write(folder / f"list_{part}.txt", "\n".join(lines))
+        pictures(folder / ("train" if part == "train" else "test"), *(line.split()[0] for line in lines))
+    return folder
+
+
 LAYOUTS = {
     "cub200": cub,
     "cars196": cars,
@@ -144,6 +156,7 @@ LAYOUTS = {
     "sop": sop,
     "inshop": inshop,
     "naver": naver,
+    "msmt17": msmt17,
     "folder": split_folder,
 }
 
@@ -280,6 +293,21 @@ def test_naver(tmp_path):
     assert dataset.testing == Evaluation(
         ImageList(tmp_path, ("images/C/a.jpg", "images/D/a.jpg"), ("0", "1"), ((1, 1, 10, 10), (4, 5, 14, 16)))
     )
+
+
+def test_msmt17(tmp_path):
+    dataset = read_dataset(msmt17(tmp_path))
+    names = ("train/0000/0000_000_01_0303morning_0015_0.jpg", "train/0001/0001_000_12_0303noon_0015_1.jpg")
+    assert dataset.training == ImageList(tmp_path, names, ("0", "1"))
+    testing = dataset.testing
+    assert testing.images.classes == ("0", "1", "0", "0") and testing.images.names[0].startswith(
+        "test/0000/0000_000_02_"
+    )
+    assert (testing.in_gallery, testing.cameras) == ((False, False, True, True), ("2", "5", "2", "14"))
+    assert testing.recall_at == (1, 5, 10)
+    assert testing.asked == {"asked": 2, "unanswerable": 1} and testing.relevant.tolist() == [1, 0]
+    write(tmp_path / "list_val.txt", "0000/0000_000_03_0303morning_0015_0.jpg 0")
+    assert read_dataset(tmp_path).notes == (f"list_val.txt of {tmp_path} is not used.",)
 
 
 def test_lists_of_naver_that_both_number_from_one_need_no_boxes(tmp_path):
@@ -559,6 +587,16 @@ MALFORMED = {
         edited(naver, "bbox.txt", "5 5.0", "6 5.0"),
         "line 3 has the id 5, which bbox.txt lacks",
     ),
+    "msmt17, no training": (without(msmt17, "list_train.txt"), "list_train.txt (No such file or directory)"),
+    "msmt17, no pictures": (without(msmt17, "test"), "has no folder test"),
+    "msmt17, path that leaves": (edited(msmt17, "list_query.txt", "0001/", "../../"), "names 'test/../../0001_003"),
+    "msmt17, no identity": (edited(msmt17, "list_query.txt", "0.jpg 0", "0.jpg"), "list_query.txt line 1 has 1 fields"),
+    "msmt17, identity of words": (edited(msmt17, "list_gallery.txt", "0.jpg 0", "0.jpg a"), "line 1 has 'a' in place"),
+    "msmt17, no camera": (
+        edited(msmt17, "list_query.txt", "0000_000_02_0113noon_0015_0", "a"),
+        "'0000/a.jpg', which names no camera",
+    ),
+    "msmt17, camera of words": (edited(msmt17, "list_query.txt", "_02_", "_b_"), "list_query.txt line 1 has 'b'"),
     "folder, pictures beside classes": (pictures_at_the_top, "test has pictures outside of class folders"),
 }
 
