@@ -10,18 +10,22 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.TiffTags import TAGS_V2_GROUPS
 
 from .errors import InputError, in_one_line
 from .files import check_file
 from .images import Box, ImageList
 from .limits import check_size, limits
+from .png import without_metadata
+from .rgb import upright_rgb
 from .spec import ModelSpec
 
 MIN_SIDE = 8
@@ -40,17 +44,13 @@ def decode(source: Picture, box: Box | None = None, least: int | None = None) ->
 
     source   a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] in RGB
     least    a JPEG file without box may come at 1/2, 1/4 or 1/8 of its size, while both sides are at least so long
-    Alpha is dropped, grey and CMYK are converted, 16-bit grey keeps its high byte.
+    Transparent pixels lie on white; grey, CMYK and more than 8 bits are converted as in ``upright_rgb``.
 
     Raises InputError for anything that is not a picture of at least 8x8 pixels, and within ``limits()``.
     """
     name = str(source) if isinstance(source, (str, Path)) else "the picture"
     try:
-        with nullcontext(source) if isinstance(source, Image.Image) else _open(source, name) as opened:
-            _check_size(opened, name)
-            if least and box is None and opened is not source:
-                opened.draft(None, (least, least))
-            image = _upright_rgb(opened)
+        image = _decoded(source, name, least if box is None else None)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -132,20 +132,53 @@ def ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _open(source: Picture, name: str) -> Image.Image:
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise InputError(
-                f"{name} is {source.dtype} {list(source.shape)}; expected uint8 [height, width, 3] in RGB."
-            )
-        return Image.fromarray(source)
-    if isinstance(source, bytes):
-        check_size(name, len(source), "picture_bytes")
-        return Image.open(io.BytesIO(source), formats=limits().formats)
+def _decoded(source: Picture, name: str, least: int | None) -> Image.Image:
+    """The upright picture in RGB; raises what Pillow raises."""
     if isinstance(source, (str, Path)):
         check_file(source, "picture_bytes")
-        return Image.open(source, formats=limits().formats)
-    raise InputError(f"a picture cannot be a {type(source).__name__}; pass a path, bytes, a Pillow image or an array.")
+        with open(source, "rb") as file:
+            return _from_file(source, file, name, least)
+    if isinstance(source, bytes):
+        check_size(name, len(source), "picture_bytes")
+        return _from_file(io.BytesIO(source), io.BytesIO(source), name, least)
+    image = source if isinstance(source, Image.Image) else _from_array(source, name)
+    _check_size(image, name)
+    return upright_rgb(image, name)
+
+
+def _from_file(source: str | Path | BinaryIO, file: BinaryIO, name: str, least: int | None) -> Image.Image:
+    """Read ``source``; if Pillow refuses it and it is a PNG, read ``file``, the same again, without its metadata."""
+    errors: list[Exception] = []
+    for reading in chain([source], without_metadata(file)):
+        try:
+            with Image.open(reading, formats=limits().formats) as opened:
+                _check_size(opened, name)
+                if least:
+                    opened.draft(None, (least, least))
+                _drop_directories(opened)
+                return upright_rgb(opened, name)
+        except InputError:
+            raise
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _from_array(source: object, name: str) -> Image.Image:
+    if not isinstance(source, np.ndarray):
+        kind = type(source).__name__
+        raise InputError(f"a picture cannot be a {kind}; pass a path, bytes, a Pillow image or an array.")
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+        raise InputError(f"{name} is {source.dtype} {list(source.shape)}; expected uint8 [height, width, 3] in RGB.")
+    return Image.fromarray(source)
+
+
+def _drop_directories(image: Image.Image) -> None:
+    """Make Pillow skip a TIFF file's EXIF and GPS directories: it reads them with the pixels, and may fail at them."""
+    if image.format == "TIFF":
+        exif = image.getexif()
+        for tag in [tag for tag in exif if tag in TAGS_V2_GROUPS]:
+            del exif[tag]
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -155,14 +188,6 @@ def _check_size(image: Image.Image, name: str) -> None:
     check_size(f"{name} ({width}x{height})", width * height, "pixels")
     tags = getattr(image, "tag_v2", {})
     check_size(f"a tile of {name}", math.prod(int(tags.get(tag, 1)) for tag in TILE), "pixels")
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)  # a copy
-    image.info.pop("transparency", None)  # Pillow would warn that RGB cannot hold it
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def _crop(image: Image.Image, box: Box, name: str) -> Image.Image:

@@ -102,21 +102,6 @@ def test_palette_colours_are_looked_up():
     assert np.array_equal(np.asarray(decode(encoded(indexed))), pixels)
 
 
-def test_palette_with_transparency_works():
-    indexed = Image.fromarray(picture()).convert("P")
-    data = encoded(indexed, transparency=bytes(range(256)))
-    assert np.array_equal(np.asarray(decode(data)), np.asarray(indexed.convert("RGB")))
-
-
-def test_alpha_is_dropped():
-    pixels = picture()
-    alpha = np.arange(40 * 60).reshape(40, 60, 1).astype(np.uint8)
-    colour, grey = (Image.fromarray(np.concatenate([kept, alpha], 2)) for kept in (pixels, pixels[..., :1]))
-    assert (colour.mode, grey.mode) == ("RGBA", "LA")
-    assert np.array_equal(np.asarray(decode(encoded(colour))), pixels)
-    assert np.array_equal(np.asarray(decode(encoded(grey))), np.repeat(pixels[..., :1], 3, 2))
-
-
 def test_cmyk_is_converted():
     pixels = picture()
     found = np.asarray(decode(encoded(Image.fromarray(pixels).convert("CMYK"), "JPEG", quality=100)))
