@@ -149,7 +149,10 @@ def bench(
             )
     result = {
         "schema": SCHEMA,
-        "environment": environment(evaluation.images, threads, samples, machine_load),
+        "environment": {
+            "input": base.spec.input_text,
+            **environment(evaluation.images, threads, samples, machine_load),
+        },
         "queries": evaluation.asked,
         "reference": {
             "backend": base.backend,

@@ -105,12 +105,12 @@ class Engine:
 
         Raises Overloaded if too many pictures wait, InputError for a picture that cannot be used.
         """
-        pixels = self._pixels(image)
+        pixels = preprocess(image, self.spec)
         return self._queue().submit(pixels)
 
     async def aembed(self, image: Picture) -> Descriptor:
         """``submit`` for asyncio: decodes in another thread, and cancelling the task takes the picture out again."""
-        pixels = await asyncio.to_thread(self._pixels, image)
+        pixels = await asyncio.to_thread(preprocess, image, self.spec)
         return await asyncio.wrap_future(self._queue().submit(pixels))
 
     def embed_into(self, images: Any, descriptors: Any, *, rows: int | None = None, stream: Any = None) -> None:
@@ -166,10 +166,6 @@ class Engine:
     @property
     def _image_shape(self) -> tuple[int, int, int]:
         return (*self.spec.input_size, 3)
-
-    def _pixels(self, image: Picture) -> NDArray[np.uint8]:
-        ready = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == self._image_shape
-        return image if ready else preprocess(image, self.spec)  # type: ignore[return-value]
 
     def _embed_pixels(self, images: NDArray[np.uint8]) -> Descriptors:
         height, width = self.spec.input_size

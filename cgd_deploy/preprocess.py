@@ -25,6 +25,7 @@ from .files import check_file
 from .images import Box, ImageList
 from .limits import check_size, limits
 from .png import without_metadata
+from .resize import ResizeRule, Size, centre
 from .rgb import upright_rgb
 from .spec import ModelSpec
 
@@ -32,7 +33,7 @@ MIN_SIDE = 8
 TILE = (322, 323)
 """TIFF's tags for width and height of what is decoded at a time."""
 FAST_DECODE_MARGIN = 2
-"""Times the input size that a fast decode leaves at least, for the antialiased resize to work on."""
+"""Times the resized picture that a fast decode leaves at least, for the antialiased resize to work on."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,7 +49,7 @@ def decode(source: Picture, box: Box | None = None, least: int | None = None) ->
 
     Raises InputError for anything that is not a picture of at least 8x8 pixels, and within ``limits()``.
     """
-    name = str(source) if isinstance(source, (str, Path)) else "the picture"
+    name = _name(source)
     try:
         image = _decoded(source, name, least if box is None else None)
     except InputError:
@@ -65,16 +66,36 @@ def decode(source: Picture, box: Box | None = None, least: int | None = None) ->
 def preprocess(
     source: Picture, spec: ModelSpec, box: Box | None = None, *, fast_decode: bool = False
 ) -> NDArray[np.uint8]:
-    """Decode, crop and resize to the spec's input size: uint8 [H, W, 3] in RGB.
+    """Decode, crop to ``box``, and resize as the spec says: uint8 [H, W, 3] in RGB.
 
-    fast_decode   JPEG files of at least four times the input size are decoded smaller, by the first terms of their
-                  cosine transform; a pixel then differs by about one level of 255 on average
+    source        as in ``decode``; an array of the spec's input size is returned as it is, unless there is a box
+    fast_decode   JPEG files of at least four times the size that they are resized to are decoded smaller, by the first
+                  terms of their cosine transform; a pixel then differs by about one level of 255 on average
+
+    Raises InputError as ``decode`` does, and for a picture so narrow that its resized form is beyond ``limits()``.
     """
-    height, width = spec.input_size
-    image = decode(source, box, FAST_DECODE_MARGIN * max(height, width) if fast_decode else None)
+    if isinstance(source, np.ndarray) and box is None and _is_ready(source, spec):
+        return source
+    rule = spec.rule
+    resized = rule.shorter or max(spec.input_size)
+    image = decode(source, box, FAST_DECODE_MARGIN * resized if fast_decode else None)
+    return np.asarray(fit(image, rule, spec.input_size, _name(source)))
+
+
+def fit(image: Image.Image, rule: ResizeRule, size: Size, name: str = "the picture") -> Image.Image:
+    """Resize ``image`` by ``rule`` and cut ``size`` (height, width) out of its centre.
+
+    Raises InputError that starts with ``name`` if the resized image is larger than the limit of pixels.
+    """
+    height, width = rule.resized((image.height, image.width), size)
+    if rule.shorter is not None:
+        check_size(f"{name}, resized to {width}x{height},", width * height, "pixels")
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+        image = image.resize((width, height), Image.Resampling[rule.filter.upper()])
+    if size == (height, width):
+        return image
+    top, left = centre((height, width), size)
+    return image.crop((left, top, left + size[1], top + size[0]))
 
 
 def batches(
@@ -130,6 +151,14 @@ def ahead(
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _name(source: Picture) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "the picture"
+
+
+def _is_ready(pixels: NDArray[Any], spec: ModelSpec) -> bool:
+    return pixels.dtype == np.uint8 and pixels.shape == (*spec.input_size, 3)
 
 
 def _decoded(source: Picture, name: str, least: int | None) -> Image.Image:

@@ -63,7 +63,8 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _raw_mode(image: Image.Image) -> str:
     """How a file stores its pixels, by Pillow's name; "" for an image that is loaded."""
-    arguments = image.tile[0][3] if getattr(image, "tile", ()) else ""
+    tiles = getattr(image, "tile", ())
+    arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
@@ -83,7 +84,7 @@ def _on_white(image: Image.Image, stored_as: str) -> Image.Image:
         image = image.convert("LA")
     if image.mode != "RGBA":
         image = image.convert("RGBA")
-    if is_bmp and image.getextrema()[3] == (0, 0):
+    if is_bmp and image.getchannel("A").getextrema() == (0, 0):
         return image.convert("RGB")  # many programs leave the fourth byte of BMP empty, and viewers then ignore it
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image)
@@ -145,7 +146,7 @@ def _check_colour(image: Image.Image, name: str) -> None:
             f"{name} is 16-bit colour of {bits} bits by its tag, which cannot be read; convert the picture to 8 bits."
         )
     if bits is None and image.mode in ("RGB", "RGBA"):
-        _check_brightness(max(largest for _, largest in image.getextrema()[:3]), 8, name)
+        _check_brightness(int(np.max(image.getextrema()[:3])), 8, name)
 
 
 def _check_brightness(largest: int, bits: int, name: str) -> None:

@@ -11,11 +11,14 @@ from enum import Enum
 from typing import Any
 
 from .errors import SpecError
+from .resize import ResizeRule
 
 LONGEST = 1 << 16
 """Values of a descriptor; far more than anybody trains, far less than memory."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STRETCH = "pillow-bilinear"
+"""The only rule of releases up to 0.1.0."""
 
 
 class Precision(str, Enum):
@@ -36,7 +39,7 @@ class ModelSpec:
     no_downsample   the stage whose stride is removed ("layer4" as in the paper's figure), or "none"
     gem_p, gem_eps  GeM(x) = (mean(max(x, eps)^p))^(1/p)   (CGD section 3.1; Radenović et al. 2018)
     input_size      height, width in pixels
-    resize          "pillow-bilinear": antialiased, straight to input_size, aspect ratio not kept
+    resize          how pictures come to input_size, see ResizeRule; "pillow-bilinear" stretches them straight to it
     mean, std       per channel, for pixels divided by 255
     color           order of the channels
     space_id        16 hex digits that change when descriptors stop being comparable; "" before the first save
@@ -51,7 +54,7 @@ class ModelSpec:
     gem_p: float = 3.0
     gem_eps: float = 1e-6
     input_size: tuple[int, int] = (224, 224)
-    resize: str = "pillow-bilinear"
+    resize: str = STRETCH
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     color: str = "RGB"
@@ -74,8 +77,7 @@ class ModelSpec:
             raise SpecError(f"gem_eps={self.gem_eps!r:.60} must lie between 0 and 1.")
         if len(self.input_size) != 2 or not all(type(n) is int and 32 <= n <= 4096 for n in self.input_size):
             raise SpecError(f"input_size={self.input_size!r:.60} must be height and width from 32 to 4096 pixels.")
-        if self.resize != "pillow-bilinear":
-            raise SpecError(f"resize={self.resize!r:.60} is unknown; this release knows 'pillow-bilinear'.")
+        self.rule.check(self.input_size)
         if self.color != "RGB":
             raise SpecError(f"color={self.color!r:.60} is unknown; this release knows 'RGB'.")
         if len(self.mean) != 3 or not all(map(_is_number, self.mean)):
@@ -90,14 +92,24 @@ class ModelSpec:
         return tuple(exponent[letter] for letter in self.descriptors)
 
     @property
+    def rule(self) -> ResizeRule:
+        """``resize`` as numbers."""
+        return ResizeRule.parse(self.resize)
+
+    @property
     def size_text(self) -> str:
         """The input size, for example 224x224."""
         return f"{self.input_size[0]}x{self.input_size[1]}"
 
     @property
+    def input_text(self) -> str:
+        """The input size and how pictures come to it, for example 224x224, stretched by bilinear."""
+        return f"{self.size_text}, {self.rule.words}"
+
+    @property
     def summary(self) -> str:
-        """The model in a few words, for example "SG 1536 values, 224x224"."""
-        return f"{self.descriptors} {self.dim} values, {self.size_text}"
+        """The model in a few words, for example "SG 1536 values, 224x224"; a usual stretch is not mentioned."""
+        return f"{self.descriptors} {self.dim} values, {self.size_text if self.resize == STRETCH else self.input_text}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and numbers only."""

@@ -1,5 +1,7 @@
 """Pixels for training: sizes, seeds, boxes, the cache, and evaluation through the one preprocessing function."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,29 +27,75 @@ def images(tmp_path) -> ImageList:
 
 
 class Fixed:
-    """A random generator that answers as told."""
+    """A random generator that answers as told, and keeps how many places it was asked to choose from."""
 
     def __init__(self, top: int, left: int, flip: bool) -> None:
-        self.place, self.flip = (top, left), flip
+        self.places, self.flip = [top, left], flip
+        self.choices: list[int] = []
 
-    def integers(self, low: int, high: int, count: int) -> tuple[int, int]:
-        assert (low, high, count) == (0, 5, 2)  # 36 - 32 places and the last
-        return self.place
+    def integers(self, low: int, high: int) -> int:
+        assert low == 0
+        self.choices.append(high)
+        return self.places.pop(0)
 
     def random(self) -> float:
         return 0.0 if self.flip else 0.9
 
 
 def test_a_crop_is_cut_from_the_boxed_picture_at_252_to_224(images):
-    pictures = TrainingPictures(images, 32)
+    pictures = TrainingPictures(images, SPEC)
     whole = Image.open(images.path(1)).crop((5, 5, 45, 35)).resize((36, 36), Image.Resampling.BILINEAR)
     expected = np.asarray(whole)[3:35, 1:33]
     assert np.array_equal(pictures.crop(1, Fixed(3, 1, flip=False)), expected)
     assert np.array_equal(pictures.crop(1, Fixed(3, 1, flip=True)), expected[:, ::-1])
 
 
+def test_a_crop_may_start_everywhere(images):
+    random = Fixed(0, 0, flip=False)
+    TrainingPictures(images, SPEC).crop(0, random)
+    assert random.choices == [5, 5]  # 36 - 32 places and the last
+
+
+def test_square_crops_are_those_of_earlier_releases(images):
+    """A run that was started by release 0.1.0 resumes to the same pictures."""
+    pictures = TrainingPictures(images, SPEC)
+    whole = pictures.crop(0, Fixed(0, 0, flip=False))
+    assert whole.shape == (32, 32, 3)
+    for seed in range(50):
+        before = np.random.default_rng((seed, 1, 2, 3))
+        top, left = before.integers(0, 36 - 32 + 1, 2)
+        expected = pictures.crop(0, Fixed(top, left, flip=before.random() < 0.5))
+        assert np.array_equal(pictures.crop(0, np.random.default_rng((seed, 1, 2, 3))), expected)
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "side", "larger"),
+    [
+        ("pillow-bilinear", (32, 64), None, (36, 72)),
+        ("pillow-bicubic", (48, 32), None, (54, 36)),
+        ("pillow-bicubic-shorter-32", (32, 32), 36, (36, 36)),  # as far as a crop needs
+        ("pillow-bilinear-shorter-40", (32, 32), 40, (36, 36)),  # as far as evaluation resizes
+        ("pillow-box-shorter-64", (64, 32), 72, (72, 36)),
+    ],
+)
+def test_crops_follow_the_rule_and_the_shape_of_the_input(images, resize, size, side, larger):
+    spec = replace(SPEC, input_size=size, resize=resize)
+    random = Fixed(2, 1, flip=False)
+    found = TrainingPictures(images, spec).crop(1, random)
+    assert random.choices == [larger[0] - size[0] + 1, larger[1] - size[1] + 1]
+    boxed = Image.open(images.path(1)).crop((5, 5, 45, 35))  # 40x30
+    filter = Image.Resampling[spec.rule.filter.upper()]
+    if side is None:
+        whole = np.asarray(boxed.resize(larger[::-1], filter))
+    else:
+        width = int(side * 40 / 30)
+        top, left = round((side - larger[0]) / 2), round((width - larger[1]) / 2)
+        whole = np.asarray(boxed.resize((width, side), filter))[top : top + larger[0], left : left + larger[1]]
+    assert np.array_equal(found, whole[2 : 2 + size[0], 1 : 1 + size[1]])
+
+
 def test_crops_and_flips_vary(images):
-    pictures = TrainingPictures(images, 32)
+    pictures = TrainingPictures(images, SPEC)
     crops = [pictures.crop(0, np.random.default_rng(i)) for i in range(40)]
     assert len({crop.tobytes() for crop in crops}) > 20
     flipped = sum(int(crop[0, 0, 1]) > int(crop[0, -1, 1]) for crop in crops)  # green grows to the right
@@ -55,7 +103,7 @@ def test_crops_and_flips_vary(images):
 
 
 def batches_of(images, *, seed=0, epoch=1, workers=1, cache_bytes=data.CACHE_BYTES):
-    pictures = TrainingPictures(images, 32, cache_bytes)
+    pictures = TrainingPictures(images, SPEC, cache_bytes)
     indices = [[0, 1, 2], [3, 3, 1], [2, 0, 3]]
     return list(training_batches(pictures, indices, seed=seed, epoch=epoch, workers=workers))
 

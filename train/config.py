@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgd_deploy.errors import InputError
-from cgd_deploy.spec import ModelSpec
+from cgd_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, STRETCH, ModelSpec
 
 AMP = ("off", "bf16", "fp16")
 
@@ -18,7 +18,9 @@ class TrainConfig:
 
     data                folder of a data set (see cgd_deploy.datasets) or LIST.tsv; may be None if ``train`` gets lists
     weights             torchvision state_dict to start the backbone from; None: random
-    size                height and width of the model's input
+    size                height and width of the model's input; one number for a square
+    resize              how pictures come to that size, see cgd_deploy.resize.ResizeRule
+    mean, std           of each channel, for pixels divided by 255
     out                 folder for best.pt, last.pt and metrics.jsonl
     boxes               crop the pictures to the boxes of the data set, where it has any
     learn_p             train the exponent of the G branch
@@ -46,7 +48,10 @@ class TrainConfig:
     weights: Path | None = None
     descriptors: str = "SG"
     dim: int = 1536
-    size: int = 224
+    size: int | tuple[int, int] = 224
+    resize: str = STRETCH
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     no_downsample: str = "layer4"
     gem_p: float = 3.0
     learn_p: bool = False
@@ -97,6 +102,8 @@ class TrainConfig:
         for field, (holds, expected) in limits.items():
             if not holds:
                 raise InputError(f"{field}={getattr(self, field)!r} cannot be used; expected {expected}.")
+        if isinstance(self.size, tuple) and len(set(self.size)) == 1:
+            object.__setattr__(self, "size", self.size[0])  # a run that was started with one number resumes
         self.spec  # noqa: B018 - checks the model's fields
         for field in ("weights", "out"):
             if isinstance(path := getattr(self, field), str):
@@ -115,7 +122,10 @@ class TrainConfig:
             dim=self.dim,
             no_downsample=self.no_downsample,
             gem_p=self.gem_p,
-            input_size=(self.size, self.size),
+            input_size=self.size if isinstance(self.size, tuple) else (self.size, self.size),
+            resize=self.resize,
+            mean=self.mean,
+            std=self.std,
         )
 
     @property

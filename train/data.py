@@ -6,51 +6,58 @@ Decoding and resizing release Python's lock, so threads do what worker processes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cgd_deploy.images import ImageList
-from cgd_deploy.preprocess import ahead, batches, decode
+from cgd_deploy.preprocess import ahead, batches, decode, fit
 from cgd_deploy.spec import ModelSpec
 
 Pixels = NDArray[np.uint8]
 
 CACHE_BYTES = 512 << 20
+LARGER = 252 / 224
+"""Of the paper: times the input size that pictures are resized to, for the random crop."""
 
 
 class TrainingPictures:
     """The training pictures, resized a little larger than the model's input and cropped at random.
 
     images       the list
-    size         side of the model's input; pictures are resized to size * 252 / 224, aspect ratio not kept
+    spec         pictures are resized by its rule to 252 / 224 of its input size, or only as far as its own shorter side
+                 leaves that much
     cache_bytes  resized pictures are kept in memory if all of them fit in this
     """
 
-    def __init__(self, images: ImageList, size: int, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, images: ImageList, spec: ModelSpec, cache_bytes: int = CACHE_BYTES) -> None:
         self.images = images
-        self.size = size
-        self.side = round(size * 252 / 224)
-        shape = (len(images), self.side, self.side, 3)
+        self.size = spec.input_size
+        self.larger = (round(self.size[0] * LARGER), round(self.size[1] * LARGER))
+        rule = spec.rule
+        self.rule = rule if rule.shorter is None else replace(rule, shorter=max(rule.shorter, *self.larger))
+        shape = (len(images), *self.larger, 3)
         self._cache = np.empty(shape, np.uint8) if np.prod(shape, dtype=np.int64) <= cache_bytes else None
         self._cached = np.zeros(len(images), bool)
 
     def crop(self, index: int, random: np.random.Generator) -> Pixels:
-        """A random crop of picture ``index``, flipped left to right half of the time: uint8 [size, size, 3].
+        """A random crop of picture ``index``, flipped left to right half of the time: uint8 [H, W, 3].
 
         Raises InputError if the picture cannot be decoded.
         """
         pixels = self._resized(index)
-        top, left = random.integers(0, self.side - self.size + 1, 2)
-        crop = pixels[top : top + self.size, left : left + self.size]
+        height, width = self.size
+        top = random.integers(0, self.larger[0] - height + 1)
+        left = random.integers(0, self.larger[1] - width + 1)
+        crop = pixels[top : top + height, left : left + width]
         return crop[:, ::-1] if random.random() < 0.5 else crop
 
     def _resized(self, index: int) -> Pixels:
         if self._cache is not None and self._cached[index]:
             return self._cache[index]
-        image = decode(self.images.path(index), self.images.box(index))
-        pixels = np.asarray(image.resize((self.side, self.side), Image.Resampling.BILINEAR))
+        path = self.images.path(index)
+        pixels = np.asarray(fit(decode(path, self.images.box(index)), self.rule, self.larger, str(path)))
         if self._cache is not None:
             self._cache[index] = pixels
             self._cached[index] = True
@@ -66,7 +73,7 @@ def training_batches(
     workers: int,
     places: slice = slice(None),
 ) -> Iterator[Pixels]:
-    """Yield uint8 [n, size, size, 3] for the ``places`` of each list in ``indices``, made ahead in ``workers`` threads.
+    """Yield uint8 [n, H, W, 3] for the ``places`` of each list in ``indices``, made ahead in ``workers`` threads.
 
     A crop depends on (seed, epoch, batch, place in the batch) alone, so neither resuming nor the number of workers
     changes a picture, and a picture that comes twice in a batch is cropped twice.

@@ -9,7 +9,7 @@ the epoch, so no generator is stored.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -68,6 +68,10 @@ def _bad_pictures(images: ImageList, processes: Processes) -> dict[int, InputErr
         bad = bad_pictures(images.subset(ours), lambda _: advance(1))
     found = processes.collect({ours[number]: error for number, error in bad.items()})
     return {number: error for part in found for number, error in part.items()}
+
+
+DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
+"""What a run of a release without such a setting was trained with."""
 
 
 def run_settings(config: TrainConfig, training: ImageList, testing: Evaluation) -> dict[str, object]:
@@ -143,9 +147,9 @@ def check_unchanged(
     """
     before = checkpoint.trainer["settings"]
     for field, value in settings.items():
-        if before.get(field) != value:
+        if (old := before.get(field, DEFAULTS.get(field))) != value:
             raise InputError(
-                f"{path} was trained with {field}={before.get(field)!r}, now it is {value!r}; "
+                f"{path} was trained with {field}={old!r}, now it is {value!r}; "
                 f"resume with the same {field}, or choose another -o folder."
             )
     sizes = _sizes(training, testing)

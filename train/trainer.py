@@ -86,7 +86,7 @@ def _train(
     if checkpoint.trainer["stepper"]:
         stepper.load_state_dict(checkpoint.trainer["stepper"])
 
-    pictures = TrainingPictures(training, config.size)
+    pictures = TrainingPictures(training, config.spec)
     shared = testing.images.subset(range(processes.rank, len(testing.images), processes.count))
     evaluated = EvaluationPictures(shared, config.spec, EVALUATION_BATCH, workers)
     metrics = checkpoint.trainer["metrics"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,17 +13,25 @@ import typer
 from ..errors import GateError, InputError, not_installed
 from .options import (
     ARTIFACTS,
+    MEAN,
+    STD,
     Backbone,
+    Crop,
     Descriptors,
     Dim,
+    Filter,
     GemP,
     Json,
+    Mean,
     ModelOption,
     NoDownsample,
+    Resize,
     Size,
+    Std,
     Strict,
     Threads,
     good_pictures,
+    input_of,
     tell,
 )
 
@@ -69,7 +77,12 @@ def train(
     backbone: Backbone = "resnet50",
     descriptors: Descriptors = "SG",
     dim: Dim = 1536,
-    size: Size = 224,
+    size: Size = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    filter: Filter = "bilinear",
+    mean: Mean = MEAN,
+    std: Std = STD,
     no_downsample: NoDownsample = "layer4",
     gem_p: GemP = 3.0,
     learn_p: Annotated[bool, ModelOption("--learn-p", help="Train the exponent of GeM.")] = False,
@@ -122,6 +135,7 @@ def train(
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from error
 
+    pixels = input_of(size, resize, crop, filter, mean, std)
     config = TrainConfig(
         data=data,
         boxes=not no_boxes,
@@ -130,7 +144,10 @@ def train(
         backbone=backbone,
         descriptors=descriptors,
         dim=dim,
-        size=size,
+        size=pixels.input_size,
+        resize=pixels.resize,
+        mean=pixels.mean,
+        std=pixels.std,
         no_downsample=no_downsample,
         gem_p=gem_p,
         learn_p=learn_p,
@@ -164,7 +181,12 @@ def import_(
     backbone: Backbone,
     descriptors: Descriptors,
     dim: Dim = 1536,
-    size: Size = 224,
+    size: Size = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    filter: Filter = "bilinear",
+    mean: Mean = MEAN,
+    std: Std = STD,
     no_downsample: NoDownsample = "layer4",
     gem_p: GemP = 3.0,
     gem_eps: Annotated[
@@ -189,7 +211,7 @@ def import_(
         no_downsample=no_downsample,
         gem_p=gem_p,
         gem_eps=gem_eps,
-        input_size=(size, size),
+        **asdict(input_of(size, resize, crop, filter, mean, std)),
     )
     try:
         from cgd_train.foreign import import_checkpoint
