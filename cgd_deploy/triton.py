@@ -85,6 +85,7 @@ def _config(model: TritonModel, file: EngineFile, max_delay_ms: float) -> str:
         max_delay_us=round(1000 * max_delay_ms),
         parameters={
             "space_id": manifest.spec.space_id,
+            "resize": manifest.spec.resize,
             "precision": manifest.precision.value,
             "engine_sha256": sha256_file(file.path),
             "built_by": f"{manifest.builder.get('name')} {manifest.builder.get('version')}",

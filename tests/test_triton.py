@@ -18,11 +18,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import FAKE_SPEC, listing, script, write_fake_engine
+from PIL import Image
 
 from cgd_deploy import load
 from cgd_deploy.enginefile import read_engine, write_engine
 from cgd_deploy.errors import EngineError, InputError, MissingDependency
 from cgd_deploy.files import sha256_file
+from cgd_deploy.preprocess import preprocess
 from cgd_deploy.triton import TritonModel, export_triton
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "triton.md"
@@ -61,6 +63,7 @@ def test_onnx_goes_to_tritons_own_backend(engines, pixels, tmp_path):
     assert (group.count, group.kind) == (1, group.KIND_CPU)
     assert parameters_of(config) == {
         "space_id": manifest.spec.space_id,
+        "resize": "pillow-bilinear",
         "precision": "int8",
         "engine_sha256": sha256_file(path),
         "built_by": f"onnxruntime {onnxruntime.__version__}",
@@ -73,6 +76,24 @@ def plan(tmp_path: Path) -> Path:
     gpu = {"name": "a GPU", "compute_capability": "8.9"}
     builder = {"name": "tensorrt", "version": "10.16", "cgd_deploy": "0"}
     return write_fake_engine(tmp_path / "plan.cgd", backend="tensorrt", payload="model.plan", gpu=gpu, builder=builder)
+
+
+def test_the_config_says_how_to_resize(tmp_path):
+    engine = write_fake_engine(tmp_path / "e.cgd", replace(FAKE_SPEC, resize="pillow-bicubic-shorter-40"))
+    said = parameters_of(config_of(export_triton(engine, tmp_path / "repository")))
+    assert said["resize"] == "pillow-bicubic-shorter-40"
+
+
+@pytest.mark.parametrize("resize", ["pillow-bilinear", "pillow-box", "pillow-bicubic-shorter-72"])
+@pytest.mark.parametrize("size", [(97, 131), (131, 97), (300, 77), (64, 48)])
+def test_the_page_prepares_pictures_as_preprocess_does(resize, size):
+    page = PAGE.read_text(encoding="utf-8")
+    (function,) = re.findall(r"^def prepare.*?\n\n\n", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"Image": Image}
+    exec(function, names)
+    picture = Image.effect_noise(size, 90).convert("RGB")
+    spec = replace(FAKE_SPEC, input_size=(64, 48), resize=resize)
+    assert np.array_equal(names["prepare"](picture, resize, 64, 48), preprocess(picture, spec))
 
 
 def test_a_plan_goes_to_tritons_tensorrt_on_every_gpu(plan, tmp_path):

@@ -101,7 +101,8 @@ CGD_API void cgd_engine_close(cgd_engine *engine);
 /* Floats of a descriptor. */
 CGD_API size_t cgd_engine_dim(const cgd_engine *engine);
 
-/* Images of this size are not resized. */
+/* Images of this size are taken as they are. Images of other sizes, and files of every size, are resized as the model's
+ * spec says, and cropped if it says so. */
 CGD_API void cgd_engine_input_size(const cgd_engine *engine, uint32_t *width, uint32_t *height);
 
 /* Descriptors may be compared if and only if their engines have the same; valid until close. */
@@ -115,7 +116,7 @@ CGD_API cgd_status cgd_self_test(cgd_engine *engine, float *cosine);
  * On failure out is unchanged or partly written. */
 CGD_API cgd_status cgd_embed(cgd_engine *engine, const cgd_image *images, size_t count, float *out, size_t capacity);
 
-/* The same for encoded files (JPEG, PNG, ...) in memory. */
+/* The same for encoded files (JPEG, PNG, ...) in memory. Transparent pixels lie on white. */
 CGD_API cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const size_t *sizes, size_t count,
                                      float *out, size_t capacity);
 
