@@ -76,6 +76,12 @@ def test_a_box_is_cut_first():
     assert np.array_equal(preprocess(pixels, spec, box), preprocess(Image.fromarray(pixels[30:170, 20:250]), spec))
 
 
+def test_a_box_is_cut_out_of_an_array_of_the_input_size_too():
+    pixels, spec = picture(64, 64), spec_of("pillow-bilinear", 64, 64)
+    cut = preprocess(Image.fromarray(pixels[10:40, 5:50]), spec)
+    assert np.array_equal(preprocess(pixels, spec, (5, 10, 50, 40)), cut)
+
+
 RULES = [
     ResizeRule(),
     ResizeRule("bicubic"),
