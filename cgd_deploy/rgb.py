@@ -53,7 +53,7 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
     stored_as = _raw_mode(image)
     image.load()
     turn = _turn(image)
-    if image.mode[0] in "IF":
+    if image.mode[0] in "IF" or (image.mode == "L" and _is_signed(image)):
         image = _grey(image, name)
     elif ";16" in stored_as:
         _check_colour(image, name)
@@ -92,18 +92,21 @@ def _on_white(image: Image.Image, stored_as: str) -> Image.Image:
 
 
 def _grey(image: Image.Image, name: str) -> Image.Image:
-    """Grey of more than 8 bits in mode L, or in mode LA if one of its values is transparent."""
+    """Grey of more than 8 bits, or of signed values, in mode L, or in mode LA if one of its values is transparent."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    if image.mode == "F" or _numbers(tags, SAMPLE_FORMAT)[:1] not in ([], [UNSIGNED]):
-        grey = _scaled(values, tags, name)
-    else:
-        grey = _high_byte(values, image, name)
+    if values.dtype == np.uint8:
+        values = values.view(np.int8)  # Pillow keeps the bytes of signed values
+    grey = _scaled(values, tags, name) if image.mode == "F" or _is_signed(image) else _high_byte(values, image, name)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         grey = 255 - grey  # Pillow inverts up to 8 bits only
     scaled = Image.fromarray(grey)
     if isinstance(key := image.info.get("transparency"), int):
         scaled.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
     return scaled
+
+
+def _is_signed(image: Image.Image) -> bool:
+    return _numbers(getattr(image, "tag_v2", {}), SAMPLE_FORMAT)[:1] not in ([], [UNSIGNED])
 
 
 def _scaled(values: NDArray[Any], tags: Mapping[int, Any], name: str) -> NDArray[np.uint8]:

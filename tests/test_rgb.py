@@ -240,9 +240,13 @@ def test_values_beyond_the_declared_range_end_at_it():
     assert grey_of(tiff(values, {339: (3, 3), 341: (11, 1.0)}))[0, ::2].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_signed_values_are_scaled_by_their_declared_range():
-    values = (GREY.astype(np.int64) * 257 - 32768).astype(np.int16)
-    assert np.array_equal(grey_of(tiff(values, {339: (3, 2), 340: (8, -32768), 341: (8, 32767)})), GREY)
+@pytest.mark.parametrize(
+    ("values", "smallest", "largest"),
+    [((GREY * 257 - 32768).astype(np.int16), -32768, 32767), ((GREY - 128).astype(np.int8), -128, 127)],
+    ids=["16", "8"],
+)
+def test_signed_values_are_scaled_by_their_declared_range(values, smallest, largest):
+    assert np.array_equal(grey_of(tiff(values, {339: (3, 2), 340: (8, smallest), 341: (8, largest)})), GREY)
 
 
 UNDECLARED = {
@@ -251,6 +255,7 @@ UNDECLARED = {
     "an empty range": tiff(GREY.astype(np.float32), {339: (3, 3), 340: (11, 1.0), 341: (11, 1.0)}),
     "an endless range": tiff(GREY.astype(np.float32), {339: (3, 3), 341: (11, np.inf)}),
     "a range of NaN": tiff(GREY.astype(np.float32), {339: (3, 3), 341: (11, np.nan)}),
+    "signed 8 bits": tiff((GREY - 128).astype(np.int8), {339: (3, 2)}),
     "signed 16 bits": tiff(GREY.astype(np.int16), {339: (3, 2)}),
     "signed 32 bits": tiff(GREY.astype(np.int32), {339: (3, 2)}),
     "unsigned 32 bits": tiff(GREY.astype(np.uint32)),
