@@ -10,7 +10,7 @@ from cgd_deploy.errors import InputError
 from cgd_deploy.evaluation import Evaluation
 from cgd_train.checkpoint import save_checkpoint
 from cgd_train.config import TrainConfig
-from cgd_train.run import resume_run, run_settings, start_run
+from cgd_train.run import check_unchanged, last_epoch, run_settings, start_run
 
 NEW = ("resize", "mean", "std")
 
@@ -22,20 +22,21 @@ def config(tmp_path):
 
 @pytest.fixture
 def old_run(config, picture_list):
-    """(path of a last.pt of release 0.1.0, its two lists)."""
+    """(path of a last.pt of release 0.1.0, its checkpoint, its two lists)."""
     training, testing = picture_list.split_classes()
     lists = (training, Evaluation(testing))
     settings = {k: v for k, v in run_settings(config, *lists).items() if k not in NEW}
-    checkpoint = start_run(config, settings, *lists, classes=0)
-    return save_checkpoint(checkpoint, config.out / "last.pt"), lists
+    checkpoint = start_run(config, settings, *lists, classes=0, left_out={})
+    path = save_checkpoint(checkpoint, config.out / "last.pt")
+    return path, last_epoch(replace(config, resume=True)), lists
 
 
 @pytest.mark.parametrize("size", [32, (32, 32)])
 def test_a_run_of_an_older_release_resumes(config, old_run, size):
-    path, lists = old_run
+    path, checkpoint, lists = old_run
     now = replace(config, size=size)
-    checkpoint, notes = resume_run(path, run_settings(now, *lists), *lists)
-    assert notes == () and checkpoint.spec.resize == "pillow-bilinear"
+    assert check_unchanged(path, checkpoint, run_settings(now, *lists), *lists) == ()
+    assert checkpoint.spec.resize == "pillow-bilinear"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,6 @@ def test_a_run_of_an_older_release_resumes(config, old_run, size):
     ],
 )
 def test_but_not_with_other_pixels(config, old_run, change, says):
-    path, lists = old_run
+    path, checkpoint, lists = old_run
     with pytest.raises(InputError, match=says):
-        resume_run(path, run_settings(replace(config, **change), *lists), *lists)
+        check_unchanged(path, checkpoint, run_settings(replace(config, **change), *lists), *lists)
