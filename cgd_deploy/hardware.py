@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-CGROUP2 = Path("/sys/fs/cgroup/cpu.max")
-CGROUP1 = Path("/sys/fs/cgroup/cpu")
+from .cgroups import cpu_quota
+
 PROC_STAT = Path("/proc/stat")
 FAST_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"}
 SLOW_INT8 = (
@@ -35,23 +35,10 @@ ONEDNN_ALLOWS = {
 
 
 def available_threads() -> int:
-    """Cores this process may use: its CPU affinity capped by the cgroup quota, at least 1."""
+    """Cores this process may use: its CPU affinity capped by the smallest quota of its cgroups, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
+    quota = cpu_quota()
     return max(1, min(cores, math.floor(quota))) if quota else max(1, cores)
-
-
-def _cgroup_quota() -> float | None:
-    """Cores granted by cgroup v2 or v1, None where there is no limit."""
-    try:
-        quota, period = CGROUP2.read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (CGROUP1 / "cpu.cfs_quota_us").read_text().strip()
-            period = (CGROUP1 / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,39 +12,21 @@ from cgd_deploy.hardware import available_threads, cpu_clock, cpu_name, instruct
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """Make a machine with 8 cores and the given cgroup files."""
-    monkeypatch.setattr(hardware, "CGROUP2", tmp_path / "cpu.max")
-    monkeypatch.setattr(hardware, "CGROUP1", tmp_path / "cpu")
+def machine(monkeypatch):
+    """Make a machine with 8 cores and the given quota."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
 
-    def make(v2: str | None = None, v1: tuple[str, str] | None = None) -> None:
-        if v2 is not None:
-            (tmp_path / "cpu.max").write_text(v2)
-        if v1 is not None:
-            (tmp_path / "cpu").mkdir()
-            for name, text in zip(("cpu.cfs_quota_us", "cpu.cfs_period_us"), v1, strict=True):
-                (tmp_path / "cpu" / name).write_text(text)
+    def make(quota: float | None = None) -> None:
+        monkeypatch.setattr(hardware, "cpu_quota", lambda: quota)
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("v2", "v1", "threads"),
-    [
-        (None, None, 8),
-        ("max 100000\n", None, 8),
-        ("200000 100000\n", None, 2),
-        ("250000 100000\n", None, 2),
-        ("50000 100000\n", None, 1),
-        ("3200000 100000\n", None, 8),
-        (None, ("300000\n", "100000\n"), 3),
-        (None, ("-1\n", "100000\n"), 8),
-        ("200000 100000\n", ("300000\n", "100000\n"), 2),
-    ],
+    ("quota", "threads"), [(None, 8), (2, 2), (2.5, 2), (0.5, 1), (0.01, 1), (32, 8), (8, 8), (7.99, 7)]
 )
-def test_threads_are_the_affinity_capped_by_the_quota(machine, v2, v1, threads):
-    machine(v2, v1)
+def test_threads_are_the_affinity_capped_by_the_quota(machine, quota, threads):
+    machine(quota)
     assert available_threads() == threads
 
 
