@@ -24,8 +24,8 @@ from cgd_deploy.images import ImageList
 from cgd_deploy.preprocess import batches
 from cgd_deploy.retrieval import Descriptors, cosines
 from cgd_deploy.spec import ModelSpec
-from cgd_train.backbone import load_tensors
 from cgd_train.checkpoint import save_tensors
+from cgd_train.weights import load_tensors
 
 from .calibrate import Ranges
 from .graph import Graph

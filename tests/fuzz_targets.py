@@ -82,8 +82,20 @@ def index(data: bytes, folder: Path) -> None:
     assert len(read_index(path).paths) == len(read_index(path).descriptors)
 
 
+def weights(data: bytes, folder: Path) -> None:
+    """A file of torch.save or safetensors with one weight."""
+    import torch
+
+    from cgd_train.layouts import find
+    from cgd_train.weights import load_weights, tables
+
+    path = folder / "weights.pth"
+    path.write_bytes(data)
+    assert len(find(tables(load_weights(path)[0]), {"conv1.weight": torch.zeros(2, 3)})) <= 1
+
+
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
-    function.__name__: function for function in (image, engine, manifest, spec, onnx, image_list, cub, index)
+    function.__name__: function for function in (image, engine, manifest, spec, onnx, image_list, cub, index, weights)
 }
 
 
@@ -109,6 +121,8 @@ def seeds(target: str, folder: Path) -> list[bytes]:
         return [b"1 a/1.jpg\n2 a/2.jpg\n----1 1\n2 150\n----1 0.0 1.0 30.0 40.0\n2 0.0 0.0 9.0 9.0\n"]
     if target == "index":
         return [sidecar(_index(folder)).read_bytes()]
+    if target == "weights":
+        return _weights(folder)
     if target == "spec":
         return [FAKE_SPEC.to_json().encode()]
     path = write_fake_engine(folder / "seed.cgd")
@@ -134,6 +148,16 @@ def _onnx() -> bytes:
     model = tiny(conv("c", "x", "y"), relu("y", FEATURES), w=np.ones((3, 3, 1, 1)))
     model.graph.output[0].type.tensor_type.shape.dim.add(dim_param="N")
     return model.SerializeToString()
+
+
+def _weights(folder: Path) -> list[bytes]:
+    import torch
+    from safetensors.torch import save
+
+    state = {"model.conv1.weight": torch.zeros(2, 3)}
+    torch.save({"state_dict": state, "args": folder}, folder / "zipped.pth")
+    torch.save(state, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    return [*((folder / name).read_bytes() for name in ("zipped.pth", "legacy.pth")), save(state)]
 
 
 def _index(folder: Path) -> Path:

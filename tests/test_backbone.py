@@ -28,8 +28,9 @@ from cgd_export.metadata import load_onnx
 from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cgd_export.parity import run_onnx
 from cgd_train import backbone as backbone_module
-from cgd_train.backbone import BACKBONES, STAGES, build_backbone, load_weights
+from cgd_train.backbone import BACKBONES, STAGES, build_backbone
 from cgd_train.checkpoint import Checkpoint, save_checkpoint
+from cgd_train.foreign import read_backbone
 from cgd_train.model import CGD, DeployModel
 
 FAMILIES = ["resnet18", "seresnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"]
@@ -86,7 +87,7 @@ def test_weights_load_and_give_the_features_of_their_library(name: str, tmp_path
     network = whole(name).half()
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     backbone = build_backbone(name, "none").eval()
-    load_weights(backbone, tmp_path / "weights.pth")
+    backbone.load_state_dict(read_backbone(tmp_path / "weights.pth", name)[0])
     seen = []
     pool = network.global_pool if name == "seresnet50" else network.avgpool
     pool.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -122,8 +123,8 @@ def test_stages_of_a_copy_are_the_copys() -> None:
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="does not fit this backbone"):
-        load_weights(build_backbone("resnet18", "none"), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"fits neither resnet18 .* nor any other known backbone"):
+        read_backbone(tmp_path / "weights.pth", "resnet18")
 
 
 def test_unknown_names_are_refused() -> None:

@@ -335,6 +335,19 @@ def test_imported_weights_make_a_checkpoint_that_goes_all_the_way(cli, foreign, 
     assert cli("build-engine", "--fp32")[0] == 0
 
 
+def test_of_several_networks_one_is_imported_by_its_prefix(cli, foreign):
+    import torch
+
+    weights = torch.load(foreign, weights_only=True)
+    both = {"teacher": weights, "student": {name: tensor * 2 for name, tensor in weights.items()}}
+    torch.save(both, "both.pth")
+    stated = ["both.pth", "--backbone", "resnet18", "--descriptors", "SG"]
+    code, _, err = cli("import", *stated)
+    assert code == 2 and err.count("\n") == 1
+    assert "both.pth holds 2 models with a resnet18, at teacher, student; choose one with" in err
+    assert cli("import", *stated, "--prefix", "student")[:2] == (0, "ckpt.pt\n")
+
+
 def test_import_says_what_does_not_fit(cli, foreign):
     code, _, err = cli("import", foreign, "--backbone", "resnet50", "--descriptors", "SG")
     assert code == 2 and err.count("\n") == 1 and "resnet18" in err

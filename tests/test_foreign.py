@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.models import mobilenet_v3_small, resnet18, resnet34
 
-from cgd_deploy.errors import CheckpointError, SpecError
+from cgd_deploy.errors import CheckpointError, MissingDependency, SpecError
 from cgd_deploy.files import sha256_file
 from cgd_deploy.spec import ModelSpec
-from cgd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from cgd_train.foreign import Imported, import_weights
+from cgd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, space_id
+from cgd_train.foreign import Imported, import_weights, read_backbone
 from cgd_train.model import CGD
 
 SPEC = ModelSpec(
@@ -265,8 +271,7 @@ def test_number_and_length_of_descriptors(shapes, tmp_path):
         ("features.1.bias", torch.full((64,), 1e300, dtype=torch.float64), "beyond float32 in features.1.bias"),
         ("features.1.bias", torch.zeros(64, dtype=torch.int8), r"no floating-point weights \(features.1.bias\)"),
         ("features.1.bias", torch.zeros(64, device="meta"), r"no floating-point weights \(features.1.bias\)"),
-        ("classes", ["a", "b"], r"no floating-point weights \(classes\)"),
-        (7, torch.zeros(1), r"no floating-point weights \(7\)"),
+        (7, torch.zeros(1), "7 is left over"),
     ],
 )
 def test_anything_else_is_refused(name, tensor, text, shapes, tmp_path):
@@ -279,7 +284,255 @@ def test_a_checkpoint_needs_no_import(tmp_path):
     refused(tmp_path / "ckpt.pt", "is a cgd-deploy checkpoint and needs no import")
 
 
-def test_nothing_is_unpickled(tmp_path):
-    refused(saved({"state_dict": Path("x")}, tmp_path), "load safely")
-    refused(saved(nn.Linear(1, 1), tmp_path), "load safely")
+def test_a_missing_file_is_named(tmp_path):
     refused(tmp_path / "missing.pth", "there is no checkpoint")
+
+
+class Lit(nn.Module):
+    """A training module as Lightning has it: the network under a name, and its loss beside it."""
+
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+        self.loss = nn.Linear(4, 3)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A ResNet-18 whose weights are exact in float16, so that a file of those holds the same weights."""
+    return resnet18().half().float()
+
+
+@pytest.fixture(scope="module")
+def plain(network) -> dict[str, Tensor]:
+    return dict(network.state_dict())
+
+
+@pytest.fixture(scope="module")
+def worse(plain) -> dict[str, Tensor]:
+    """Other weights of the same network."""
+    return {name: tensor * 2 for name, tensor in plain.items()}
+
+
+def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def space_of(path: Path, **options: str) -> str:
+    return space_id(SPEC, import_weights(path, SPEC, **options).checkpoint.model.state_dict())
+
+
+def average(network: nn.Module) -> dict[str, Tensor]:
+    averaged = AveragedModel(network)
+    averaged.update_parameters(network)
+    return averaged.state_dict()
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in network.state_dict().items()}
+
+
+SAVED = {
+    "DataParallel": lambda net: nn.DataParallel(net).state_dict(),
+    "Lightning": lambda net: {"state_dict": Lit(model=net).state_dict(), "epoch": 3, "loops": {"fit_loop": {}}},
+    "compiled": lambda net: torch.compile(net).state_dict(),
+    "EMA": average,
+    "model_state_dict": lambda net: {"model_state_dict": net.state_dict(), "epoch": 3},
+    "fp16": lambda net: cast(net, torch.float16),
+}
+"""The ways of most files, beside a plain state_dict and safetensors."""
+SIBLINGS = {
+    "net": lambda net: {"state_dict": Lit(net=net).state_dict()},
+    "encoder": lambda net: Lit(encoder=net).state_dict(),
+    "backbone": lambda net: {"model": below("backbone.", net.state_dict())},
+    "deep": lambda net: {"checkpoint": {"network": {"params": below("a.b.c.", net.state_dict())}}},
+    "compiled inside": lambda net: {"state_dict": Lit(backbone=torch.compile(net)).state_dict()},
+    "parallel inside": lambda net: Lit(model=Lit(model=nn.DataParallel(net))).state_dict(),
+    "a compiled stage": lambda net: {
+        name.replace("layer1.", "layer1._orig_mod."): t for name, t in net.state_dict().items()
+    },
+    "compiled beside itself": lambda net: Lit(model=net, compiled=torch.compile(net)).state_dict(),
+    "children beside itself": lambda net: Lit(features=nn.Sequential(*net.children()), model=net).state_dict(),
+    "float64": lambda net: {"weights": cast(net, torch.float64)},
+    "Sequential": lambda net: nn.Sequential(*list(net.children())[:-1]).state_dict(),
+    "Sequential inside": lambda net: Lit(encoder=nn.Sequential(*list(net.children())[:-2])).state_dict(),
+    "optimizer": lambda net: {"net": net.state_dict(), "optimizer": adam(net)},
+    "counters": lambda net: {**net.state_dict(), "step": torch.tensor(7), "best": 0.5, "names": ["a"]},
+    "profiled": lambda net: {**net.state_dict(), "total_ops": torch.zeros(1), "layer1.0.total_params": torch.zeros(1)},
+    "Namespace": lambda net: {"state_dict": net.state_dict(), "args": argparse.Namespace(lr=0.1, out=Path("x"))},
+    "NumPy": lambda net: {"state_dict": net.state_dict(), "best": np.float64(0.5), "all": np.arange(3)},
+    "module": lambda net: net,
+    "module beside": lambda net: {"model": net, "epoch": 3},
+    "module inside": lambda net: Lit(model=nn.DataParallel(net)),
+}
+
+
+def adam(network: nn.Module) -> dict[str, object]:
+    optimizer = torch.optim.Adam(network.parameters())
+    sum(p.sum() for p in network.parameters()).backward()
+    optimizer.step = None  # its state alone is wanted
+    optimizer.state.update({p: {"exp_avg": torch.zeros_like(p)} for p in network.parameters()})
+    return optimizer.state_dict()
+
+
+@pytest.fixture(scope="module")
+def space(plain, tmp_path_factory) -> str:
+    """The space_id of the network's bare state_dict."""
+    return space_of(saved(plain, tmp_path_factory.mktemp("plain")))
+
+
+@pytest.fixture(scope="module")
+def worse_space(worse, tmp_path_factory) -> str:
+    return space_of(saved(worse, tmp_path_factory.mktemp("worse")))
+
+
+@pytest.mark.parametrize("way", SAVED)
+def test_however_a_network_was_saved_it_imports_to_the_same_space(way, network, space, tmp_path):
+    assert space_of(saved(SAVED[way](network), tmp_path)) == space
+
+
+@pytest.mark.parametrize("way", SIBLINGS)
+def test_training_and_import_find_the_backbone_however_it_was_saved(way, network, plain, tmp_path):
+    found, _ = read_backbone(saved(SIBLINGS[way](network), tmp_path), "resnet18")
+    assert found.keys() == {name for name in plain if not name.startswith("fc.")}
+    assert all(torch.equal(found[name], plain[name]) for name in found)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_safetensors_import_to_the_same_space(name, plain, space, tmp_path):
+    save_file(below("model.", {name: tensor.half() for name, tensor in plain.items()}), tmp_path / name)
+    assert space_of(tmp_path / name) == space
+
+
+def test_without_safetensors_its_file_names_the_line_that_installs_it(plain, tmp_path, monkeypatch):
+    save_file(plain, tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(
+        MissingDependency, match=r"model.safetensors needs .* run `pip install '?safetensors>=[\d.]+'?`\.$"
+    ):
+        import_weights(tmp_path / "model.safetensors", SPEC)
+
+
+def test_bfloat16_becomes_float32(network, tmp_path):
+    rounded = copy.deepcopy(network).bfloat16()
+    path = saved({"model": rounded.state_dict()}, tmp_path)
+    assert space_of(path) == space_of(saved(rounded.float().state_dict(), tmp_path))
+
+
+def test_a_whole_cgd_model_comes_out_of_its_wrapper(tmp_path):
+    model = foreign_model()
+    wrapped = Lit(model=nn.DataParallel(model), metric=nn.Linear(2, 2))
+    imported = import_weights(saved({"state_dict": wrapped.state_dict()}, tmp_path), SPEC)
+    assert imported.layout == "cgd-sequential" and cosines(imported, described(model)).min() > 0.999999
+    assert imported.warnings[-1].startswith("metric.weight, metric.bias, loss.weight, 1 more lie beside the model")
+
+
+def test_a_loss_inside_a_cgd_model_is_no_part_of_it(state, tmp_path):
+    imported = import_weights(saved({**state, "criterion.proxies": torch.ones(3, 24)}, tmp_path), SPEC)
+    assert imported.warnings[-1].startswith("criterion.proxies lie beside the model and were left out")
+
+
+@pytest.mark.parametrize("name", ["loss.weight", "criterion.proxies", "neck.0.weight", "model.embedding.weight"])
+def test_what_lies_beside_a_backbone_is_named(name, plain, tmp_path):
+    data = {**below("model.", plain), name: torch.ones(3, 4)}
+    baseline, beside = import_weights(saved({"state_dict": data}, tmp_path), SPEC).warnings
+    assert "baseline only" in baseline and beside.startswith(f"{name} lie beside the model and were left out;")
+
+
+def test_what_lies_inside_a_backbone_is_refused(plain, tmp_path):
+    attention = {**below("model.", plain), "model.layer1.0.attention.weight": torch.ones(3, 4)}
+    refused(saved(attention, tmp_path), r"backbone at model, fits neither .*layer1.0.attention.weight is left over")
+
+
+def test_objects_beside_the_weights_are_named(plain, tmp_path):
+    warning, _ = import_weights(saved(SIBLINGS["Namespace"](resnet18()), tmp_path), SPEC).warnings
+    assert "also holds objects of argparse.Namespace, pathlib." in warning and "for safety" in warning
+
+
+AVERAGES = {
+    "model_ema": lambda good, bad: {"model": bad, "model_ema": good},
+    "state_dict_ema": lambda good, bad: {"state_dict_ema": good, "state_dict": bad},
+    "ema.module": lambda good, bad: {"model": bad, "ema": {"module": good}},
+    "swa_model": lambda good, bad: {"state_dict": {**below("model.", bad), **below("swa_model.module.", good)}},
+    "n_averaged": lambda good, bad: {
+        "state_dict": {
+            **below("model.", bad),
+            **below("slow.module.backbone.", good),
+            "slow.n_averaged": torch.tensor(3),
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("way", AVERAGES)
+def test_averaged_weights_are_preferred_and_named(way, plain, worse, space, worse_space, tmp_path):
+    path = saved(AVERAGES[way](plain, worse), tmp_path)
+    imported = import_weights(path, SPEC)
+    assert space_id(SPEC, imported.checkpoint.model.state_dict()) == space
+    chosen, _ = imported.warnings
+    assert "the averaged weights at" in chosen
+    prefix = chosen.split("--prefix ")[1].rstrip(".")
+    assert space_of(path, prefix=prefix) == worse_space
+
+
+def test_equal_weights_need_no_choice(plain, space, tmp_path):
+    path = saved({"model": plain, "model_ema": below("module.", plain)}, tmp_path)
+    assert space_of(path) == space and len(import_weights(path, SPEC).warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("teacher.", "student.backbone."),
+        ("encoder_q.", "encoder_k."),
+        ("model.online.", "model.target."),
+        ("model.", "ema_b."),
+    ],
+)
+def test_of_two_networks_one_must_be_named(first, second, plain, worse, space, worse_space, tmp_path):
+    both = {"state_dict": {**below(first, plain), **below(second, worse)}}
+    if second == "ema_b.":
+        both["ema_a"] = {name: tensor * 3 for name, tensor in plain.items()}
+    path = saved(both, tmp_path)
+    refused(path, f"models with a resnet18, at .*state_dict.{first[:-1]}.* state_dict.{second[:-1]}")
+    assert space_of(path, prefix=f"state_dict.{first}") == space
+    assert space_of(path, prefix=f"state_dict.{second}") == worse_space
+    with pytest.raises(CheckpointError, match="has no resnet18 at 'elsewhere'; pass --prefix with one of state_dict"):
+        import_weights(saved(both, tmp_path), SPEC, prefix="elsewhere")
+
+
+def test_another_backbone_is_named_inside_a_wrapper_too(plain, tmp_path):
+    path = saved({"state_dict": below("net.", hollow(plain))}, tmp_path)
+    refused(path, "holds a resnet18, not a resnet34; pass --backbone resnet18", replace(SPEC, backbone="resnet34"))
+
+
+def test_objects_that_hide_the_weights_are_named(tmp_path):
+    refused(saved({"state_dict": Path("x")}, tmp_path), "without its objects of pathlib.PosixPath, .* no named tensors")
+    refused(saved(nn.Linear(1, 1), tmp_path), "without its objects of torch.nn.modules.linear.Linear, .*fits neither")
+
+
+def test_training_starts_from_the_backbone_of_a_whole_model_too(state, tmp_path):
+    model = CGD(SPEC)
+    save_checkpoint(Checkpoint(model), tmp_path / "ckpt.pt")
+    whole = {saved(state, tmp_path): state["features.0.weight"], tmp_path / "ckpt.pt": model.backbone.conv1.weight}
+    for path, weight in whole.items():
+        found, [note] = read_backbone(path, "resnet18")
+        assert torch.equal(found["conv1.weight"], weight) and "its backbone, with new heads" in note
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({0: torch.zeros(2), 1: torch.zeros(3)}, "fits neither resnet18"),
+        ({"state_dict": [torch.zeros(2)]}, "holds no named tensors"),
+        ({}, "holds no named tensors"),
+        ([torch.zeros(2)], "holds a list; expected a table"),
+        ({"epoch": 3}, "holds no named tensors"),
+    ],
+)
+def test_files_without_a_network_are_refused_by_train_and_import(data, text, tmp_path):
+    path = saved(data, tmp_path)
+    refused(path, text)
+    with pytest.raises(CheckpointError, match=text):
+        read_backbone(path, "resnet18")

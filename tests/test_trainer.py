@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -339,6 +340,20 @@ def test_weights_are_left_alone_in_the_warm_up(folder, tmp_path):
         train(config)
         model = load_checkpoint(config.out / "last.pt").model
         assert torch.equal(model.backbone.conv1.weight, weights["conv1.weight"]) == same
+
+
+def test_training_takes_what_import_takes_and_says_what_it_left(folder, tmp_path, capsys):
+    config = tiny(folder, tmp_path / "run", epochs=0, weights=tmp_path / "weights.ckpt")
+    weights = CGD(config.spec).backbone.state_dict()
+    wrapped = {f"model.module.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"state_dict": wrapped, "args": Namespace(lr=0.1)}, config.weights)
+    train(config)
+    model = load_checkpoint(config.out / "last.pt").model
+    assert torch.equal(model.backbone.conv1.weight, weights["conv1.weight"])
+    assert "also holds objects of argparse.Namespace" in capsys.readouterr().err
+    torch.save({0: torch.zeros(3), "conv1.weight": torch.zeros(1)}, config.weights)
+    with pytest.raises(CheckpointError, match="fits neither resnet18"):
+        train(replace(config, out=tmp_path / "other"))
 
 
 def test_every_epoch_has_its_own_batches_and_learning_rate(folder, tmp_path, monkeypatch):

@@ -8,15 +8,13 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 from torchvision.ops import SqueezeExcitation
 
-from cgd_deploy.errors import CheckpointError, MissingDependency, SpecError, install_line
+from cgd_deploy.errors import MissingDependency, SpecError, install_line
 
 STAGES = ("none", "layer2", "layer3", "layer4")
 HEAD = ("avgpool", "global_pool", "fc", "classifier")
@@ -114,34 +112,3 @@ def _keep_side(stage: list[nn.Module]) -> None:
 
 def _pad_below_and_right(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return functional.pad(inputs[0], (0, 1, 0, 1))
-
-
-def load_weights(backbone: nn.Module, path: str | Path) -> None:
-    """Load a whole network's state_dict of torchvision or timm (any float type); its classifier is left out.
-
-    Raises CheckpointError if the file is not such a state_dict or any other key is missing or left over.
-    """
-    state = load_tensors(path)
-    state = {key: value for key, value in state.items() if key.split(".")[0] not in HEAD}
-    try:
-        backbone.load_state_dict(state)
-    except (RuntimeError, AttributeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(
-            f"{path} does not fit this backbone ({reason[:200]}); pass weights of the same name."
-        ) from error
-
-
-def load_tensors(path: str | Path) -> dict:
-    """``torch.load`` of plain tensors and containers, never of pickled code; raises CheckpointError."""
-    if not Path(path).is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}; check the path.")
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types for damaged files
-        raise CheckpointError(
-            f"{path} is not a checkpoint that torch can load safely; pass a .pt or .pth file."
-        ) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a table of tensors.")
-    return data

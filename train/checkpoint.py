@@ -17,8 +17,8 @@ from cgd_deploy.files import replacing
 from cgd_deploy.images import ImageList
 from cgd_deploy.spec import ModelSpec
 
-from .backbone import load_tensors
 from .model import CGD
+from .weights import load_tensors
 
 SCHEMA = 2
 CALIBRATION_PICTURES = 512

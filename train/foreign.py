@@ -1,17 +1,18 @@
 """Checkpoints out of state_dicts that other code wrote.
 
-What weights tell is checked, what they cannot tell is the caller's word and comes back as warnings. Knows keys and
-shapes; runs no model.
+What weights tell is checked, what they cannot tell is the caller's word and comes back as warnings. Runs no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
 from math import isclose
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,23 +22,11 @@ from cgd_deploy.errors import CheckpointError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.spec import ModelSpec
 
-from .backbone import BACKBONES, HEAD, build_backbone, load_tensors
+from .backbone import BACKBONES, build_backbone
 from .checkpoint import CALIBRATION_PICTURES, Checkpoint, save_checkpoint
+from .layouts import OPTIONAL, WHOLE, Found, closest, find, foreign_name, is_weight, misfits
 from .model import CGD
-
-SEQUENTIAL = "cgd-sequential"
-"""``features.N`` are the ResNet's children in order, ``main_modules.N.0`` the descriptors' linear layers."""
-OWN = "cgd-deploy"
-"""Our own names, without the checkpoint around them."""
-BACKBONE = "backbone"
-"""A classifier or backbone under torchvision's names."""
-
-BACKBONE_PREFIX = {SEQUENTIAL: "features.", OWN: "backbone.", BACKBONE: ""}
-PLACES = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7, "features": 0}
-"""Of a network's children that have weights; 2 and 3 are ReLU and pooling, other families' one child is "features"."""
-WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-COUNTERS = ("total_ops", "total_params")  # thop leaves them in every module that it has profiled
-OPTIONAL = "num_batches_tracked"  # absent before torch 0.4.1
+from .weights import SAVE_AGAIN, Table, load_weights, some, tables, without_wrappers
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,7 @@ class Imported:
     """A foreign model as a checkpoint.
 
     checkpoint  the model in eval mode on the CPU, float32; its origin names the file
-    layout      "cgd-sequential", "cgd-deploy" or "backbone"
+    layout      "cgd-sequential", "cgd-deploy", "backbone" or "numbered", see ``layouts``
     warnings    a sentence each on what the weights could not tell
     """
 
@@ -54,20 +43,23 @@ class Imported:
     warnings: tuple[str, ...]
 
 
-def import_weights(path: str | Path, spec: ModelSpec, *, seed: int = 0) -> Imported:
-    """Read the state_dict in ``path`` as the model that ``spec`` states; ``seed`` is of heads that the file lacks.
+def import_weights(path: str | Path, spec: ModelSpec, *, seed: int = 0, prefix: str | None = None) -> Imported:
+    """Read the state_dict in ``path`` as the model that ``spec`` states.
 
-    Raises CheckpointError where the file contradicts ``spec``, holds anything else or is a checkpoint already,
-    SpecError for an unknown backbone.
+    seed     of heads that the file lacks
+    prefix   where the file has the model, if it has several
+
+    Raises CheckpointError where the file contradicts ``spec``, holds no model of it, several, or is a checkpoint
+    already, SpecError for an unknown backbone, MissingDependency without the package safetensors.
     """
     path = Path(path)
-    state = _read(path)
-    layout = _layout(state)
-    if layout == BACKBONE:
-        state = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in HEAD}
-    _check_backbone(state, layout, spec, path)
+    data, unread = load_weights(path)
+    if "cgd_checkpoint" in data:
+        raise CheckpointError(f"{path} is a cgd-deploy checkpoint and needs no import; pass it to cgd-deploy export.")
+    found, notes = _found(path, data, unread, spec.backbone, prefix)
+    state, layout = _floats(found.weights, path), found.layout
     learned: set[int] = set()
-    if layout != BACKBONE:
+    if found.whole:
         _check_heads(state, layout, spec, path)
         learned = _take_exponents(state, layout, spec, path)
     model = _model(state, layout, spec, seed, path)
@@ -77,11 +69,16 @@ def import_weights(path: str | Path, spec: ModelSpec, *, seed: int = 0) -> Impor
         "layout": layout,
         "stated": spec.to_json(),
     }
-    return Imported(Checkpoint(model, origin=origin), layout, _warnings(layout, spec, seed, learned))
+    return Imported(Checkpoint(model, origin=origin), layout, notes + _warnings(found, spec, seed, learned))
 
 
 def import_checkpoint(
-    path: str | Path, spec: ModelSpec, out: str | Path, *, data: str | Path | None = None
+    path: str | Path,
+    spec: ModelSpec,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    prefix: str | None = None,
 ) -> tuple[str, ...]:
     """``import_weights``, saved as the checkpoint ``out``; returns the warnings.
 
@@ -89,7 +86,7 @@ def import_checkpoint(
 
     Raises what ``import_weights`` and ``read_dataset`` do.
     """
-    imported = import_weights(path, spec)
+    imported = import_weights(path, spec, prefix=prefix)
     notes: tuple[str, ...] = ()
     if data is not None:
         dataset = read_dataset(data)
@@ -100,89 +97,103 @@ def import_checkpoint(
     return imported.warnings + notes
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The table of weights, floats as float32, without what trainers and profilers wrap around it."""
-    data = load_tensors(path)
-    if "cgd_checkpoint" in data:
-        raise CheckpointError(f"{path} is a cgd-deploy checkpoint and needs no import; pass it to cgd-deploy export.")
-    for key in ("state_dict", "model"):
-        data = data[key] if isinstance(data.get(key), dict) else data
-    data = {name: value for name, value in data.items() if str(name).split(".")[-1] not in COUNTERS}
-    if alien := [name for name, value in data.items() if not (isinstance(name, str) and _is_weight(name, value))]:
+def read_backbone(path: str | Path, name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The float32 weights of backbone ``name`` in a file of any trainer, or in a checkpoint of ours, and warnings.
+
+    The weights have the names of ``build_backbone``'s. Raises what ``import_weights`` does.
+    """
+    path = Path(path)
+    data, unread = load_weights(path)
+    found, notes = _found(path, data, unread, name, None)
+    if found.whole:
+        notes += (f"{path} holds a whole CGD model: training starts from its backbone, with new heads.",)
+    return _floats(found.backbone(_shapes(name)), path), notes
+
+
+def _found(
+    path: Path, data: Mapping[Any, Any], unread: Sequence[str], backbone: str, prefix: str | None
+) -> tuple[Found, tuple[str, ...]]:
+    """The model to take of a file, and warnings of what else the file holds."""
+    state_dicts = tables(data)
+    every = find(state_dicts, _shapes(backbone))
+    if not every:
+        raise _misfit(path, state_dicts, unread, backbone)
+    found = every if prefix is None else [one for one in every if _is_at(one.place, prefix)]
+    if not found:
         raise CheckpointError(
-            f"{path} holds entries that are no floating-point weights ({_some(alien)}); "
-            "pass a state_dict, bare or under 'state_dict' or 'model'."
+            f"{path} has no {backbone} at {prefix!r}; pass --prefix with one of {some(_named(every))}."
         )
-    for wrapper in WRAPPERS * 2:
-        if all(name.startswith(wrapper) for name in data):
-            data = {name.removeprefix(wrapper): value for name, value in data.items()}
-    state = {name: value.float() if value.is_floating_point() else value for name, value in data.items()}
+    told = f"{path} also holds objects of {some(unread)}; for safety they were not loaded, only tensors were."
+    notes = (told,) if unread else ()
+    if len(found) == 1:
+        return found[0], notes
+    averages = [one for one in found if one.averaged]
+    if len(averages) != 1:
+        raise CheckpointError(
+            f"{path} holds {len(found)} models with a {backbone}, at {some(_named(found))}; "
+            f"choose one with cgd-deploy import --prefix, such as --prefix {_named(found)[0]}."
+        )
+    [taken], [other, *_] = _named(averages), _named(one for one in found if not one.averaged)
+    chosen = (
+        f"{path} holds models with a {backbone} at {some(_named(found))}; the averaged weights at {taken} were taken. "
+        f"To take others, import with --prefix {other}."
+    )
+    return averages[0], (*notes, chosen)
+
+
+def _named(found: Iterable[Found]) -> list[str]:
+    """Their places, as --prefix takes them."""
+    return [shlex.quote(one.place.strip(".")) for one in found]
+
+
+def _is_at(place: str, prefix: str) -> bool:
+    """Whether ``place`` is ``prefix`` or below it; "" is the file itself."""
+    place, prefix = place.strip("."), without_wrappers(prefix.strip("."))
+    return place == prefix or (prefix != "" and place.startswith(f"{prefix}."))
+
+
+def _floats(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Floats of any kind as float32; raises CheckpointError for anything else but counters of BatchNorm."""
+    alien = [name for name, tensor in weights.items() if not _is_float(name, tensor)]
+    if alien:
+        raise CheckpointError(
+            f"{path} holds entries that are no floating-point weights ({some(alien)}); "
+            "pass the weights from before they were quantized or moved off the CPU."
+        )
+    state = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     if broken := [name for name, value in state.items() if not torch.isfinite(value).all()]:
         raise CheckpointError(
-            f"{path} holds NaN, infinity or numbers beyond float32 in {_some(broken)}; "
+            f"{path} holds NaN, infinity or numbers beyond float32 in {some(broken)}; "
             "pass weights from before training diverged."
         )
     return state
 
 
-def _is_weight(name: str, value: object) -> bool:
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-        return False
-    return value.is_floating_point() or (name.endswith(OPTIONAL) and value.dtype == torch.int64)
+def _is_float(name: str, tensor: Tensor) -> bool:
+    return is_weight(tensor) and (
+        tensor.is_floating_point() or (name.endswith(OPTIONAL) and tensor.dtype == torch.int64)
+    )
 
 
-def _layout(state: Mapping[str, Tensor]) -> str:
-    if "features.0.weight" in state or any(name.startswith("main_modules.") for name in state):
-        return SEQUENTIAL  # where torchvision has "features", the first of them is no bare convolution
-    if any(name.startswith(("backbone.", "heads.")) for name in state):
-        return OWN
-    return BACKBONE
+def _shapes(backbone: str) -> dict[str, Tensor]:
+    """The weights of a backbone by name, without memory."""
+    with torch.device("meta"):
+        return build_backbone(backbone, "none").state_dict()
 
 
-def _foreign(name: str, layout: str) -> str:
-    """What our parameter ``name`` is called in a file of this layout."""
-    if layout == BACKBONE:
-        return name.removeprefix("backbone.")
-    if layout == OWN:
-        return name
-    part, child, rest = name.split(".", 2)
-    return {
-        "backbone": f"features.{PLACES.get(child, child)}.{rest}",
-        "pools": f"global_descriptors.{child}.{rest}",
-        "heads": f"main_modules.{child}.0.{rest}",
-        "auxiliary": f"auxiliary_module.{child}.{rest}",
-    }[part]
-
-
-def _misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, left over or of another shape."""
-    missing = [f"{name} is missing" for name in expected if name not in found and not name.endswith(OPTIONAL)]
-    left_over = [f"{name} is left over" for name in found if name not in expected]
-    reshaped = [
-        f"{name} is {_shape(found[name])} instead of {_shape(tensor)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    return missing + left_over + reshaped
-
-
-def _backbone_misfits(state: Mapping[str, Tensor], layout: str, name: str) -> list[str]:
-    with torch.device("meta"):  # shapes without memory
-        shapes = build_backbone(name, "none").state_dict()
-    expected = {_foreign(f"backbone.{key}", layout): tensor for key, tensor in shapes.items()}
-    found = {key: tensor for key, tensor in state.items() if key.startswith(BACKBONE_PREFIX[layout])}
-    return _misfits(found, expected)
-
-
-def _check_backbone(state: Mapping[str, Tensor], layout: str, spec: ModelSpec, path: Path) -> None:
-    if not (misfits := _backbone_misfits(state, layout, spec.backbone)):
-        return
+def _misfit(path: Path, state_dicts: Sequence[Table], unread: Sequence[str], backbone: str) -> CheckpointError:
+    """The error for a file without that backbone: names the backbone that it holds, or what is missing."""
+    without = f" without its objects of {some(unread)}, which are not loaded for safety," if unread else ""
+    if not state_dicts:
+        return CheckpointError(f"{path}{without} holds no named tensors; {SAVE_AGAIN}.")
     for name in BACKBONES:
         with suppress(MissingDependency):
-            if not _backbone_misfits(state, layout, name):
-                raise CheckpointError(f"{path} holds a {name}, not a {spec.backbone}; pass --backbone {name}.")
-    raise CheckpointError(
-        f"{path}, read as {layout}, fits neither {spec.backbone} ({_some(misfits)}) nor any other known backbone; "
+            if find(state_dicts, _shapes(name)):
+                return CheckpointError(f"{path} holds a {name}, not a {backbone}; pass --backbone {name}.")
+    layout, place, wrong = closest(state_dicts, _shapes(backbone))
+    where = f"{layout} at {place.strip('.')}" if place else layout
+    return CheckpointError(
+        f"{path}, read as {where},{without} fits neither {backbone} ({some(wrong)}) nor any other known backbone; "
         f"pass the whole state_dict of one of {', '.join(BACKBONES)}."
     )
 
@@ -190,7 +201,7 @@ def _check_backbone(state: Mapping[str, Tensor], layout: str, spec: ModelSpec, p
 def _check_heads(state: Mapping[str, Tensor], layout: str, spec: ModelSpec, path: Path) -> None:
     """That number and length of the heads are as stated."""
     heads: list[Tensor] = []
-    while (name := _foreign(f"heads.{len(heads)}.weight", layout)) in state:
+    while (name := foreign_name(f"heads.{len(heads)}.weight", layout)) in state:
         heads.append(state[name])
     if not heads:
         raise CheckpointError(f"{path} has no {name}; pass the state_dict of a whole CGD model.")
@@ -211,7 +222,7 @@ def _take_exponents(state: dict[str, Tensor], layout: str, spec: ModelSpec, path
     """Take learned exponents out of ``state`` and return which descriptors have one: those are GeM."""
     learned: set[int] = set()
     for index, letter in enumerate(spec.descriptors):
-        name = _foreign(f"pools.{index}.p", layout)
+        name = foreign_name(f"pools.{index}.p", layout)
         if name not in state or state[name].numel() != 1:
             continue
         p = state.pop(name).item()
@@ -228,28 +239,30 @@ def _take_exponents(state: dict[str, Tensor], layout: str, spec: ModelSpec, path
 
 def _model(state: Mapping[str, Tensor], layout: str, spec: ModelSpec, seed: int, path: Path) -> CGD:
     """The model with the weights of ``state``, all of which must find their place."""
-    logits = state.get(_foreign("auxiliary.1.weight", layout))
+    logits = state.get(foreign_name("auxiliary.1.weight", layout))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CGD(spec, classes=_rows(logits))
     ours = model.state_dict()
-    if layout == BACKBONE:
+    if layout not in WHOLE:
         ours = {name: tensor for name, tensor in ours.items() if name.startswith("backbone.")}
-    names = {name: _foreign(name, layout) for name in ours}
-    if misfits := _misfits(state, {foreign: ours[name] for name, foreign in names.items()}):
+    names = {name: foreign_name(name, layout) for name in ours}
+    if wrong := misfits(state, {foreign: ours[name] for name, foreign in names.items()}):
         raise CheckpointError(
-            f"{path}, read as {layout}, does not fit the stated model ({_some(misfits)}); "
+            f"{path}, read as {layout}, does not fit the stated model ({some(wrong)}); "
             "pass the state_dict of a whole CGD model and nothing else."
         )
     model.load_state_dict({**model.state_dict(), **{n: state[f] for n, f in names.items() if f in state}})
     return model.eval()
 
 
-def _warnings(layout: str, spec: ModelSpec, seed: int, learned: set[int]) -> tuple[str, ...]:
-    if layout == BACKBONE:
+def _warnings(found: Found, spec: ModelSpec, seed: int, learned: set[int]) -> tuple[str, ...]:
+    beside = [_beside_warning(found)] if found.beside else []
+    if not found.whole:
         return (
             f"the file holds a {spec.backbone} and no descriptors: their linear layers are random (seed {seed}), so "
             "this model is untrained beyond its backbone and a baseline only.",
+            *beside,
         )
     mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (spec.mean, spec.std))
     stride = (
@@ -261,7 +274,14 @@ def _warnings(layout: str, spec: ModelSpec, seed: int, learned: set[int]) -> tup
         "weights do not tell what pictures they were trained on."
     )
     gem = [_gem_warning(spec, learned)] if "G" in spec.descriptors else []
-    return (*_order_warnings(spec, learned), stride, *gem, pixels)
+    return (*_order_warnings(spec, learned), stride, *gem, pixels, *beside)
+
+
+def _beside_warning(found: Found) -> str:
+    return (
+        f"{some(found.beside)} lie beside the model and were left out; that is right for the weights of a loss, and "
+        "wrong for a layer that the descriptors need."
+    )
 
 
 def _order_warnings(spec: ModelSpec, learned: set[int]) -> list[str]:
@@ -286,13 +306,3 @@ def _gem_warning(spec: ModelSpec, learned: set[int]) -> str:
 
 def _rows(tensor: Tensor | None) -> int:
     return tensor.shape[0] if tensor is not None and tensor.ndim == 2 else 0
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
-
-
-def _some(items: Sequence[object]) -> str:
-    """The first few of ``items`` and how many more there are."""
-    more = [f"{len(items) - 3} more"] if len(items) > 3 else []
-    return ", ".join([*map(str, items[:3]), *more])

@@ -21,9 +21,9 @@ from cgd_deploy.images import ImageList
 from cgd_deploy.left_out import bad_pictures, sort_out
 from cgd_deploy.terminal import counting, tell_left_out
 
-from .backbone import load_weights
 from .checkpoint import CALIBRATION_PICTURES, Checkpoint, load_checkpoint, save_checkpoint, space_id
 from .config import TrainConfig
+from .foreign import read_backbone
 from .model import CGD
 from .processes import Processes
 
@@ -110,16 +110,20 @@ def start_run(
     testing: Evaluation,
     classes: int,
     left_out: LeftOutNames,
-) -> Checkpoint:
-    """The untrained model with an empty trainer state; raises InputError if ``config.out`` holds another model.
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The untrained model with an empty trainer state, and notes on the weights that it starts from.
+
+    Raises InputError if ``config.out`` holds another model, and what ``read_backbone`` does.
 
     A run that was killed while saving its first epoch leaves best.pt alone; the same untrained model may replace it.
     """
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
         torch.manual_seed(config.seed)
         model = CGD(config.spec, classes=classes if config.auxiliary else 0, learn_p=config.learn_p)
+    notes: tuple[str, ...] = ()
     if config.weights is not None:
-        load_weights(model.backbone, config.weights)
+        weights, notes = read_backbone(config.weights, config.backbone)
+        model.backbone.load_state_dict({**model.backbone.state_dict(), **weights})
     best = config.out / "best.pt"
     if best.exists() and load_checkpoint(best).spec.space_id != space_id(model.spec, model.state_dict()):
         raise InputError(
@@ -133,7 +137,7 @@ def start_run(
         "metrics": [],
         "stepper": {},
     }
-    return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state)
+    return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state), notes
 
 
 def check_unchanged(

@@ -77,8 +77,10 @@ def _train(
     if note := left_out_queries(testing.asked):
         notes += (note,)
     if resumed:
-        notes += check_unchanged(config.out / "last.pt", resumed, settings, training, testing)
-    checkpoint = resumed or start_run(config, settings, training, testing, len(labels), left_out)
+        checkpoint, more = resumed, check_unchanged(config.out / "last.pt", resumed, settings, training, testing)
+    else:
+        checkpoint, more = start_run(config, settings, training, testing, len(labels), left_out)
+    notes += more
     model = checkpoint.model.to(device).to(memory_format=torch.channels_last)
     for stage in _frozen_stages(model, config.train_from):
         stage.requires_grad_(False)

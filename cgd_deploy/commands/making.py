@@ -72,7 +72,8 @@ def train(
         typer.Option("-o", "--out", metavar="FOLDER", help="Run folder.", show_default="runs/BACKBONE-DESCRIPTORS"),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Backbone weights to start from, a .pth file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Start from these weights of the backbone: any file that import reads."),
     ] = None,
     backbone: Backbone = "resnet50",
     descriptors: Descriptors = "SG",
@@ -176,7 +177,10 @@ def train(
 
 def import_(
     weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS", help="A state_dict of a backbone or of another CGD code base.")
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS", help="Weights of a backbone or of a CGD model: .pth, .pt, .ckpt or .safetensors."
+        ),
     ],
     backbone: Backbone,
     descriptors: Descriptors,
@@ -196,6 +200,14 @@ def import_(
         Path | None,
         typer.Option(
             metavar="PICTURES", help="Data set: its training pictures calibrate INT8, its test pictures test."
+        ),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where a file of several models has the one to import, such as teacher or ema.model.",
+            show_default="the only one, or an average of weights (EMA)",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Checkpoint to write.")] = Path("ckpt.pt"),
@@ -218,7 +230,7 @@ def import_(
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from error
 
-    for warning in import_checkpoint(weights, spec, out, data=data):
+    for warning in import_checkpoint(weights, spec, out, data=data, prefix=prefix):
         warn(warning)
     print(out)
 
