@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 import warnings
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from . import stdio
 from .commands import making, serving, using
 from .errors import CgdError
 from .hardware import package_version
@@ -127,10 +127,18 @@ def common(
 def main() -> None:
     """Entry point: a user's error becomes one line on stderr and its exit status, a bug keeps its traceback."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture is used, or left out with a sentence of ours
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file name in another encoding is told as it is
+    stdio.take_over()
+    status = _run(lambda: app(prog_name="cgd-deploy"))
+    sys.exit(_run(sys.stdout.flush) or status)
+
+
+def _run(call: Callable[[], Any]) -> Any:
+    """The exit status of ``call``, whose error is told."""
     try:
-        app(prog_name="cgd-deploy")
+        call()
+    except SystemExit as end:
+        return end.code
     except CgdError as error:
         print(f"cgd-deploy: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        return error.exit_status
+    return 0

@@ -194,7 +194,6 @@ def index(cli, desk) -> str:
     [
         ("search cut.jpg -e good.cgd", "cut.jpg cannot be decoded"),
         ("search empty -e good.cgd", "empty holds no pictures"),
-        ("search good.jpg -e good.cgd -k 2", "2 neighbours were asked"),
         ("search good.jpg -e other.cgd -k 1", "the index describes space"),
         ("search good.jpg -e good.cgd -k 1 --html folder.npy", "it is a folder"),
     ],

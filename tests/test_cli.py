@@ -510,6 +510,19 @@ def test_embed_then_search(cli, fake, pictures, suffix):
     assert told == f"{query}\n  1   1.0000  {query}\n"
 
 
+@pytest.mark.parametrize(
+    ("query", "k", "told"), [("*.jpg", 8, 1), ("0.jpg", 6, 1), ("0.jpg", 5, 0), ("[01].jpg", 10**9, 1)]
+)
+def test_search_shows_all_pictures_of_an_index_that_has_fewer_than_k(cli, fake, pictures, query, k, told):
+    assert cli("embed", pictures / "kind-1", "-e", fake, "-o", "index.npy")[0] == 0
+    search = ["search", pictures / "kind-1" / query, "-e", fake, "--index", "index.npy", "-k", k]
+    code, out, err = cli(*search, "--json", "--html", "found.html")
+    assert code == 0 and {len(found["neighbours"]) for found in json.loads(out)} == {5}
+    assert err == "warning: index.npy holds 5 pictures, so 5 neighbours are shown.\n" * told
+    code, out, _ = cli(*search)
+    assert code == 0 and out.count("\n  5   ") == len(json.loads(cli(*search, "--json")[1]))
+
+
 def test_search_tells_queries_in_blocks_and_neighbours_in_columns(cli, fake, pictures):
     os.symlink(pictures, "pictures")
     assert cli("embed", "pictures", "-e", fake, "-o", "index.npy")[0] == 0

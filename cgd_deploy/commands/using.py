@@ -307,7 +307,7 @@ def search(
     from ..images import read_images
     from ..index import read_index
     from ..report import Neighbour, QueryRow, write_search_page
-    from ..terminal import errors, search_lines
+    from ..terminal import errors, search_lines, warn
 
     gallery = read_index(index)
     left_out: list[LeftOut] = []
@@ -317,6 +317,9 @@ def search(
             if strict and not mixing.safe:
                 raise InputError(f"{mixing.told}, or leave --strict out.")
             errors.print(f"{'note' if mixing.safe else 'warning'}: {mixing.told}.", style="yellow")
+        if k > len(gallery.paths):
+            k = len(gallery.paths)
+            warn(f"{index} holds {k} pictures, so {k} neighbours are shown.")
         descriptors = np.concatenate([part for _, part in loaded.embed_list(queries)])
         indices, similarities = gallery.search(loaded, descriptors, k)
     found = [
