@@ -25,6 +25,7 @@ from cgd_deploy.preprocess import batches
 from cgd_deploy.retrieval import Descriptors, cosines
 from cgd_deploy.spec import ModelSpec
 from cgd_train.checkpoint import save_tensors
+from cgd_train.processes import share_threads
 from cgd_train.weights import load_tensors
 
 from .calibrate import Ranges
@@ -80,6 +81,7 @@ def distilled(
             f"{len(images)} pictures and {steps} steps of {batch_size} leave nothing to distill on; "
             "pass at least one of each."
         )
+    share_threads()
     pixels, targets = _described(model, images.sample(steps * batch_size), batch_size, on_step)
     student = FakeQuantized(model, ranges, layout, keep_float, weight_range)
     student.check(pixels[:batch_size], targets[:batch_size])

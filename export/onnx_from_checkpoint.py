@@ -40,9 +40,11 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
 
         from cgd_train.checkpoint import load_checkpoint
         from cgd_train.model import DeployModel
+        from cgd_train.processes import share_threads
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from error
 
+    share_threads()
     output = Path(output)
     loaded = load_checkpoint(checkpoint)
     loaded.model.freeze_p()

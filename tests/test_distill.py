@@ -14,6 +14,7 @@ from graphs import activation_ranges, ranged_tensors
 from onnx import helper, numpy_helper
 from PIL import Image, ImageOps
 
+from cgd_deploy import hardware
 from cgd_deploy.backends.openvino import OpenVinoBackend
 from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.images import ImageList
@@ -265,6 +266,15 @@ def test_a_state_of_anything_else_is_refused(model, ranges, images, tmp_path, mo
     state.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"state\.pt is no unfinished distillation"):
         distilled(model, ranges, images, **options)
+
+
+def test_threads_are_no_more_than_a_quota_grants(model, ranges, images, monkeypatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: 1.5)
+    distilled(model, ranges, images, steps=1, batch_size=2)
+    assert calls == [1]
 
 
 def test_another_seed_is_another_order() -> None:

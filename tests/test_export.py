@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import SPEC, listing, write_fake_engine
 from onnx import TensorProto, helper
 
+from cgd_deploy import hardware
 from cgd_deploy.errors import CgdError, ExportError, InputError, SpecError
 from cgd_deploy.files import sha256_file
 from cgd_deploy.images import read_images
@@ -180,6 +182,15 @@ def test_the_command_names_what_it_replaces_and_what_becomes_stale(cli, checkpoi
         f"warning: artifacts/model.calibration.tsv was deleted: {deleted}",
         f"warning: artifacts/model-int8.cgd is stale: {stale}",
     ]
+
+
+def test_threads_are_no_more_than_a_quota_grants(checkpoint, tmp_path, monkeypatch, quick_trace):
+    calls = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: 1.5)
+    onnx_from_checkpoint(checkpoint, tmp_path / "model.onnx")
+    assert calls == [1]
 
 
 def test_nothing_is_written_when_parity_is_missed(checkpoint, tmp_path, monkeypatch, quick_trace):

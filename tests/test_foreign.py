@@ -440,6 +440,14 @@ def test_what_lies_beside_a_backbone_is_named(name, plain, tmp_path):
     assert "baseline only" in baseline and beside.startswith(f"{name} lie beside the model and were left out;")
 
 
+@pytest.mark.parametrize("make", ["plain", "state"])
+def test_counters_are_no_part_of_a_model(make, plain, state, tmp_path):
+    counted = {"plain": plain, "state": state}[make]
+    expected = import_weights(saved(counted, tmp_path), SPEC).warnings
+    counters = {"step": torch.tensor(7), "queue_ptr": torch.zeros(1, dtype=torch.long), "ready": torch.tensor(True)}
+    assert import_weights(saved({**counted, **counters}, tmp_path), SPEC).warnings == expected
+
+
 def test_what_lies_inside_a_backbone_is_refused(plain, tmp_path):
     attention = {**below("model.", plain), "model.layer1.0.attention.weight": torch.ones(3, 4)}
     refused(saved(attention, tmp_path), r"backbone at model, fits neither .*layer1.0.attention.weight is left over")

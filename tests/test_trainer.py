@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cgd_deploy import hardware
 from cgd_deploy.errors import CgdError, CheckpointError, InputError, SpecError
 from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.images import ImageList, read_images
@@ -392,6 +393,15 @@ def test_threads_are_set_only_when_given(folder, tmp_path, monkeypatch):
     assert calls == []
     train(tiny(folder, tmp_path / "b", epochs=0, threads=2))
     assert calls == [2]
+
+
+def test_threads_are_no_more_than_a_quota_grants(folder, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: 1.5)
+    train(tiny(folder, tmp_path, epochs=0, threads=None))
+    assert calls == [1]
 
 
 def test_the_callers_random_generator_is_left_alone(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The processes of a ``torchrun`` job: whose part of a batch is whose, and how parts become one. Knows no model."""
+"""What processes share: a machine's threads, and in a ``torchrun`` job the parts of a batch. Knows no model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from cgd_deploy.errors import InputError
+from cgd_deploy.hardware import available_threads
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ class _Gather(torch.autograd.Function):
         # Every process has the same gradient of the whole; times count, because averaging divides by it.
         start = ctx.processes.rank * ctx.length
         return gradients[0][start : start + ctx.length] * ctx.processes.count, None
+
+
+def share_threads(threads: int | None = None) -> None:
+    """Let torch use ``threads``; if None, as many as it chose, but no more than a CPU quota grants: it sees none."""
+    if threads or available_threads() < torch.get_num_threads():
+        torch.set_num_threads(threads or available_threads())
 
 
 @contextmanager

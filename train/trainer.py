@@ -27,7 +27,7 @@ from cgd_deploy.terminal import errors
 from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
 from .model import CGD, DeployModel
-from .processes import Processes, joined
+from .processes import Processes, joined, share_threads
 from .run import check_unchanged, good_pictures, last_epoch, run_settings, save_epoch, start_run
 from .sampler import epoch_batches
 from .step import Losses, Stepper
@@ -69,8 +69,7 @@ def _train(
     labels = {label: number for number, label in enumerate(sorted(set(training.classes or ())))}
     targets = torch.tensor([labels[label] for label in training.classes or ()])
     _batches(config, training, epoch=1)  # too few classes are refused before anything is written
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    share_threads(config.threads)
     workers = min(config.threads or available_threads(), 8)
 
     settings = run_settings(config, training, testing)
