@@ -518,7 +518,7 @@ def test_search_shows_all_pictures_of_an_index_that_has_fewer_than_k(cli, fake, 
     search = ["search", pictures / "kind-1" / query, "-e", fake, "--index", "index.npy", "-k", k]
     code, out, err = cli(*search, "--json", "--html", "found.html")
     assert code == 0 and {len(found["neighbours"]) for found in json.loads(out)} == {5}
-    assert err == "warning: index.npy holds 5 pictures, so 5 neighbours are shown.\n" * told
+    assert err == f"warning: index.npy has fewer pictures than -k {k}: each query finds all 5.\n" * told
     code, out, _ = cli(*search)
     assert code == 0 and out.count("\n  5   ") == len(json.loads(cli(*search, "--json")[1]))
 

@@ -317,11 +317,11 @@ def search(
             if strict and not mixing.safe:
                 raise InputError(f"{mixing.told}, or leave --strict out.")
             errors.print(f"{'note' if mixing.safe else 'warning'}: {mixing.told}.", style="yellow")
-        if k > len(gallery.paths):
-            k = len(gallery.paths)
-            warn(f"{index} holds {k} pictures, so {k} neighbours are shown.")
+        shown = min(k, len(gallery.paths))
         descriptors = np.concatenate([part for _, part in loaded.embed_list(queries)])
-        indices, similarities = gallery.search(loaded, descriptors, k)
+        indices, similarities = gallery.search(loaded, descriptors, shown)
+    if shown < k:
+        warn(f"{index} has fewer pictures than -k {k}: each query finds all {shown}.")
     found = [
         (path, [(gallery.paths[i], round(float(s), 5)) for i, s in zip(row, scores, strict=True)])
         for path, row, scores in zip(queries.paths, indices, similarities, strict=True)
