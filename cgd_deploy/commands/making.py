@@ -207,7 +207,7 @@ def import_(
         typer.Option(
             metavar="NAME",
             help="Where a file of several models has the one to import, such as teacher or ema.model.",
-            show_default="the only one, or an average of weights (EMA)",
+            show_default="the only one, else averaged weights",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="Checkpoint to write.")] = Path("ckpt.pt"),
