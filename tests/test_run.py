@@ -26,7 +26,7 @@ def old_run(config, picture_list):
     training, testing = picture_list.split_classes()
     lists = (training, Evaluation(testing))
     settings = {k: v for k, v in run_settings(config, *lists).items() if k not in NEW}
-    checkpoint = start_run(config, settings, *lists, classes=0, left_out={})
+    checkpoint, _ = start_run(config, settings, *lists, classes=0, left_out={})
     path = save_checkpoint(checkpoint, config.out / "last.pt")
     return path, last_epoch(replace(config, resume=True)), lists
 
