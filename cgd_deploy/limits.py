@@ -1,6 +1,6 @@
 """How large what comes from elsewhere may be: it is refused by its size, before it is read, decoded or given memory.
 
-The limits are of the process, as threads that decode share them. Knows no format.
+The limits are of the process, as threads that decode share them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Limits:
 
     pixels           of a picture; one at the limit takes 1.2 GB while it is decoded, 1.9 GB as WebP
     picture_bytes    of a picture's file
-    formats          of pictures, by Pillow's names; what no plugin of ours is asked for is never opened
+    formats          of pictures, by Pillow's names; Pillow only tries these
     list_bytes       of a LIST.tsv or a data set's list
     listed_anywhere  whether a LIST.tsv may name pictures outside of its own folder, as the lists that export writes do
     engine_bytes     of a .cgd file, which is read into memory
@@ -29,7 +29,7 @@ class Limits:
 
     pixels: int = 100_000_000
     picture_bytes: int = 1 << 30
-    formats: tuple[str, ...] = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+    formats: tuple[str, ...] = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
     list_bytes: int = 256 << 20
     listed_anywhere: bool = True
     engine_bytes: int = 8 << 30
@@ -54,15 +54,20 @@ def limits() -> Limits:
 def set_limits(**changes: Any) -> Limits:
     """Change limits of this process, by their names in ``Limits``; returns those that held before.
 
-    Where more ``pixels`` are allowed than Pillow's own PIL.Image.MAX_IMAGE_PIXELS, that is raised as well.
-    Raises InputError for an unknown limit, value or format.
+    Where more ``pixels`` are allowed than Pillow's own PIL.Image.MAX_IMAGE_PIXELS, that is raised as well. Formats may
+    be called by a suffix, as "jpg" or "heic", and may need a plugin of Pillow.
+    Raises InputError for an unknown limit, value or format, MissingDependency for a plugin that is not installed.
     """
     global _limits
     if unknown := sorted(set(changes) - {field.name for field in fields(Limits)}):
         known = ", ".join(field.name for field in fields(Limits))
         raise InputError(f"limit {unknown[0]!r} is unknown; expected one of {known}.")
     before, after = _limits, replace(_limits, **changes)
-    if "pixels" in changes or "formats" in changes:
+    if after.formats != before.formats:
+        from .formats import format_name
+
+        after = replace(after, formats=tuple(dict.fromkeys(map(format_name, after.formats))))
+    if "pixels" in changes:
         _fit_pillow(after)
     _limits = after
     return before
@@ -76,7 +81,7 @@ def parse_limit(text: str) -> dict[str, Any]:
     name, _, value = text.partition("=")
     default = next((field.default for field in fields(Limits) if field.name == name), "")
     if isinstance(default, tuple):
-        return {name: tuple(value.upper().split(","))}
+        return {name: tuple(value.split(","))}
     if isinstance(default, bool):
         return {name: {"yes": True, "no": False}.get(value, value)}
     return {name: int(value) if value.isascii() and value.isdecimal() and len(value) < 20 else value}
@@ -94,8 +99,5 @@ def check_size(what: str, size: int, limit: str, error: type[CgdError] = InputEr
 def _fit_pillow(wanted: Limits) -> None:
     from PIL import Image
 
-    Image.init()
-    if unknown := [name for name in wanted.formats if name not in Image.OPEN]:
-        raise InputError(f"limit formats={','.join(unknown)} is unknown to Pillow; it has {', '.join(Image.OPEN)}.")
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, wanted.pixels)

@@ -22,6 +22,7 @@ from PIL.TiffTags import TAGS_V2_GROUPS
 
 from .errors import InputError, in_one_line
 from .files import check_file
+from .formats import readable
 from .images import Box, ImageList
 from .limits import check_size, limits
 from .png import without_metadata
@@ -57,7 +58,7 @@ def decode(source: Picture, box: Box | None = None, least: int | None = None) ->
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist; check the path.") from error
     except Exception as error:  # Pillow raises a dozen unrelated types for damaged files
-        unknown = f"no picture in one of the formats {', '.join(limits().formats)}"
+        unknown = f"no picture in one of the formats {', '.join(readable(limits().formats))}"
         reason = unknown if isinstance(error, Image.UnidentifiedImageError) else in_one_line(error)
         raise InputError(f"{name} cannot be decoded ({reason}); replace or remove the file.") from error
     return image if box is None else _crop(image, box, name)
@@ -180,7 +181,7 @@ def _from_file(source: str | Path | BinaryIO, file: BinaryIO, name: str, least: 
     errors: list[Exception] = []
     for reading in chain([source], without_metadata(file)):
         try:
-            with Image.open(reading, formats=limits().formats) as opened:
+            with Image.open(reading, formats=readable(limits().formats)) as opened:
                 _check_size(opened, name)
                 if least:
                     opened.draft(None, (least, least))
