@@ -17,7 +17,8 @@ import numpy as np
 from .errors import InputError, MissingDependency, in_one_line, install_line
 from .evaluation import Evaluation
 from .files import check_file
-from .images import LARGEST_PIXEL, Box, ImageList, leaves, read_images
+from .images import ImageList, expanded, read_images
+from .lists import LARGEST_PIXEL, Box, leaves
 from .splits import REID_RECALL_AT, Parts, only_folder, read_split
 
 SOP_RECALL_AT = (1, 10, 100, 1000)
@@ -75,7 +76,7 @@ def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
              ``splits.read_split`` knows, with pictures named by identity and camera
     folder   train/, and test/ or val/, or query/ and gallery/, each a folder a class, see ``splits.read_split``;
              or a folder a class and halves as above
-    list     a LIST.tsv, a folder with images.tsv, or a pattern; halves as above
+    list     a LIST.tsv, a CSV or text file with a header, a folder with images.tsv, or a pattern; halves as above
 
     images.tsv goes before every layout, and otherwise the more particular names go first: CUB200 with naver's lists
     beside its own is "cub200", which is the same split. A folder whose pictures all lie in one folder is read as that
@@ -95,6 +96,8 @@ def _dataset(parts: Parts) -> Dataset:
 
 
 def _halves(source: str | Path, images: ImageList) -> Dataset:
+    if images.classes is None:
+        raise InputError(f"{source} has no classes; expected a folder a class, or a list with a column for the class.")
     training, testing = images.split_classes()
     trained, tested = len(set(training.classes or ())), len(set(testing.classes or ()))
     where = images.root if Path(source).is_dir() else source
@@ -123,8 +126,8 @@ def read_training(source: str | Path, boxes: bool = True) -> ImageList:
 
 def _read(source: str | Path, boxes: bool) -> Parts | ImageList:
     """The parts of a layout, or all pictures of a source that has none."""
-    folder = Path(source)
-    if not folder.is_dir() or _first_file(folder, ("images.tsv",)):
+    folder = Path(expanded(source))
+    if not os.path.isdir(folder) or _first_file(folder, ("images.tsv",)):
         return _read_images(source, boxes)
     if parts := _read_layout(folder, boxes) or read_split(folder, boxes):
         return parts

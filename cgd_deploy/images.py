@@ -1,25 +1,29 @@
-"""Image lists: a folder, a LIST.tsv, a glob or one picture. Knows paths, classes and boxes, and opens no picture."""
+"""Image lists: folders, lists, glob patterns and pictures. Knows paths, classes and boxes, and decodes no picture."""
 
 from __future__ import annotations
 
-import csv
-import glob
-import io
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from .errors import InputError, in_one_line
-from .files import check_file, sha256_bytes, write_text
+from . import folders, formats, lists
+from .errors import InputError
+from .files import sha256_bytes, write_text
+from .folders import File, counted, some
 from .limits import limits
+from .lists import Box, list_text, read_list
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
+KINDS = 5
+"""Kinds of files that a note counts one by one."""
 
-LARGEST_PIXEL = 1 << 31
+OURS = (".cgd", ".tsv")
+"""Suffixes of files that cgd-deploy writes beside pictures."""
 
-Box = tuple[int, int, int, int]
+Source: TypeAlias = str | Path
 
 
 @dataclass(frozen=True)
@@ -119,16 +123,9 @@ class ImageList:
         return write_text(path, self._tsv([str(p.absolute()) for p in self.paths]))
 
     def _tsv(self, names: Sequence[str]) -> str:
-        columns: list[Sequence[Any]] = [names, self.classes or [""] * len(self)]
-        header = ["image", "class"]
-        if self.boxes:
-            header += ["x1", "y1", "x2", "y2"]
-            columns += list(zip(*self.boxes, strict=True))
-        out = io.StringIO()
-        writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(zip(*columns, strict=True))
-        return out.getvalue()
+        corners = list(zip(*self.boxes, strict=True)) if self.boxes else []
+        classes = self.classes or [""] * len(self)
+        return list_text({"image": names, "class": classes, **dict(zip(lists.CORNERS, corners, strict=False))})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, with an absolute root, for a checkpoint."""
@@ -151,28 +148,38 @@ class ImageList:
         )
 
 
-def read_images(source: str | Path) -> ImageList:
-    """Read a folder (a folder a class, or flat), a LIST.tsv, a glob pattern or a single picture.
+def read_images(source: Source | Sequence[Source]) -> ImageList:
+    """Read a folder (a folder a class, or flat), a list, a glob pattern or a picture, or several of these in order.
 
-    Raises InputError where nothing usable is there.
+    A folder is read with all folders below it, see ``folders.walk`` for links and for names that are skipped. A picture
+    is known by its suffix, or else by its first bytes. A file with several names is read once. A list is a LIST.tsv, or
+    a .csv or .txt file with a header. Several sources have classes if all of them do. The notes say what was left out.
+
+    Raises InputError where nothing usable is there, and if only some of several sources have boxes.
     """
-    path = Path(source)
-    if path.is_dir():
+    if not isinstance(source, (str, Path)):
+        return _joined(source)
+    path = Path(source := expanded(source))
+    if os.path.isdir(path):
         return _read_folder(path)
-    if path.suffix.lower() == ".tsv":
-        return _read_tsv(path)
-    if path.is_file():
-        return ImageList(path.parent, (path.name,))
-    found = sorted(name for name in glob.glob(str(source), recursive=True) if Path(name).suffix.lower() in SUFFIXES)
-    if not found:
-        raise InputError(f"no pictures at {source}: expected a folder, a LIST.tsv, a glob pattern or a picture.")
-    return ImageList(Path(), tuple(found))
+    if path.suffix.lower() in lists.SUFFIXES:
+        rows = read_list(path)
+        return ImageList(path.parent, rows.names, rows.classes, rows.boxes, _in_one_line(rows.notes))
+    return _read_picture(path) if os.path.isfile(path) else _read_pattern(str(source))
 
 
-def leaves(name: str) -> bool:
-    """Whether a name in a list, taken as a path, leaves the list's folder; symbolic links are not looked at."""
-    path = Path(name)
-    return path.is_absolute() or ".." in path.parts
+def expanded(source: Source) -> Source:
+    """``source``, with ~ at its start as the home folder unless something here is called so.
+
+    Raises InputError for an unknown user.
+    """
+    first, *_ = (*Path(source).parts, "")
+    if not first.startswith("~") or os.path.exists(first):
+        return source
+    try:
+        return Path(source).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{source} names a home folder that is not known here; pass the whole path.") from error
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -186,58 +193,123 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 def _read_folder(folder: Path) -> ImageList:
     if (folder / "images.tsv").is_file():
-        return _read_tsv(folder / "images.tsv")
-    names = sorted(
-        str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-    )
-    if not names:
-        raise InputError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); pass a folder that does.")
-    in_class_folders = all(len(Path(name).parts) > 1 for name in names)
-    return ImageList(folder, tuple(names), tuple(Path(name).parts[0] for name in names) if in_class_folders else None)
+        return read_images(folder / "images.tsv")
+    found = folders.walk(folder)
+    pictures, others = _told_apart(folder, found.files)
+    notes = [*found.left_out(), *_not_read(others)]
+    if not pictures:
+        told = "; ".join([f"no pictures in one of the formats {_formats()}", *notes])
+        raise InputError(f"{folder} holds {told}; pass a folder that does.")
+    names = sorted(file.name for file in pictures)
+    stray = [name for name in names if os.sep not in name]
+    if 0 < len(stray) < len(names):
+        notes.append(f"{counted(stray, 'picture')} found outside of class folders, so none has a class: {some(stray)}")
+    classes = None if stray else tuple(name.split(os.sep)[0] for name in names)
+    images = ImageList(folder, tuple(names), classes, notes=_notes(folder, notes))
+    return _once(images, sorted(pictures), folder)
 
 
-def _read_tsv(path: Path) -> ImageList:
+def _read_picture(path: Path) -> ImageList:
     try:
-        check_file(path, "list_bytes")
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        reader = csv.reader(io.StringIO(text), delimiter="\t")
-        header = next(reader, [])
-        lines = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the list {path}: {error}; expected a UTF-8 text file.") from error
-    with_boxes = header == ["image", "class", "x1", "y1", "x2", "y2"]
-    if not with_boxes and header != ["image", "class"]:
+        known = formats.is_picture(path, limits().formats)
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); make it readable.") from error
+    if not known:
         raise InputError(
-            f"{path} starts with {' '.join(header)[:60]!r}; "
-            "expected a UTF-8 text file with the header image<TAB>class[<TAB>x1<TAB>y1<TAB>x2<TAB>y2]."
+            f"{path} is no picture in one of the formats {_formats()}{_allow([path.suffix.lower()])}, and no list "
+            f"({', '.join(lists.SUFFIXES)}); pass a picture, a folder, a list or a glob pattern."
         )
-    if not lines:
-        raise InputError(f"{path} lists no pictures; expected a line a picture under the header.")
-    for number, row in lines:
-        if len(row) != len(header):
-            raise InputError(f"{path} line {number} has {len(row)} fields; expected {len(header)} as in the header.")
-        if not row[0]:
-            raise InputError(f"{path} line {number} names no picture; put its path in the first field.")
-        if leaves(row[0]) and not limits().listed_anywhere:
-            raise InputError(
-                f"{path} line {number} names {row[0]!r:.200}, outside of the list's folder; move it there, or allow it "
-                "with `cgd-deploy --limit listed_anywhere=yes`."
-            )
-    rows = [row for _, row in lines]
-    try:
-        boxes = tuple((_pixel(r[2]), _pixel(r[3]), _pixel(r[4]), _pixel(r[5])) for r in rows) if with_boxes else None
-    except ValueError as error:
+    return ImageList(path.parent, (path.name,))
+
+
+def _read_pattern(pattern: str) -> ImageList:
+    files, left_out = folders.matching(pattern)
+    pictures, others = _told_apart(Path(), files)
+    notes = [*left_out, *_not_read(others)]
+    if not pictures:
+        told = "; ".join([f"no pictures at {pattern}", *notes])
+        raise InputError(f"{told}: expected a folder, a LIST.tsv, a glob pattern such as 'photos/*.jpg' or a picture.")
+    images = ImageList(Path(), tuple(file.name for file in pictures), notes=_notes(pattern, notes))
+    return _once(images, pictures, pattern)
+
+
+def _joined(sources: Sequence[Source]) -> ImageList:
+    parts = [read_images(source) for source in sources]
+    if len(parts) < 2:
+        if not parts:
+            raise InputError("there is nothing to read; pass pictures, folders, lists or glob patterns.")
+        return parts[0]
+    with_boxes = [bool(part.boxes) for part in parts]
+    if any(with_boxes) and not all(with_boxes):
         raise InputError(
-            f"{path} has a box that is not four whole numbers ({in_one_line(error)}); give pixels x1 y1 x2 y2."
-        ) from error
-    unlabelled = [number for number, row in lines if not row[1]]
-    if unlabelled and len(unlabelled) < len(lines):
-        raise InputError(f"{path} line {unlabelled[0]} has no class; label every picture or none.")
-    classes = None if unlabelled else tuple(row[1] for row in rows)
-    return ImageList(path.parent, tuple(row[0] for row in rows), classes, boxes)
+            f"{sources[with_boxes.index(True)]} has boxes and {sources[with_boxes.index(False)]} has none; "
+            "read the two one after the other."
+        )
+    images = ImageList(
+        Path(),
+        tuple(str(path) for part in parts for path in part.paths),
+        tuple(c for part in parts for c in part.classes or ()) if all(part.classes for part in parts) else None,
+        tuple(box for part in parts for box in part.boxes or ()) or None,
+        tuple(note for part in parts for note in part.notes),
+    )
+    # Two boxes of one file are two pictures.
+    return images if images.boxes else _once(images, folders.reached(images.names), "the pictures")
 
 
-def _pixel(text: str) -> int:
-    if abs(number := int(text)) > LARGEST_PIXEL:
-        raise ValueError(f"{text[:40]} lies beyond {LARGEST_PIXEL}")
-    return number
+def _once(images: ImageList, files: Sequence[File], source: Source) -> ImageList:
+    """The list without second names of one file; ``files`` are its pictures."""
+    kept, again = folders.once(files)
+    if not again:
+        return images
+    classes = images.classes or ("",) * len(images)
+    torn = [(second, first) for second, first in again if classes[second] != classes[first]]
+    second, first = (torn or again)[0]
+    note = f"{counted(again, 'name')} not read again: {images.names[second]} is the same file as {images.names[first]}"
+    if torn:
+        note += f", which counts as {classes[first]} and not as {classes[second]}"
+    return replace(images.subset(kept), notes=(*images.notes, *_notes(source, [note])))
+
+
+def _told_apart(root: Path, files: Iterable[File]) -> tuple[list[File], list[File]]:
+    """Pictures, and files of other kinds but our own."""
+    pictures, others, allowed = [], [], limits().formats
+    for file in files:
+        try:
+            known = formats.is_picture(root / file.name, allowed)
+        except OSError:
+            known = False
+        if known:
+            pictures.append(file)
+        elif not file.name.lower().endswith(OURS):
+            others.append(file)
+    return pictures, others
+
+
+def _not_read(others: Sequence[File]) -> list[str]:
+    """How many files are no pictures, and of which kinds."""
+    if not others:
+        return []
+    kinds = Counter(Path(file.name).suffix.lower() for file in others)
+    told = [f"{count} {kind[:20] or 'without a suffix'}" for kind, count in kinds.most_common(KINDS)]
+    if more := len(others) - sum(count for _, count in kinds.most_common(KINDS)):
+        told.append(f"{more} of other kinds")
+    return [f"{counted(others, 'file')} not read: {', '.join(told)}{_allow(kinds)}"]
+
+
+def _allow(suffixes: Collection[str]) -> str:
+    """How to have files with these suffixes read, if a plugin of Pillow reads them."""
+    more = formats.readable_with(suffixes)
+    wanted = ",".join(dict.fromkeys([*limits().formats, *more]))
+    return f" (`cgd-deploy --limit formats={wanted}` reads {' and '.join(more)})" if more else ""
+
+
+def _formats() -> str:
+    return ", ".join(formats.readable(limits().formats))
+
+
+def _notes(source: Source, notes: Iterable[str]) -> tuple[str, ...]:
+    return _in_one_line(f"{source}: {note}." for note in notes)
+
+
+def _in_one_line(notes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(" ".join(note.split()) for note in notes)

@@ -10,6 +10,7 @@ from typing import Any
 from .enginefile import Manifest, read_engine
 from .errors import EngineError, InputError
 from .files import sha256_file
+from .folders import is_leftover
 
 
 def stale(path: str | Path, manifest: Manifest) -> str | None:
@@ -20,7 +21,7 @@ def stale(path: str | Path, manifest: Manifest) -> str | None:
 def stale_engines(folder: str | Path) -> dict[Path, str]:
     """The stale engines of a folder and why; a damaged engine has no model and is not among them."""
     found, models = {}, _models(Path(folder))
-    for path in sorted(Path(folder).glob("*.cgd")):
+    for path in _files(Path(folder), "*.cgd"):
         with suppress(EngineError):
             if reason := _stale(read_engine(path).manifest, models):
                 found[path] = reason
@@ -32,7 +33,7 @@ def engines_of_one_model(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 
     Raises EngineError for a damaged engine, InputError where no engine is left or they are of several models.
     """
-    manifests = {path: read_engine(path).manifest for path in sorted(folder.glob("*.cgd"))}
+    manifests = {path: read_engine(path).manifest for path in _files(folder, "*.cgd")}
     if not manifests:
         raise InputError(f"there are no engines in {folder}/; make one with `cgd-deploy build-engine --int8`.")
     models = _models(folder)
@@ -64,9 +65,13 @@ def changes(before: Mapping[Path, Any]) -> list[str]:
     ]
 
 
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and not is_leftover(path.name))
+
+
 def _models(folder: Path) -> dict[str, str]:
     """The sha256 of each ONNX file of a folder, by its name; large files, so each is read once for all engines."""
-    return {model.name: _sha256(model) for model in sorted(folder.glob("*.onnx")) if model.is_file()}
+    return {model.name: _sha256(model) for model in _files(folder, "*.onnx")}
 
 
 def _stale(manifest: Manifest, models: Mapping[str, str]) -> str | None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import draw
 from PIL import Image
 
 from cgd_deploy.errors import InputError
@@ -99,13 +100,14 @@ def test_a_glob_pattern(tmp_path):
 
 
 def test_a_single_picture_whatever_its_suffix(tmp_path):
-    assert read_images(touch(tmp_path / "query.dat")).paths == [tmp_path / "query.dat"]
+    draw(0, 0).save(tmp_path / "query.dat", "PNG")
+    assert read_images(tmp_path / "query.dat").paths == [tmp_path / "query.dat"]
 
 
 MALFORMED = {
     "empty file": ("", "starts with ''"),
     "no header": ("x.jpg\tcat\n", "starts with 'x.jpg cat'"),
-    "unknown column": ("image\tlabel\nx.jpg\tcat\n", "starts with 'image label'"),
+    "no column for the picture": ("image_id\tlabel\n7\tcat\n", "starts with 'image_id label'"),
     "three box columns": ("image\tclass\tx1\ty1\tx2\nx.jpg\tcat\t1\t2\t3\n", "with the header"),
     "header only": ("image\tclass\n", "lists no pictures"),
     "too few fields": ("image\tclass\nx.jpg\tcat\ny.jpg\n", "line 3 has 1 fields; expected 2"),
