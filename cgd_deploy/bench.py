@@ -149,6 +149,7 @@ def bench(
             )
     result = {
         "schema": SCHEMA,
+        "notes": list(evaluation.images.notes),
         "environment": {
             "input": base.spec.input_text,
             **environment(evaluation.images, threads, samples, machine_load),

@@ -113,8 +113,8 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
-    """Sentences on why a bench may mislead: the machine's load, stale engines, and pictures that were left out."""
-    found = [load_warning(result["environment"]["load"])]
+    """Sentences on why a bench may mislead: the pictures that were read or left out, load, and stale engines."""
+    found = [*result.get("notes", ()), load_warning(result["environment"]["load"])]
     engines = {run["path"]: run["stale"] for run in result["engines"]}
     found += [f"{Path(path).name} was {reason}." for path, reason in engines.items() if reason]
     if left_out := result.get("left_out"):

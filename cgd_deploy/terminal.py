@@ -38,6 +38,12 @@ def warn(text: str) -> None:
     errors.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
 
+def warn_all(notes: Iterable[str]) -> None:
+    """Print each note as a warning on stderr, and a note that comes twice once."""
+    for note in dict.fromkeys(notes):
+        warn(note)
+
+
 def warn_of_load(load: Mapping[str, Any]) -> None:
     """Warn if the machine was busy while speed was measured, or if nobody knows, see ``timing.load_between``."""
     if warning := load_warning(load):

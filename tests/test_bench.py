@@ -72,7 +72,7 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
     result, _ = bench([exact], seconds=0, batch_sizes=(2,))
     recall = dict.fromkeys(("1", "2", "4", "8"))
     assert result["schema"] == 1
-    assert set(result) == {"schema", "environment", "queries", "reference", "engines", "gate", "left_out"}
+    assert set(result) == {"schema", "notes", "environment", "queries", "reference", "engines", "gate", "left_out"}
     latency = {"latency_ms": dict.fromkeys(("p50", "p95", "p99"))}
     speed = {**latency, **dict.fromkeys(("images_per_second", "speedup_vs_torch"))}
     assert keys(result["reference"]) == {

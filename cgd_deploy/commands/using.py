@@ -16,6 +16,9 @@ from .options import ARTIFACTS, Json, Streams, Strict, Threads, good_pictures, t
 if TYPE_CHECKING:
     from ..left_out import LeftOut
 
+PicturesArgument = partial(
+    typer.Argument, metavar="PICTURES", help="Folders, lists (LIST.tsv, .csv or .txt), glob patterns or pictures."
+)
 RayOption = partial(typer.Option, rich_help_panel="Options for --ray")
 
 
@@ -141,7 +144,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def embed(
-    images: Annotated[str, typer.Argument(metavar="PICTURES", help="A folder, LIST.tsv, glob pattern or picture.")],
+    images: Annotated[list[str], PicturesArgument()],
     engine: Annotated[Path, typer.Option("-e", "--engine", metavar="FILE", help="A .cgd engine.")],
     out: Annotated[
         Path,
@@ -206,12 +209,13 @@ def embed(
     from ..left_out import LeftOut
     from ..paths import check_paths_are
     from ..scale import SHARD, embed_on_ray
-    from ..terminal import counting, first_few
+    from ..terminal import counting, first_few, warn_all
     from ..tuning import setting_here
 
     check_index_path(out)
     check_paths_are(paths)
     listed = read_images(images)
+    warn_all(listed.notes)
     left_out: list[LeftOut] = []
     file = read_engine(engine)
     spec = file.manifest.spec
@@ -281,7 +285,7 @@ def embed(
 
 
 def search(
-    query: Annotated[str, typer.Argument(metavar="PICTURES", help="A picture, folder or glob pattern.")],
+    query: Annotated[list[str], PicturesArgument()],
     engine: Annotated[Path, typer.Option("-e", "--engine", metavar="FILE", help="A .cgd engine.")],
     index: Annotated[Path, typer.Option(metavar="FILE", help="An index of cgd-deploy embed.")],
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Neighbours to show.")] = 8,
