@@ -15,7 +15,7 @@ from .errors import CgdError, InputError
 class Limits:
     """What is refused beyond.
 
-    pixels           of a picture; one at the limit takes 1.2 GB while it is decoded, 1.9 GB as WebP
+    pixels           of a picture; one at the limit takes 1.2 GB while it is decoded, 2 GB as WebP or JPEG 2000
     picture_bytes    of a picture's file
     formats          of pictures, by Pillow's names; Pillow only tries these
     list_bytes       of a LIST.tsv or a data set's list

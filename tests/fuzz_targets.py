@@ -64,6 +64,13 @@ def image_list(data: bytes, folder: Path) -> None:
     assert len(read_images(path)) > 0
 
 
+def table(data: bytes, folder: Path) -> None:
+    """A list as spreadsheets write it."""
+    path = folder / "list.csv"
+    path.write_bytes(data)
+    assert len(read_images(path)) > 0
+
+
 def cub(data: bytes, folder: Path) -> None:
     """CUB-200-2011's three lists, one after another."""
     (folder / "cub" / "images" / "a").mkdir(parents=True, exist_ok=True)
@@ -95,7 +102,8 @@ def weights(data: bytes, folder: Path) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
-    function.__name__: function for function in (image, engine, manifest, spec, onnx, image_list, cub, index, weights)
+    function.__name__: function
+    for function in (image, engine, manifest, spec, onnx, image_list, table, cub, index, weights)
 }
 
 
@@ -111,12 +119,14 @@ def obeys(target: str, data: bytes, folder: Path) -> None:
 def seeds(target: str, folder: Path) -> list[bytes]:
     """Whole files to begin with."""
     if target == "image":
-        formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+        formats = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "MPO", "JPEG2000")
         return [_encoded(kind) for kind in formats]
     if target == "onnx":
         return [_onnx()]
     if target == "image_list":
         return [b"image\tclass\na.jpg\tx\nb.jpg\ty\n", b"image\tclass\tx1\ty1\tx2\ty2\na.jpg\tx\t0\t0\t40\t40\n"]
+    if target == "table":
+        return [b'path;label\r\n"a;b.jpg";x\r\n', b"file,width,class,xmin,ymin,xmax,ymax\na.jpg,9,x,0,0,40,40\n"]
     if target == "cub":
         return [b"1 a/1.jpg\n2 a/2.jpg\n----1 1\n2 150\n----1 0.0 1.0 30.0 40.0\n2 0.0 0.0 9.0 9.0\n"]
     if target == "index":

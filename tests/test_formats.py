@@ -175,3 +175,13 @@ def test_a_folder_and_a_picture_say_which_limit_reads_a_format(tmp_path, suffix,
     with pytest.raises(InputError, match=r"is no picture in one of the formats AVIF, BMP.*, and no list") as caught:
         read_images(tmp_path / f"b{suffix}")
     assert limit in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=needs_avif if n == "AVIF" else ()) for n in DEFAULT])
+def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch, name):
+    path = save(tmp_path / "a", name)
+    with Image.open(path) as image:
+        monkeypatch.setattr(type(image), "load", lambda *_: pytest.fail("it was decoded"))
+    set_limits(pixels=1000)
+    with pytest.raises(InputError, match=r"the limit pixels is 1,000"):
+        preprocess(path, FAKE_SPEC)
