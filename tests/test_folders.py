@@ -77,6 +77,12 @@ def test_a_folder_that_is_asked_for_is_read_whatever_its_name(tmp_path, root):
     assert len(read_images(f"{tmp_path}/{root}/**/*.jpg")) == 2
 
 
+@pytest.mark.parametrize("name", [".thumbnails", "__pycache__", "@eaDir"])
+def test_a_pattern_that_names_a_leftover_finds_it(tmp_path, name):
+    paths = [touch(tmp_path / folder / name / "1.jpg") for folder in ("a", "b")]
+    assert read_images(f"{tmp_path}/*/{name}/*.jpg").paths == paths
+
+
 def test_a_data_set_with_leftovers_beside_its_two_folders_keeps_its_split(tmp_path):
     for name in ("train/a/1.jpg", "test/b/1.jpg", "__MACOSX/a/1.jpg", "@eaDir/1.jpg", ".ipynb_checkpoints/1.jpg"):
         touch(tmp_path / name)

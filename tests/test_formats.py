@@ -105,7 +105,8 @@ def test_a_pillow_without_a_format_reads_the_others(tmp_path, monkeypatch):
     monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
     monkeypatch.delitem(Image.EXTENSION, ".avif", raising=False)
     assert readable(DEFAULT) == tuple(name for name in DEFAULT if name != "AVIF")
-    assert preprocess(jpeg, FAKE_SPEC).shape == (32, 32, 3)
+    for picture in (jpeg, jpeg.read_bytes()):
+        assert preprocess(picture, FAKE_SPEC).shape == (32, 32, 3)
     assert read_images(tmp_path).notes == (f"{tmp_path}: 1 file was not read: 1 .avif.",)
     with pytest.raises(InputError, match=r"no picture in one of the formats BMP"):
         preprocess(tmp_path / "b.avif", FAKE_SPEC)
