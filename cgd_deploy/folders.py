@@ -69,7 +69,7 @@ class Walk:
     circular  links to a folder that holds the walked one
     dangling  links that lead nowhere
     closed    folders that cannot be read
-    special   pipes, and sockets and devices
+    special   pipes, sockets and devices
     """
 
     files: list[File] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Walk:
         told = [f"{counted(self.again, 'folder')} not read again: {self._second()}"] if self.again else []
         for names, thing, what in (
             (self.circular, "link", "not followed to a folder above"),
-            (self.closed, "folder", "closed to this user"),
+            (self.closed, "folder", "unreadable"),
             (self.special, "pipe", "not read"),
         ):
             told += [f"{counted(names, thing)} {what}: {some(names)}"] if names else []

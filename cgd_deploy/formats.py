@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Sequence
 from functools import cache
 from importlib import import_module
@@ -76,7 +77,11 @@ def readable_with(suffixes: Collection[str]) -> list[str]:
 def _starts(name: str, head: bytes, suffix: str) -> bool:
     """Pillow's own test of first bytes, made stricter where two or four bytes decide for it."""
     accept = _openers()[name][1]
-    if accept is None or accept(head[:16]) is not True:
+    try:
+        accepted = accept(head[:16]) if accept else False
+    except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow itself does where a file is short
+        return False
+    if not accepted or isinstance(accepted, str):  # a text says that this Pillow was built without the format
         return False
     if name == "TIFF":  # camera raw files start like TIFF and hold a thumbnail
         return not suffix

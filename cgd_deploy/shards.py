@@ -20,6 +20,7 @@ import numpy as np
 from .compact import Compact, Stored
 from .errors import InputError, in_one_line
 from .files import replacing, sha256_bytes, write_text
+from .folders import is_leftover
 from .parquet import load_table, save_table, table_facts
 
 RUN = "_run.json"
@@ -111,7 +112,7 @@ class Shards:
                         f"{self.folder} holds another run, whose {name} is {there[name]} and not {run[name]}; "
                         "give another folder, or remove it."
                     )
-        elif any(not name.startswith(".") for name in os.listdir(self.folder)):
+        elif any(not is_leftover(name) for name in os.listdir(self.folder)):
             raise InputError(f"{self.folder} holds other files and no {RUN}; give the name of a new folder.")
 
     def begin(self) -> None:
@@ -164,9 +165,8 @@ class Shards:
         Raises InputError for a shard that is damaged, of another run or of another range, and for Parquet files that
         are none.
         """
-        names = (
-            {name for name in os.listdir(self.folder) if name.endswith(".parquet")} if self.folder.exists() else set()
-        )
+        listed = os.listdir(self.folder) if self.folder.exists() else []
+        names = {name for name in listed if name.endswith(".parquet") and not is_leftover(name)}
         there = [part for part in self.run.ranges if self.path(part).name in names]
         if strange := names - {self.path(part).name for part in there}:
             raise InputError(f"{self.folder / min(strange)} is no shard of this run; move it out of the folder.")

@@ -187,7 +187,7 @@ def test_pipes_and_closed_folders_are_told(tmp_path, monkeypatch):
     images = read_images(tmp_path)
     assert images.names == ("a/1.jpg",)
     assert images.notes == (
-        f"{tmp_path}: 1 folder was closed to this user: closed.",
+        f"{tmp_path}: 1 folder was unreadable: closed.",
         f"{tmp_path}: 1 pipe was not read: a/2.jpg.",
     )
     with pytest.raises(InputError, match=r"cannot read the folder .*closed \(Permission denied\)"):

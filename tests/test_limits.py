@@ -73,7 +73,7 @@ def test_formats_are_listed_and_no_other_is_opened(tmp_path):
     """EPS would start Ghostscript."""
     assert "EPS" not in Limits().formats
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
-    with pytest.raises(InputError, match=r"no picture in one of the formats AVIF, BMP, GIF, JPEG"):
+    with pytest.raises(InputError, match=r"no picture in one of the formats (AVIF, )?BMP, GIF, JPEG"):
         preprocess(eps, FAKE_SPEC)
     set_limits(formats=("PNG",))
     preprocess(encoded((40, 40)), FAKE_SPEC)

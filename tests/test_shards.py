@@ -233,3 +233,14 @@ def test_a_full_folder_is_told(shards, monkeypatch):
     with pytest.raises(InputError, match="No space left on device"):
         write(shards, THE_RUN.ranges[0])
     assert list(shards.done()) == []
+
+
+@pytest.mark.parametrize("name", ["._0000000000-0000000015.parquet", "Thumbs.db", "lost+found", ".DS_Store"])
+def test_what_systems_leave_behind_is_no_shard_and_no_other_file(tmp_path, name):
+    shards = Shards(tmp_path / "index.parquet", THE_RUN)
+    shards.folder.mkdir()
+    (shards.folder / name).write_bytes(b"\0\5\26\7")
+    shards.begin()
+    for part in THE_RUN.ranges:
+        write(shards, part)
+    assert len(read_index(shards.folder).paths) == THE_RUN.pictures
