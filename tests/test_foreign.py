@@ -180,7 +180,7 @@ def test_what_is_only_stated_is_said_with_its_value(shapes, tmp_path):
     assert "descriptors SG taken" in order and "fit SM, MS, MG, GS, GM as well" in order
     assert "no_downsample layer3 taken" in stride
     assert "gem_p 2.5 and gem_eps 1e-06 taken" in gem
-    for value in ("64x96", "pillow-bilinear", "mean 0.5, 0.5, 0.25", "std 0.229, 0.224, 0.225", "RGB"):
+    for value in ("64x96, stretched by bilinear", "mean 0.5, 0.5, 0.25", "std 0.229, 0.224, 0.225", "RGB"):
         assert value in pixels
     assert len(import_weights(path, replace(spec, descriptors="SM")).warnings) == 3
 
@@ -215,8 +215,9 @@ def test_a_backbone_is_a_baseline_with_random_heads(tmp_path):
     assert torch.equal(torch.get_rng_state(), random)
     model = imported.checkpoint.model
     assert imported.layout == "backbone" and model.auxiliary is None
-    (warning,) = imported.warnings
+    warning, pixels = imported.warnings
     assert "random (seed 0)" in warning and "untrained beyond its backbone" in warning and "baseline" in warning
+    assert pixels.startswith("input 64x64, stretched by bilinear, mean") and "--resize" in pixels
     assert torch.equal(model.backbone.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
 
     again, other = (import_weights(path, SPEC, seed=seed).checkpoint.model for seed in (0, 1))
@@ -436,7 +437,7 @@ def test_a_loss_inside_a_cgd_model_is_no_part_of_it(state, tmp_path):
 @pytest.mark.parametrize("name", ["loss.weight", "criterion.proxies", "neck.0.weight", "model.embedding.weight"])
 def test_what_lies_beside_a_backbone_is_named(name, plain, tmp_path):
     data = {**below("model.", plain), name: torch.ones(3, 4)}
-    baseline, beside = import_weights(saved({"state_dict": data}, tmp_path), SPEC).warnings
+    baseline, _, beside = import_weights(saved({"state_dict": data}, tmp_path), SPEC).warnings
     assert "baseline only" in baseline and beside.startswith(f"{name} lie beside the model and were left out;")
 
 
@@ -454,7 +455,7 @@ def test_what_lies_inside_a_backbone_is_refused(plain, tmp_path):
 
 
 def test_objects_beside_the_weights_are_named(plain, tmp_path):
-    warning, _ = import_weights(saved(SIBLINGS["Namespace"](resnet18()), tmp_path), SPEC).warnings
+    warning, *_ = import_weights(saved(SIBLINGS["Namespace"](resnet18()), tmp_path), SPEC).warnings
     assert "also holds objects of argparse.Namespace, pathlib." in warning and "for safety" in warning
 
 
@@ -478,7 +479,7 @@ def test_averaged_weights_are_preferred_and_named(way, plain, worse, space, wors
     path = saved(AVERAGES[way](plain, worse), tmp_path)
     imported = import_weights(path, SPEC)
     assert space_id(SPEC, imported.checkpoint.model.state_dict()) == space
-    chosen, _ = imported.warnings
+    chosen, *_ = imported.warnings
     assert "the averaged weights at" in chosen
     prefix = chosen.split("--prefix ")[1].rstrip(".")
     assert space_of(path, prefix=prefix) == worse_space
@@ -486,7 +487,7 @@ def test_averaged_weights_are_preferred_and_named(way, plain, worse, space, wors
 
 def test_equal_weights_need_no_choice(plain, space, tmp_path):
     path = saved({"model": plain, "model_ema": below("module.", plain)}, tmp_path)
-    assert space_of(path) == space and len(import_weights(path, SPEC).warnings) == 1
+    assert space_of(path) == space and len(import_weights(path, SPEC).warnings) == 2
 
 
 @pytest.mark.parametrize(

@@ -262,19 +262,23 @@ def _warnings(found: Found, spec: ModelSpec, seed: int, learned: set[int]) -> tu
         return (
             f"the file holds a {spec.backbone} and no descriptors: their linear layers are random (seed {seed}), so "
             "this model is untrained beyond its backbone and a baseline only.",
+            _pixels_warning(spec),
             *beside,
         )
-    mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (spec.mean, spec.std))
     stride = (
         f"no_downsample {spec.no_downsample} taken at your word: a stride leaves no trace in the weights, and the "
         "code in circulation removes layer3's where the paper's figure removes layer4's."
     )
-    pixels = (
-        f"input {spec.size_text}, {spec.resize}, mean {mean}, std {std} and {spec.color} taken at your word: "
-        "weights do not tell what pictures they were trained on."
-    )
     gem = [_gem_warning(spec, learned)] if "G" in spec.descriptors else []
-    return (*_order_warnings(spec, learned), stride, *gem, pixels, *beside)
+    return (*_order_warnings(spec, learned), stride, *gem, _pixels_warning(spec), *beside)
+
+
+def _pixels_warning(spec: ModelSpec) -> str:
+    mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (spec.mean, spec.std))
+    return (
+        f"input {spec.input_text}, mean {mean}, std {std} and {spec.color} taken at your word: weights do not tell what "
+        "pictures they were trained on; --resize, --crop, --filter, --mean and --std say so."
+    )
 
 
 def _beside_warning(found: Found) -> str:
