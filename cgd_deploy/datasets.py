@@ -100,10 +100,11 @@ def _halves(source: str | Path, images: ImageList) -> Dataset:
         raise InputError(f"{source} has no classes; expected a folder a class, or a list with a column for the class.")
     training, testing = images.split_classes()
     trained, tested = len(set(training.classes or ())), len(set(testing.classes or ()))
-    where = images.root if Path(source).is_dir() else source
+    is_folder = os.path.isdir(expanded(source))
+    where = images.root if is_folder else source
     note = f"{where} has no split of its own: its first {trained} classes train, the other {tested} test."
-    is_folder = Path(source).is_dir() and not (images.root / "images.tsv").is_file()
-    return Dataset("folder" if is_folder else "list", training, Evaluation(testing), (note, *images.notes))
+    is_list = not is_folder or (images.root / "images.tsv").is_file()
+    return Dataset("list" if is_list else "folder", training, Evaluation(testing), (note, *images.notes))
 
 
 def read_evaluation(source: str | Path, boxes: bool = True) -> Evaluation:

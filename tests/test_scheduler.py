@@ -18,7 +18,9 @@ from conftest import FAKE_SPEC
 from PIL import Image
 
 from cgd_deploy import Batching, EngineError, InputError, Overloaded, load
+from cgd_deploy import engine as module
 from cgd_deploy.golden import golden_images
+from cgd_deploy.preprocess import preprocess
 from cgd_deploy.scheduler import Scheduler
 
 SOON = 10
@@ -264,11 +266,13 @@ def test_asyncio(fake_engine, picture_list):
 
 def test_asyncio_decodes_in_another_thread(fake_engine, pictures, monkeypatch):
     decoded = []
+
+    def noted(image, spec):
+        decoded.append(threading.current_thread())
+        return preprocess(image, spec)
+
+    monkeypatch.setattr(module, "preprocess", noted)
     with load(fake_engine) as engine:
-        pixels = engine._pixels
-        monkeypatch.setattr(
-            engine, "_pixels", lambda image: decoded.append(threading.current_thread()) or pixels(image)
-        )
         asyncio.run(engine.aembed(pictures / "kind-0" / "0.jpg"))
     assert decoded and threading.main_thread() not in decoded
 
@@ -313,7 +317,9 @@ def test_a_process_ends_by_itself_with_its_pictures_computed(fake_engine):
     code = """
 import sys
 from cgd_deploy import Batching, load
+from cgd_deploy import engine as module
 from cgd_deploy.golden import golden_images
+from cgd_deploy.preprocess import preprocess
 engine = load(sys.argv[1], batching=Batching(max_delay_ms=60000))
 engine.submit(golden_images(engine.spec, 1)[0]).add_done_callback(lambda done: print(done.result().shape, flush=True))
 """

@@ -276,8 +276,8 @@ def _warnings(found: Found, spec: ModelSpec, seed: int, learned: set[int]) -> tu
 def _pixels_warning(spec: ModelSpec) -> str:
     mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (spec.mean, spec.std))
     return (
-        f"input {spec.input_text}, mean {mean}, std {std} and {spec.color} taken at your word: weights do not tell what "
-        "pictures they were trained on; --resize, --crop, --filter, --mean and --std say so."
+        f"input {spec.input_text}, mean {mean}, std {std} and {spec.color} taken at your word: weights do not tell "
+        "what pictures they were trained on; --resize, --crop, --filter, --mean and --std say so."
     )
 
 

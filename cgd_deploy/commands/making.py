@@ -388,7 +388,7 @@ def build_engine(
     from ..datasets import read_training
     from ..hardware import SLOW_INT8, has_fast_int8
     from ..provenance import changes, contents
-    from ..terminal import build_summary, errors, phases, trial_table, warn
+    from ..terminal import build_summary, errors, phases, trial_table, warn, warn_all
 
     backend = choose_backend(backend)
     if autotune:
@@ -411,10 +411,14 @@ def build_engine(
     out = out or model.with_name(f"{model.stem}-{precision.value}.cgd")
     left_out: list[LeftOut] = []
     good = partial(good_pictures, strict=strict, left_out=left_out)
-    pictures = good(calibration_list(model, calib)) if precision is Precision.INT8 or calib else None
+    pictures = calibration_list(model, calib) if precision is Precision.INT8 or calib else None
+    distillation = read_training(distill) if distill else None
+    tested = budget.evaluation.images if budget else None
+    warn_all(note for images in (pictures, tested, distillation) if images for note in images.notes)
+    pictures = good(pictures) if pictures else None
+    distillation = good(distillation) if distillation else None
     if budget:
         budget = replace(budget, evaluation=good(budget.evaluation))
-    distillation = good(read_training(distill)) if distill else None
     before = contents(out)
     measured = 0
     trials: list[Trial] = []

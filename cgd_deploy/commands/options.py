@@ -75,12 +75,10 @@ def tell(facts: object, sentence: str, as_json: bool) -> None:
 
 
 def good_pictures(pictures: Pictures, strict: bool, left_out: list[LeftOut]) -> Pictures:
-    """The pictures that can be decoded; the others are told, and added to ``left_out``. Tells the list's notes too."""
-    from ..evaluation import Evaluation
+    """The pictures that can be decoded; the others are told, and added to ``left_out``."""
     from ..left_out import without_bad
-    from ..terminal import phases, tell_left_out, warn_all
+    from ..terminal import phases, tell_left_out
 
-    warn_all((pictures.images if isinstance(pictures, Evaluation) else pictures).notes)
     with phases() as on_progress:
         good, bad = without_bad(pictures, strict=strict, on_progress=on_progress)
     tell_left_out(bad)

@@ -311,11 +311,13 @@ def search(
     from ..images import read_images
     from ..index import read_index
     from ..report import Neighbour, QueryRow, write_search_page
-    from ..terminal import errors, search_lines, warn
+    from ..terminal import errors, search_lines, warn, warn_all
 
     gallery = read_index(index)
     left_out: list[LeftOut] = []
-    queries = good_pictures(read_images(query), strict, left_out)
+    listed = read_images(query)
+    warn_all(listed.notes)
+    queries = good_pictures(listed, strict, left_out)
     with load(engine, threads=threads) as loaded:
         if mixing := gallery.mixing(loaded):
             if strict and not mixing.safe:
