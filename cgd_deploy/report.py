@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .errors import InputError
 from .evaluation import left_out_queries
 from .files import write_text
+from .folders import counted, some
 from .images import Box
 from .preprocess import decode
 from .timing import load_warning
@@ -118,8 +119,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
     engines = {run["path"]: run["stale"] for run in result["engines"]}
     found += [f"{Path(path).name} was {reason}." for path, reason in engines.items() if reason]
     if left_out := result.get("left_out"):
-        told = "1 test picture was" if len(left_out) == 1 else f"{len(left_out)} test pictures were"
-        found.append(f"{told} left out as unreadable, the first is {left_out[0]['path']}.")
+        paths = some([picture["path"] for picture in left_out])
+        found.append(f"{counted(left_out, 'test picture')} left out as unreadable: {paths}.")
     return [warning for warning in found if warning]
 
 

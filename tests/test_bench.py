@@ -569,7 +569,8 @@ def test_bad_test_pictures_are_left_out_and_listed(exact, monkeypatch, picture_l
     for name in ("recall", "overlap_at_10", "cosine", "rank_flips"):
         assert result["engines"][0][name] == expected["engines"][0][name]
     assert result["environment"]["pictures"] == len(good)
-    assert warnings(result)[-1] == f"2 test pictures were left out as unreadable, the first is {tmp_path / 'cut.jpg'}."
+    paths = f"{tmp_path / 'cut.jpg'}, {picture_list.root / 'gone.jpg'}"
+    assert warnings(result)[-1] == f"2 test pictures were left out as unreadable: {paths}."
     monkeypatch.setattr(FakeTorch, "evaluation", Evaluation(some_bad))
     with pytest.raises(InputError, match=r"cut\.jpg cannot be decoded"):
         bench([exact], seconds=0, batch_sizes=(1,), strict=True)
