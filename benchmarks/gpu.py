@@ -1,60 +1,71 @@
-"""Speed on one NVIDIA GPU: batch x streams x precision, with and without transfers, against torch.
+"""Speed and retrieval on one NVIDIA GPU: batch x streams x precision, with and without transfers, against torch.
 
-    cgd-deploy build-engine --fp16 --backend tensorrt -o fp16.cgd
-    cgd-deploy build-engine --int8 --backend tensorrt -o int8.cgd
-    cgd-deploy build-engine --fp32 --backend onnxruntime -o ort.cgd
-    python benchmarks/gpu.py ckpt.pt fp16.cgd int8.cgd ort.cgd -o benchmarks/results/gpu.json
+    python benchmarks/gpu.py ckpt.pt fp16.cgd int8.cgd -o benchmarks/results/gpu.json
 
-Contestants are torch eager and torch.compile, both in FP16 autocast, channels last, and each engine at each number of
-streams (ONNX Runtime engines on CUDA). They take turns, so that a GPU growing warm slows all alike. Each is timed with
-transfers (pixels in host memory to descriptors in host memory, torch through pinned memory too) and without (device to
-device); latency is one batch alone, throughput many batches in flight. Written without a GPU at hand: what has run
-where is told by the JSON files in benchmarks/results, not by this script.
+Contestants are torch eager and torch.compile (with CUDA graphs), in FP16 and BF16 autocast and channels last, and each
+engine at each number of streams, with CUDA graphs where its library allows them. They take turns, so that a GPU growing
+warm slows all alike. Each is timed with transfers (pixels in host memory to descriptors in host memory, torch through
+pinned memory too) and without (on the device alone); latency is one batch alone, throughput many batches in flight.
+Recall and neighbours are compared with torch in FP32 on the same GPU. The share of the peak is of what torch's largest
+matrix multiplications reach there. Where this has run is told by the JSON files in benchmarks/results.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cgd_deploy.backends import BACKENDS
+from cgd_deploy.bench import QUALITY_BATCH, OnProgress
 from cgd_deploy.compatibility import check_compatibility
-from cgd_deploy.cuda import CudaDriver, find_device
+from cgd_deploy.cuda import find_device
+from cgd_deploy.doctor import examine
 from cgd_deploy.enginefile import read_engine
-from cgd_deploy.errors import CgdError, InputError
-from cgd_deploy.files import sha256_file, write_text
+from cgd_deploy.errors import InputError
+from cgd_deploy.files import replacing, sha256_file
 from cgd_deploy.hardware import package_version
+from cgd_deploy.quality import retrieval_quality
+from cgd_deploy.retrieval import Descriptors
 from cgd_deploy.streams import Streams
 from cgd_deploy.timing import interleaved, percentiles_ms
+from contest import evaluation_of, gflop_per_image, retrieve
+from running import run as run_benchmark
 
-REFERENCE = "torch eager"
+REFERENCE, BASELINE = "torch eager fp32", "torch eager fp16"
+"""What retrieval is compared with, and what speed is."""
 PACKAGES = (
-    "cgd-deploy", "numpy", "torch", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings", "nvidia-cudnn-cu13"
+    "cgd-deploy", "numpy", "torch", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings",
+    "nvidia-cudnn-cu13",
 )  # fmt: skip
-DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+MATMUL_SIDE = 8192
+COLOURS = {"fp32": "#8a8a8a", "fp16": "#2c7fb8", "bf16": "#7fcdbb", "int8": "#d95f0e"}
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something to time. ``call`` makes, for a batch, how many of them, and whether with transfers, what is timed."""
+    """Something that embeds on the GPU.
+
+    run    uint8 [N, H, W, 3] -> float32 [N, D], both in host memory
+    call   makes what is timed, for a batch, how many of them, and whether with transfers
+    """
 
     title: str
     backend: str
     precision: str
     streams: int
+    run: Callable[[Pixels], Descriptors]
     call: Callable[[Pixels, int, bool], Callable[[], object]]
 
 
@@ -68,43 +79,52 @@ class Case:
     transfers: bool
 
 
-def torch_contestants(checkpoint: Path, compiled: bool) -> list[Contestant]:
-    """Eager, and compiled with CUDA graphs, of the checkpoint."""
+def by_torch(model: Any, title: str, precision: str) -> Contestant:
+    """A torch model on the GPU, in autocast unless ``precision`` is fp32."""
     import torch
 
-    from cgd_train.checkpoint import load_checkpoint
-    from cgd_train.model import DeployModel
+    kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    autocast = torch.autocast("cuda", kinds.get(precision, torch.float16), enabled=precision in kinds)
+
+    def run(images: Pixels) -> Descriptors:
+        with torch.inference_mode(), autocast:
+            return model(torch.from_numpy(images).cuda()).float().cpu().numpy()
+
+    def call(images: Pixels, batches: int, transfers: bool) -> Callable[[], object]:
+        host = torch.from_numpy(images).pin_memory()
+        device = host.cuda()
+        pinned: list[Any] = []
+
+        def timed() -> None:
+            with torch.inference_mode(), autocast:
+                for number in range(batches):
+                    found = model(host.to("cuda", non_blocking=True) if transfers else device)
+                    if transfers:
+                        if len(pinned) <= number:
+                            pinned.append(torch.empty(found.shape, dtype=found.dtype, pin_memory=True))
+                        pinned[number].copy_(found, non_blocking=True)
+            torch.cuda.synchronize()
+
+        return timed
+
+    return Contestant(title, "torch", precision, 1, run, call)
+
+
+def torch_contestants(model: Any, compiled: bool) -> list[Contestant]:
+    """Eager, and compiled with CUDA graphs, of a DeployModel."""
+    import torch
 
     torch.backends.cudnn.benchmark = True
-    eager = DeployModel(load_checkpoint(checkpoint).model).cuda().eval().to(memory_format=torch.channels_last)
-
-    def contestant(title: str, model: Callable[[Any], Any]) -> Contestant:
-        def call(images: Pixels, batches: int, transfers: bool) -> Callable[[], object]:
-            host = torch.from_numpy(images).pin_memory()
-            device = host.cuda()
-            pinned: list[Any] = []
-
-            def run() -> None:
-                with torch.inference_mode(), torch.autocast("cuda", torch.float16):
-                    for i in range(batches):
-                        found = model(host.to("cuda", non_blocking=True) if transfers else device)
-                        if transfers:
-                            if len(pinned) <= i:
-                                pinned.append(torch.empty(found.shape, dtype=found.dtype, pin_memory=True))
-                            pinned[i].copy_(found, non_blocking=True)
-                torch.cuda.synchronize()
-
-            return run
-
-        return Contestant(title, "torch", "fp16", 1, call)
-
-    found = [contestant(REFERENCE, eager)]
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # FP32 means FP32
+    eager = model.cuda().eval().to(memory_format=torch.channels_last)
+    found = [by_torch(eager, f"torch eager {precision}", precision) for precision in ("fp32", "fp16", "bf16")]
     if compiled:
-        found.append(contestant("torch.compile", torch.compile(eager, mode="reduce-overhead", dynamic=False)))
+        fast = torch.compile(eager, mode="reduce-overhead", dynamic=False)
+        found += [by_torch(fast, f"torch.compile {precision}", precision) for precision in ("fp16", "bf16")]
     return found
 
 
-def engine_contestant(stack: ExitStack, driver: CudaDriver, path: Path, streams: int, largest: int) -> Contestant:
+def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> Contestant:
     """A .cgd engine on CUDA with so many streams, its graphs captured; closed by the stack."""
     file = read_engine(path)
     manifest = file.manifest
@@ -121,37 +141,45 @@ def engine_contestant(stack: ExitStack, driver: CudaDriver, path: Path, streams:
     def call(images: Pixels, batches: int, transfers: bool) -> Callable[[], object]:
         if transfers:
             return lambda: deque(lanes.run_many(images for _ in range(batches)), maxlen=0)
-        # As many streams of the caller's as lanes, each with its memory: one stream would put the lanes in a row.
-        mine = [_on_device(stack, driver, images, lanes.layout.dim) for _ in range(streams)]
-
-        def run() -> None:
-            for i in range(batches):
-                stream, source, target = mine[i % streams]
-                lanes.run_on(stream, len(images), source, target)
-            for stream, _, _ in mine:
-                driver.finish(stream)
-
-        return run
+        return lambda: lanes.compute(len(images), batches)
 
     title = f"{path.stem}, {streams} stream{'s' * (streams > 1)}"
-    return Contestant(title, manifest.backend, manifest.precision.value, streams, call)
+    return Contestant(title, manifest.backend, manifest.precision.value, streams, lanes.run, call)
 
 
-def _on_device(stack: ExitStack, driver: CudaDriver, images: Pixels, dim: int) -> tuple[int, int, int]:
-    """A stream, the images on the device, and room for their descriptors."""
-    stream, source, target = driver.stream(), driver.malloc(images.nbytes), driver.malloc(len(images) * dim * 4)
-    for release, handle in ((driver.destroy_stream, stream), (driver.free, source), (driver.free, target)):
-        stack.callback(release, handle)
-    pinned = driver.pinned(images.nbytes)
-    pinned[:] = images.reshape(-1)
-    driver.upload(source, pinned, stream)
-    driver.finish(stream)
-    driver.free_pinned(pinned)
-    return stream, source, target
+def matmul_peaks() -> dict[str, float]:
+    """Operations a second (2 x multiply-adds) of the largest matrix multiplications, by precision."""
+    import torch
+
+    shape = (MATMUL_SIDE, MATMUL_SIDE)
+    whole = torch.randint(-8, 8, shape, device="cuda", dtype=torch.int8)
+    half = whole.half()
+    calls = {"fp16": lambda: half @ half, "int8": lambda: torch._int_mm(whole, whole.t())}
+    peaks = {}
+    for precision, call in calls.items():
+        call()
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started.record()
+        for _ in range(10):
+            call()
+        ended.record()
+        torch.cuda.synchronize()
+        peaks[precision] = 10 * 2 * MATMUL_SIDE**3 / (started.elapsed_time(ended) / 1000)
+    return {**peaks, "bf16": peaks["fp16"]}
 
 
-def rows(samples: Mapping[Case, Sequence[float]]) -> list[dict[str, Any]]:
-    """One row for each contestant, batch and transfers: latency of one batch, images a second, times torch eager's."""
+def rows(
+    samples: Mapping[Case, Sequence[float]],
+    quality: Mapping[str, Mapping[str, Any]],
+    gflop: float,
+    peaks: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """One row for each contestant, batch and transfers: speed, share of the peak, and what the contestant retrieves.
+
+    quality   by title
+    gflop     1e9 operations for one image
+    peaks     operations a second by precision
+    """
     speed = {
         (case.contestant.title, case.batch, case.transfers): case.batch * case.batches / float(np.median(seconds))
         for case, seconds in samples.items()
@@ -163,6 +191,7 @@ def rows(samples: Mapping[Case, Sequence[float]]) -> list[dict[str, Any]]:
             continue
         one = case.contestant
         images_per_second = speed[one.title, case.batch, case.transfers]
+        peak = peaks.get(one.precision)
         found.append(
             {
                 "title": one.title,
@@ -173,73 +202,111 @@ def rows(samples: Mapping[Case, Sequence[float]]) -> list[dict[str, Any]]:
                 "transfers": case.transfers,
                 "latency_ms": percentiles_ms(seconds),
                 "images_per_second": round(images_per_second, 1),
-                "speedup_vs_torch": round(images_per_second / speed[REFERENCE, case.batch, case.transfers], 3),
+                "speedup_vs_torch": round(images_per_second / speed[BASELINE, case.batch, case.transfers], 3),
+                "share_of_peak": round(images_per_second * gflop * 1e9 / peak, 4) if peak else None,
+                **quality[one.title],
             }
         )
     return found
 
 
-def chart(gpu: str, found: Sequence[Mapping[str, Any]]) -> str:
-    """SVG: images a second as bars, with transfers dark and without light, grouped by batch."""
-    height, left, width = 18, 260, 560
-    most = max(row["images_per_second"] for row in found)
-    lines, y = [f'<text x="8" y="18" font-weight="bold">Images a second on {escape(gpu)}</text>'], 30
-    for batch in sorted({row["batch"] for row in found}):
-        lines.append(f'<text x="8" y="{y + 16}" font-weight="bold">batch {batch}</text>')
-        y += 24
-        for row in (row for row in found if row["batch"] == batch):
-            length = width * row["images_per_second"] / most
-            colour, what = ("#1f5fa8", "with transfers") if row["transfers"] else ("#9cc3ec", "on the device")
-            lines.append(
-                f'<text x="{left - 6}" y="{y + 13}" text-anchor="end">{escape(row["title"])}, {what}</text>'
-                f'<rect x="{left}" y="{y + 2}" width="{length:.1f}" height="{height - 4}" fill="{colour}"/>'
-                f'<text x="{left + length + 4:.1f}" y="{y + 13}">{row["images_per_second"]:.0f}</text>'
-            )
-            y += height
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 80}" height="{y + 10}" '
-    return head + 'font-family="sans-serif" font-size="12">\n' + "\n".join(lines) + "\n</svg>\n"
+def chart(result: Mapping[str, Any], path: Path) -> None:
+    """SVG: images a second of each contestant, a panel for each batch; pale bars are without transfers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "cgd"  # the same picture is the same file
+    found = result["rows"]
+    sizes = sorted({row["batch"] for row in found})
+    titles = list(dict.fromkeys(row["title"] for row in found))
+    colours = [COLOURS[next(row["precision"] for row in found if row["title"] == title)] for title in titles]
+    figure, panels = plt.subplots(
+        1, len(sizes), sharey=True, squeeze=False, figsize=(3 + 3 * len(sizes), 1 + 0.4 * len(titles)),
+        layout="constrained",
+    )  # fmt: skip
+    for axes, size in zip(panels[0], sizes, strict=True):
+        speed = {(row["title"], row["transfers"]): row["images_per_second"] for row in found if row["batch"] == size}
+        for transfers, offset, alpha in ((False, -0.2, 0.45), (True, 0.2, 1.0)):
+            values = [speed.get((title, transfers), 0.0) for title in titles]
+            bars = axes.barh(np.arange(len(titles)) + offset, values, 0.36, color=colours, alpha=alpha)
+            axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3, fontsize=7)
+        axes.set_title(f"batch {size}")
+        axes.set_xlabel("images a second")
+        axes.margins(x=0.2)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    panels[0][0].set_yticks(range(len(titles)), titles)
+    panels[0][0].invert_yaxis()
+    figure.suptitle(f"{result['gpu']['name']}; pale: without transfers", fontsize=9)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    plt.close(figure)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything but the writing. Raises EngineError without a GPU, before anything is loaded."""
-    gpu = find_device()
-    driver = CudaDriver()
-    largest = max(arguments.batch)
+def time_cases(
+    contestants: Sequence[Contestant], options: argparse.Namespace, size: tuple[int, int], on_progress: OnProgress
+) -> dict[Case, list[float]]:
+    """Seconds of each call, in turns; ``size`` is the input's height and width."""
     samples: dict[Case, list[float]] = {}
+    for batch in options.batch:
+        images = np.random.default_rng(0).integers(0, 256, (batch, *size, 3), np.uint8)
+        cases = {
+            f"{one.title}/{batches}/{transfers}": Case(one, batch, batches, transfers)
+            for one in contestants
+            for batches in (1, options.batches)
+            for transfers in (True, False)
+        }
+        calls = {name: case.contestant.call(images, case.batches, case.transfers) for name, case in cases.items()}
+        for number, call in enumerate(calls.values(), start=1):  # compiles, tunes and captures what is still left to
+            call()
+            on_progress(f"warming up batch {batch}", number / len(calls))
+        for name, seconds in interleaved(
+            calls, options.seconds, lambda done, batch=batch: on_progress(f"timing batch {batch}", done)
+        ).items():
+            samples[cases[name]] = seconds
+    return samples
+
+
+def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    """Everything but the writing. Raises EngineError without a GPU, before anything is loaded."""
+    find_device()
+    from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
+    from cgd_train.checkpoint import load_checkpoint
+    from cgd_train.model import DeployModel
+
+    loaded = load_checkpoint(options.checkpoint)
+    evaluation = evaluation_of(loaded.evaluation, options.data, options.pictures)
     with ExitStack() as stack:
-        contestants = torch_contestants(arguments.checkpoint, not arguments.no_compile)
-        for path in arguments.engines:
-            for streams in arguments.streams:
-                contestants.append(engine_contestant(stack, driver, path, streams, largest))
-        height, width = read_engine(arguments.engines[0]).manifest.spec.input_size
-        for batch in arguments.batch:
-            images = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), np.uint8)
-            cases = {
-                f"{one.title}/{batches}/{transfers}": Case(one, batch, batches, transfers)
-                for one in contestants
-                for batches in (1, arguments.batches)
-                for transfers in (True, False)
-            }
-            calls = {name: case.contestant.call(images, case.batches, case.transfers) for name, case in cases.items()}
-            for call in calls.values():  # compiles, tunes and captures what is still left to
-                call()
-            print(f"batch {batch}: {len(calls)} measurements, {arguments.seconds:.0f} s", file=sys.stderr)
-            for name, seconds in interleaved(calls, arguments.seconds).items():
-                samples[cases[name]] = seconds
+        onnx = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
+        onnx_from_checkpoint(options.checkpoint, onnx)
+        gflop = gflop_per_image(loaded.model, onnx)
+        contestants = torch_contestants(DeployModel(loaded.model), not options.no_compile)
+        largest = max(*options.batch, QUALITY_BATCH)
+        for path in options.engines:
+            contestants += [by_engine(stack, path, streams, largest) for streams in options.streams]
+        found = retrieve(contestants, evaluation, loaded.spec, on_progress)
+        quality = {title: retrieval_quality(one, found[REFERENCE], evaluation) for title, one in found.items()}
+        peaks = matmul_peaks()
+        samples = time_cases(contestants, options, loaded.spec.input_size, on_progress)
     return {
-        "schema": 1,
-        "gpu": {"name": gpu.name, "compute_capability": gpu.compute_capability, "cuda_of_driver": gpu.cuda},
-        "driver": DRIVER_VERSION.read_text().splitlines()[0] if DRIVER_VERSION.is_file() else None,
+        "schema": 2,
+        "gpu": examine()["gpu"],
         "versions": {"python": sys.version.split()[0], **{name: package_version(name) for name in PACKAGES}},
         "settings": {
-            "checkpoint_sha256": sha256_file(arguments.checkpoint),
-            "engines": {path.name: sha256_file(path) for path in arguments.engines},
-            "input_size": [height, width],
-            "batches_in_flight": arguments.batches,
-            "seconds_a_batch_size": arguments.seconds,
-            "torch": "FP16 autocast, channels last, cudnn.benchmark; torch.compile mode reduce-overhead",
+            "checkpoint_sha256": sha256_file(options.checkpoint),
+            "engines": {path.name: sha256_file(path) for path in options.engines},
+            "input": loaded.spec.input_text,
+            "gflop": round(gflop, 4),
+            "pictures": len(evaluation.images),
+            "pictures_sha256": evaluation.images.sha256,
+            "batches_in_flight": options.batches,
+            "seconds_a_batch_size": options.seconds,
         },
-        "rows": rows(samples),
+        "peak_tops": {precision: round(peak / 1e12, 1) for precision, peak in peaks.items()},
+        "rows": rows(samples, quality, gflop, peaks),
     }
 
 
@@ -249,27 +316,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="the trained model, for torch")
     parser.add_argument("engines", type=Path, nargs="+", help=".cgd files for CUDA")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu.json"), help="JSON; the chart goes beside it")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 32], help="batch sizes")
+    parser.add_argument("--data", help="test pictures, by default those of the checkpoint")
+    parser.add_argument("--pictures", type=int, default=1000, help="of the test pictures, how many; 0 for all")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128], help="batch sizes")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4], help="lanes of each engine")
     parser.add_argument("--batches", type=int, default=24, help="batches in a throughput measurement, at least 2")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each batch size")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    arguments = parser.parse_args()
-    if arguments.batches < 2 or min(*arguments.batch, *arguments.streams) < 1:
+    options = parser.parse_args()
+    if options.batches < 2 or min(*options.batch, *options.streams) < 1:
         parser.error("--batches takes at least 2, --batch and --streams at least 1")
-    return arguments
+    return options
 
 
 def main() -> None:
-    arguments = parse()
-    try:
-        result = measure(arguments)
-        write_text(arguments.output, json.dumps(result, indent=1) + "\n")
-        write_text(arguments.output.with_suffix(".svg"), chart(result["gpu"]["name"], result["rows"]))
-    except CgdError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_status)
-    print(f"wrote {arguments.output} and its chart {arguments.output.with_suffix('.svg')}")
+    run_benchmark(measure, chart, parse())
 
 
 if __name__ == "__main__":

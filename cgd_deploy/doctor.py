@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import EngineError, MissingDependency, in_one_line, install_line
-from .hardware import available_threads, cpu_name, has_fast_int8, instruction_sets, package_version
+from .hardware import available_threads, cpu_name, has_fast_int8, instruction_sets, package_folder, package_version
 
 ROLES = {
     "onnxruntime": "FP32 and INT8 engines on the CPU",
@@ -41,11 +41,17 @@ def check_runtime() -> None:
     installed = [name for name in RUNTIMES if package_version(name)]
     if not installed:
         raise MissingDependency(f"no runtime is installed; run {runtime_lines()}.")
-    if "onnxruntime" in installed and "onnxruntime-gpu" in installed:
+    if "onnxruntime" in installed and "onnxruntime-gpu" in installed and _share_a_folder():
         raise MissingDependency(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; run "
             f"`pip uninstall -y onnxruntime onnxruntime-gpu`, then {runtime_lines()}."
         )
+
+
+def _share_a_folder() -> bool:
+    """Whether the two wheels lie in one folder. In two folders, the first on Python's path is imported whole."""
+    cpu, gpu = (package_folder(name) for name in ("onnxruntime", "onnxruntime-gpu"))
+    return cpu is None or gpu is None or cpu == gpu
 
 
 def runtime_lines() -> str:

@@ -108,6 +108,14 @@ def _cpuinfo() -> list[str]:
         return []
 
 
+def package_folder(name: str) -> Path | None:
+    """The folder that holds an installed distribution's files, None if it is not installed. Imports nothing."""
+    try:
+        return Path(str(metadata.distribution(name).locate_file(""))).resolve()
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def package_version(name: str) -> str | None:
     """The installed version of a distribution, None if it is not installed. Imports nothing."""
     try:

@@ -194,6 +194,19 @@ class Lane:
             self._driver.record(self._left, self._compute)
             self._driver.wait(stream, self._left)
 
+    def compute(self, rows: int) -> None:
+        """Enqueue a batch out of what the next slot holds, without copies; returns at once, see ``finish``."""
+        slot = self._slots[next(self._turn) % len(self._slots)]
+        with slot.lock:
+            slot.settle()
+            with self._lock:
+                self._check()
+                self._run(self._layout.bucket(rows), slot.images, slot.descriptors)
+
+    def finish(self) -> None:
+        """Wait for everything that was enqueued."""
+        self._driver.finish(self._compute)
+
     def close(self) -> None:
         """Wait for what is on its way, then free everything, once; results stay valid."""
         with self._lock:

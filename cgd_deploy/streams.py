@@ -114,6 +114,18 @@ class Streams:
             blank = np.zeros((size, *self.layout.image_shape), np.uint8)
             deque(self.run_many(blank for _ in range(self.capacity)), maxlen=0)
 
+    def compute(self, rows: int, times: int) -> None:
+        """Compute ``times`` batches of ``rows`` out of what the buffer sets hold, in all lanes, and wait for them.
+
+        Nothing is copied: this is for measuring the device alone. Nobody else may use the streams meanwhile.
+        """
+        self._check_rows(rows, 1)
+        lanes = [self._lane() for _ in range(times)]
+        for lane in lanes:
+            lane.compute(rows)
+        for lane in dict.fromkeys(lanes):
+            lane.finish()
+
     def close(self) -> None:
         """Wait for what is on its way, then free everything; results stay valid. Closing again does nothing."""
         self._resources.close()

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import SPEC, script, write_fake_engine
 
+import contest
 from cgd_deploy.backends.openvino import import_openvino
 from cgd_deploy.errors import CgdError, InputError
 from cgd_deploy.evaluation import Evaluation
@@ -101,7 +102,7 @@ def test_work_counts_every_convolution_and_head(cpu: ModuleType, checkpoint: Pat
         part.register_forward_hook(count)
     with torch.inference_mode():
         model(torch.zeros(1, 3, *SPEC.input_size))
-    assert cpu.gflop_per_image(model, model_onnx) == pytest.approx(counted / 1e9)
+    assert contest.gflop_per_image(model, model_onnx) == pytest.approx(counted / 1e9)
 
 
 def test_a_rival_that_fails_is_named_and_the_others_stay(
@@ -178,7 +179,7 @@ def test_descriptors_are_made_unit_and_the_last_batch_is_whole(
     cpu_model = cpu.by_torch(cpu.Source(checkpoint, Path(), SPEC, 1), channels_last=False)
     evaluation = Evaluation(picture_list)
     contestants = [cpu.Contestant("plain", "fp32", cpu_model), cpu.Contestant("long", "fp32", twice_too_long)]
-    found = cpu.retrieve(contestants, evaluation, SPEC, lambda what, done: None)
+    found = contest.retrieve(contestants, evaluation, SPEC, lambda what, done: None)
     assert len(picture_list) % cpu.QUALITY_BATCH and sizes == {cpu.QUALITY_BATCH}
     assert found["long"].descriptors.shape == (len(picture_list), SPEC.dim)
     assert found["long"].descriptors == pytest.approx(found["plain"].descriptors, abs=1e-6)
@@ -187,7 +188,7 @@ def test_descriptors_are_made_unit_and_the_last_batch_is_whole(
 
 def test_sampled_pictures_keep_their_roles_and_classes(cpu: ModuleType, picture_list: ImageList) -> None:
     roles = tuple(index % 2 == 1 for index in range(len(picture_list)))
-    sampled = cpu.evaluation_of(Evaluation(picture_list, roles), None, 25)
+    sampled = contest.evaluation_of(Evaluation(picture_list, roles), None, 25)
     assert len(sampled.images) == 25
     for name, kind, role in zip(sampled.images.names, sampled.images.classes, sampled.in_gallery, strict=True):
         index = picture_list.names.index(name)
@@ -202,7 +203,7 @@ def test_pictures_that_measure_nothing_are_refused(cpu: ModuleType, picture_list
         (Evaluation(picture_list), 8, "7 can be found"),
     ):
         with pytest.raises(InputError, match=reason):
-            cpu.evaluation_of(evaluation, None, count)
+            contest.evaluation_of(evaluation, None, count)
 
 
 @pytest.mark.parametrize(

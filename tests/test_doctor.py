@@ -53,6 +53,16 @@ def test_two_wheels_of_onnx_runtime_are_refused_with_the_remedy(installed):
         check_runtime()
 
 
+def test_two_wheels_in_two_folders_do_no_harm(installed, monkeypatch):
+    """As with a folder on PYTHONPATH: nothing is overwritten, and Python takes the first."""
+    installed("onnxruntime", "onnxruntime-gpu")
+    monkeypatch.setattr(doctor, "package_folder", {"onnxruntime": "site-packages", "onnxruntime-gpu": "extra"}.get)
+    check_runtime()
+    monkeypatch.setattr(doctor, "package_folder", lambda name: "site-packages")
+    with pytest.raises(MissingDependency, match="overwrite each other"):
+        check_runtime()
+
+
 @pytest.mark.parametrize(
     ("found", "fast"),
     [([], False), (["avx2", "avx512f"], False), (["avx512_vnni"], True), (["avx_vnni"], True), (["i8mm"], True)],

@@ -388,3 +388,18 @@ def test_the_fake_device_does_not_forgive() -> None:
     driver.free(pointer := driver.malloc(8))
     with pytest.raises(Misuse, match="after it was freed"):
         driver.free(pointer)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_batches_without_copies_run_in_every_lane(driver: FakeDriver, lanes: int) -> None:
+    """To measure the device alone: the same graphs, no upload and no download, and all is done when it returns."""
+    with Rig(driver, lanes=lanes) as rig:
+        rig.warm_up()
+        before = {name: len(driver.named(name)) for name in ("upload", "download")}
+        launched = driver.calls.count("launch")
+        rig.compute(3, 2 * lanes)
+        assert {name: len(driver.named(name)) for name in before} == before
+        assert driver.calls.count("launch") - launched == 2 * lanes
+        np.testing.assert_array_equal(rig.run(batch(5)), described(batch(5)))
+        with pytest.raises(InputError, match="the batch has 9 images"):
+            rig.compute(9, 1)

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Proves one stage of the GPU path on a machine with an NVIDIA GPU, and writes what it measured into $OUT:
+#
+#     bash benchmarks/on_gpu.sh runtime|train|onnxruntime|tensorrt|tensorrt-rtx
+#
+# runtime        the stream runtime on CUDA: the tests marked gpu
+# train          training in BF16, for each of $DESCRIPTORS
+# onnxruntime    an FP32 engine on ONNX Runtime's CUDA provider, against torch
+# tensorrt       FP32, FP16 and INT8 plans of TensorRT, against torch
+# tensorrt-rtx   FP16 and INT8 plans of TensorRT-RTX, built without a GPU, against torch
+#
+# PICTURES, WEIGHTS    labelled pictures, and ImageNet weights of $BACKBONE
+# BACKBONE, SIZE       the model                                            (default resnet50 and 224)
+# DESCRIPTORS, EPOCHS  what the stage train trains, and for how long        (default "SG" and 20)
+# SECONDS_EACH         how long each batch size is measured                 (default 20)
+# OUT, WORK            folders for JSON, charts and logs, and for models    (default build/on_gpu and build/on_gpu_work)
+#
+# A stage does all that needs no GPU first. If it lacks a GPU, a library or pictures, it says so in one sentence and ends
+# with status 0.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+STAGE=${1:-}
+PICTURES=${PICTURES:-/tmp/pictures}
+WEIGHTS=${WEIGHTS:-/tmp/weights/resnet50_imagenet_fp16.pth}
+BACKBONE=${BACKBONE:-resnet50}
+SIZE=${SIZE:-224}
+DESCRIPTORS=${DESCRIPTORS:-SG}
+EPOCHS=${EPOCHS:-20}
+SECONDS_EACH=${SECONDS_EACH:-20}
+OUT=${OUT:-build/on_gpu}
+WORK=${WORK:-build/on_gpu_work}
+if [ -x .venv/bin/python ]; then PYTHON=${PYTHON:-$PWD/.venv/bin/python}; fi
+PYTHON=${PYTHON:-python3}
+
+# The machine may have what we need without having us: links give our folders the names that they are imported by.
+mkdir -p build/names "$OUT" "$WORK"
+for pair in cgd_deploy:cgd_deploy cgd_train:train cgd_export:export; do
+    ln -sfn "$PWD/${pair#*:}" "build/names/${pair%%:*}"
+done
+export PYTHONPATH="$PWD/build/names${PYTHONPATH:+:$PYTHONPATH}"
+
+cgd() { "$PYTHON" -m cgd_deploy "$@"; }
+lacks() { echo "on_gpu $STAGE: $1"; exit 0; }
+
+need_files() {
+    for path in "$@"; do
+        if [ ! -e "$path" ]; then lacks "$path is not there; set PICTURES and WEIGHTS."; fi
+    done
+}
+
+need_module() {
+    "$PYTHON" -c "import $1" 2> "$OUT/$STAGE.import.txt" || lacks "the library $1 cannot be imported: $(tail -n 1 "$OUT/$STAGE.import.txt")"
+}
+
+need_gpu() {
+    "$PYTHON" -c 'from cgd_deploy.cuda import find_device; print(find_device())' 2> "$OUT/$STAGE.gpu.txt" \
+        || lacks "$(tail -n 1 "$OUT/$STAGE.gpu.txt" | sed 's/^[a-zA-Z_.]*: //')"
+    cgd doctor --json > "$OUT/doctor.json" || true
+    nvidia-smi > "$OUT/nvidia-smi.txt" || true
+}
+
+# The model of the other stages: the trained one, or else ImageNet weights under random heads. Sets $ONNX and $CHECKPOINT.
+prepare_model() {
+    need_files "$PICTURES" "$WEIGHTS"
+    CHECKPOINT=$WORK/SG/best.pt ONNX=$WORK/model.onnx
+    if [ ! -e "$CHECKPOINT" ]; then
+        CHECKPOINT=$WORK/ckpt.pt
+        cgd import "$WEIGHTS" --backbone "$BACKBONE" --descriptors SG --size "$SIZE" --data "$PICTURES" -o "$CHECKPOINT"
+    fi
+    cgd export "$CHECKPOINT" -o "$ONNX"
+}
+
+build() { cgd build-engine "$ONNX" "--$1" --backend "$2" --max-batch 128 -o "$WORK/$2-$1.cgd" "${@:3}"; }
+
+# Whether the library itself loads these plans, whatever our own check of the GPU says.
+loads() {
+    "$PYTHON" - "$@" << 'END'
+import sys
+
+from cgd_deploy.backends import BACKENDS
+from cgd_deploy.enginefile import read_engine
+from cgd_deploy.errors import CgdError
+
+for path in sys.argv[1:]:
+    file = read_engine(path)
+    try:
+        BACKENDS[file.manifest.backend](file.payload).close()
+        print(f"{path}: loads")
+    except CgdError as error:
+        print(f"{path}: {error}")
+END
+}
+
+measure() {
+    "$PYTHON" benchmarks/gpu.py "$CHECKPOINT" "$@" -o "$OUT/$STAGE.json" --data "$PICTURES" --batch 1 8 32 128 \
+        --streams 1 2 4 --seconds "$SECONDS_EACH"
+}
+
+case "$STAGE" in
+runtime)
+    need_gpu
+    "$PYTHON" -m pytest tests/test_gpu.py -m gpu -rs --junitxml="$OUT/runtime.xml"
+    ;;
+train)
+    need_files "$PICTURES" "$WEIGHTS"
+    need_gpu
+    for descriptors in $DESCRIPTORS; do
+        cgd train --data "$PICTURES" --weights "$WEIGHTS" --backbone "$BACKBONE" --size "$SIZE" --descriptors "$descriptors" \
+            --amp bf16 --epochs "$EPOCHS" -o "$WORK/$descriptors"
+        cp "$WORK/$descriptors/metrics.jsonl" "$OUT/train-$descriptors.jsonl"
+    done
+    tail -n 1 "$OUT"/train-*.jsonl
+    ;;
+onnxruntime)
+    prepare_model
+    build fp32 onnxruntime
+    need_gpu
+    measure "$WORK/onnxruntime-fp32.cgd"
+    ;;
+tensorrt)
+    need_module tensorrt
+    prepare_model
+    need_gpu
+    for precision in fp32 fp16 int8; do build "$precision" tensorrt; done
+    measure "$WORK"/tensorrt-{fp32,fp16,int8}.cgd
+    ;;
+tensorrt-rtx)
+    need_module tensorrt_rtx_bindings
+    prepare_model
+    for precision in fp16 int8; do build "$precision" tensorrt-rtx; done
+    need_gpu
+    loads "$WORK"/tensorrt-rtx-{fp16,int8}.cgd | tee "$OUT/$STAGE.loads.txt"
+    measure "$WORK"/tensorrt-rtx-{fp16,int8}.cgd
+    ;;
+*)
+    echo "usage: bash benchmarks/on_gpu.sh runtime|train|onnxruntime|tensorrt|tensorrt-rtx" >&2
+    exit 2
+    ;;
+esac
