@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .backends.torch import TorchBackend
 from .compact import check_form
 from .datasets import read_evaluation
+from .doctor import gpu_facts
 from .engine import Engine, load
 from .enginefile import Manifest
 from .errors import InputError
@@ -40,7 +41,10 @@ from .timing import interleaved, load_between, percentiles_ms
 
 SCHEMA = 1
 QUALITY_BATCH = 8
-PACKAGES = ("cgd-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
+PACKAGES = (
+    "cgd-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings",
+    "cuda-bindings", "nvidia-cudnn-cu13", "torch",
+)  # fmt: skip
 
 LIMITS = {
     Precision.FP32: {"max_recall_drop_pp": 0.05, "min_overlap_at_10": 0.99},
@@ -59,6 +63,7 @@ class Contestant:
 
     checkpoint   sha256 of the checkpoint it was made from, None if that is unknown
     stale        why an engine is not of the model beside it, see ``provenance.stale``
+    cudnn        the version of cuDNN that torch on CUDA uses
     """
 
     title: str
@@ -69,6 +74,7 @@ class Contestant:
     path: Path
     checkpoint: str | None = None
     stale: str | None = None
+    cudnn: int | None = None
 
 
 def bench(
@@ -89,6 +95,8 @@ def bench(
 ) -> tuple[dict[str, Any], list[QueryRow]]:
     """Measure engines against the model they came from; returns the bench JSON and example queries for the report.
 
+    A checkpoint runs in torch on the engines' device; on CUDA it is timed in FP16 autocast as well as in FP32.
+
     data        folder of a data set or LIST.tsv; by default the test pictures that the checkpoint records
     reference   a checkpoint (torch) or an engine; by default the checkpoint that the first engine was made from
     seconds     of timing for each batch size
@@ -108,7 +116,9 @@ def bench(
             _engine(engine, path, path.stem if stems.count(path.stem) == 1 else str(path))
             for engine, path in zip(loaded, paths, strict=True)
         ]
-        base, recorded = _reference(stack, reference or _recorded_checkpoint(loaded[0].manifest), threads)
+        device = _device(loaded)
+        checkpoint = reference or _recorded_checkpoint(loaded[0].manifest)
+        base, others, recorded = _reference(stack, checkpoint, threads, device)
         for engine in engines:
             if engine.spec.space_id != base.spec.space_id:
                 raise InputError(
@@ -123,7 +133,8 @@ def bench(
             check_form(dtype, pca, base.spec.dim, len(evaluation.gallery))
         found = _retrieve([base, *engines], evaluation, on_progress)
         started = cpu_clock()
-        samples = {size: _time([base, *engines], size, seconds, on_progress) for size in batch_sizes}
+        timed = [base, *others, *engines]
+        samples = {size: _time(timed, size, seconds, on_progress) for size in batch_sizes}
         machine_load = load_between(started, cpu_clock(), threads)
     expected = found[base.title]
     runs = []
@@ -153,6 +164,7 @@ def bench(
         "environment": {
             "input": base.spec.input_text,
             **environment(evaluation.images, threads, samples, machine_load),
+            **({"gpu": gpu_facts(), "cudnn": base.cudnn} if device == "cuda" else {}),
         },
         "queries": evaluation.asked,
         "reference": {
@@ -160,7 +172,8 @@ def bench(
             "precision": base.precision,
             "recall": evaluation.recall(expected.indices),
             "runs": [
-                {"batch": size, "threads": threads, **_speed(taken, base, base, size)}
+                {"precision": one.precision, "batch": size, "threads": threads, **_speed(taken, one, base, size)}
+                for one in (base, *others)
                 for size, taken in samples.items()
             ],
         },
@@ -220,14 +233,27 @@ def _engine(engine: Engine, path: Path, name: str) -> Contestant:
     )
 
 
-def _reference(stack: ExitStack, path: str | Path, threads: int) -> tuple[Contestant, Evaluation | None]:
-    """The reference and, if it is a checkpoint, the test pictures it records."""
+def _device(engines: Sequence[Engine]) -> str:
+    """The device of all engines; raises InputError if they have several."""
+    devices = sorted({engine.device for engine in engines})
+    if len(devices) > 1:
+        raise InputError(f"the engines run on {' and on '.join(devices)}; bench engines of one device at a time.")
+    return devices[0]
+
+
+def _reference(
+    stack: ExitStack, path: str | Path, threads: int, device: str
+) -> tuple[Contestant, list[Contestant], Evaluation | None]:
+    """The reference; the same model in other precisions; and the test pictures that a checkpoint records."""
     path = Path(path)
     if path.suffix == ".cgd":
-        return _engine(stack.enter_context(load(path, threads=threads)), path, "reference"), None
-    torch = stack.enter_context(TorchBackend(path, threads=threads))
-    title = "reference: torch fp32"
-    return Contestant(title, "torch", "fp32", torch.spec, torch.run, path, sha256_file(path)), torch.evaluation
+        return _engine(stack.enter_context(load(path, threads=threads)), path, "reference"), [], None
+    torch = stack.enter_context(TorchBackend(path, device=device, threads=threads))
+    base = Contestant(
+        "reference: torch fp32", "torch", "fp32", torch.spec, torch.run, path, sha256_file(path), cudnn=torch.cudnn
+    )
+    half = replace(base, title="reference: torch fp16", precision="fp16", run=torch.run_fp16)
+    return base, [half] if device == "cuda" else [], torch.evaluation
 
 
 def _recorded_checkpoint(manifest: Manifest) -> Path:

@@ -76,14 +76,15 @@ def examine() -> dict[str, Any]:
         "instruction_sets": instruction_sets(),
         "fast_int8": has_fast_int8(),
         "threads": available_threads(),
-        "gpu": _gpu(),
+        "gpu": gpu_facts(),
         "packages": {name: package_version(name) for name in ROLES},
         "broken": {name: why for name in ROLES if package_version(name) and (why := _why_broken(name))},
         "problem": problem,
     }
 
 
-def _gpu() -> dict[str, str] | str:
+def gpu_facts() -> dict[str, str] | str:
+    """Name, compute capability, CUDA version and driver of the first GPU, or why there is none."""
     from .cuda import find_device
 
     try:

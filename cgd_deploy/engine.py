@@ -57,7 +57,7 @@ class Engine:
 
     def __repr__(self) -> str:
         name, spec = self._file.path.name, self.spec
-        runs = f"{self.manifest.backend} {self.precision.value} on {'cuda' if self._backend.streams else 'cpu'}"
+        runs = f"{self.manifest.backend} {self.precision.value} on {self.device}"
         return f"<Engine {name}: {runs}, {spec.summary}{', closed' if self._closed else ''}>"
 
     @property
@@ -74,6 +74,11 @@ class Engine:
     def precision(self) -> Precision:
         """The precision of the backbone's convolutions."""
         return self.manifest.precision
+
+    @property
+    def device(self) -> str:
+        """Where it runs, "cpu" or "cuda"."""
+        return "cuda" if self._backend.streams else "cpu"
 
     @property
     def max_batch(self) -> int:

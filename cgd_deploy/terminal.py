@@ -186,7 +186,7 @@ def bench_tables(result: dict[str, Any]) -> None:
     speed = _table("engine", "backend", "batch", "p50 ms", "p99 ms", "images/s", "x torch")
     name = f"{reference['backend']} {reference['precision']}"
     for run in reference["runs"]:
-        speed.add_row("reference", name, *_speed_cells(run))
+        speed.add_row("reference", f"{reference['backend']} {run['precision']}", *_speed_cells(run))
     for run in result["engines"]:
         speed.add_row(Path(run["path"]).name, f"{run['backend']} {run['precision']}", *_speed_cells(run))
     retrieval = _table("engine", "recall@1", "change pp", "95 %", "cross pp", "overlap@10", "min cosine")

@@ -14,7 +14,7 @@ from cgd_deploy import bench as module
 from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.bench import bench, gate
 from cgd_deploy.compact import fit
-from cgd_deploy.engine import load
+from cgd_deploy.engine import Engine, load
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError
 from cgd_deploy.evaluation import Evaluation
@@ -30,14 +30,25 @@ from cgd_deploy.spec import Precision
 pytestmark = pytest.mark.usefixtures("noisy")
 
 
+made: list[str] = []
+"""The devices that models in torch were made on."""
+
+
 class FakeTorch(FakeBackend):
     """A checkpoint's model without torch."""
 
     evaluation: Evaluation | None = None
     spec = FAKE_SPEC
 
-    def __init__(self, checkpoint: Path, threads: int | None = None) -> None:
+    cudnn: int | None = None
+
+    def __init__(self, checkpoint: Path, device: str = "cpu", threads: int | None = None) -> None:
         super().__init__(json.dumps({"dim": FAKE_SPEC.dim}).encode())
+        made.append(device)
+        self.cudnn = 92400 if device == "cuda" else None
+
+    def run_fp16(self, images: np.ndarray) -> np.ndarray:
+        return self.run(images)
 
 
 @pytest.fixture
@@ -79,7 +90,7 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
         "backend": None,
         "precision": None,
         "recall": recall,
-        "runs": [{"batch": None, "threads": None, **speed}],
+        "runs": [{"precision": None, "batch": None, "threads": None, **speed}],
     }
     assert keys(result["environment"]["load"]) == dict.fromkeys(("busy", "cores", "others", "steal"))
     assert keys(result["engines"]) == [
@@ -100,6 +111,30 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
     ]
     assert set(result["gate"]) == {"passed", "limits", "failures"}
     assert json.loads(json.dumps(result)) == result
+
+
+def test_an_engine_on_cuda_is_compared_with_torch_on_cuda(exact, monkeypatch):
+    """Eager torch in FP32 and in FP16, on the same device, with the GPU in the JSON."""
+    made.clear()
+    facts = {"name": "NVIDIA H100", "compute_capability": "9.0", "cuda": "13.0", "driver": "580.159.03"}
+    monkeypatch.setattr(module, "gpu_facts", lambda: facts)
+    result, _ = bench([exact], seconds=0, batch_sizes=(1, 2))
+    assert made == ["cpu"] and "gpu" not in result["environment"]
+    assert [run["precision"] for run in result["reference"]["runs"]] == ["fp32", "fp32"]
+    monkeypatch.setattr(Engine, "device", "cuda")
+    result, _ = bench([exact], seconds=0, batch_sizes=(1, 2))
+    assert made == ["cpu", "cuda"]
+    assert (result["environment"]["gpu"], result["environment"]["cudnn"]) == (facts, 92400)
+    runs = [(run["precision"], run["batch"]) for run in result["reference"]["runs"]]
+    assert runs == [("fp32", 1), ("fp32", 2), ("fp16", 1), ("fp16", 2)]
+    assert [run["speedup_vs_torch"] for run in result["reference"]["runs"][:2]] == [1.0, 1.0]
+
+
+def test_engines_of_two_devices_are_refused(exact, hurt, monkeypatch):
+    monkeypatch.setattr(
+        Engine, "device", property(lambda engine: "cuda" if engine.manifest.backend == "noisy" else "cpu")
+    )
+    refused("the engines run on cpu and on cuda; bench engines of one device", [exact, hurt])
 
 
 def test_what_a_run_says_of_its_engine(exact):

@@ -204,6 +204,15 @@ def test_a_percentile_of_too_few_calls_has_no_mark(tmp_path, tail, told):
     assert len(page.all("div", "tick")) == 4 + len(tail) and len(page.all("div", "p95")) == 2 + ("p95" in tail)
 
 
+def test_torch_in_another_precision_is_told_apart(tmp_path):
+    """On CUDA torch is timed in FP16 too."""
+    result = bench()
+    result["reference"]["runs"] += [{**torch_run(8, 99.0), "precision": "fp16", "speedup_vs_torch": 2.64}]
+    page = Page(write_bench_report(tmp_path / "r.html", result))
+    assert "batch 8 fp16, 2 threads" in page.text and page.text.count("fp16") == 2  # throughput and latency
+    assert "fp16" not in Page(write_bench_report(tmp_path / "r.html", bench())).text
+
+
 @pytest.mark.parametrize("load", [BUSY, QUIET, dict.fromkeys(BUSY)])
 def test_a_busy_machine_is_named_beside_the_verdict_and_in_the_headline(tmp_path, load):
     page = Page(write_bench_report(tmp_path / "r.html", bench(load=load)))
