@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     images = read_images(options.images).sample(options.pictures)
     file = read_engine(options.engine)
     manifest = file.manifest
-    tuned = setting_here(manifest, "throughput") or Setting(available_threads(), 1, 8)
+    tuned = setting_here(file.tunings, "throughput") or Setting(available_threads(), 1, 8)
     batch = options.batch or tuned.batch
     threads, streams = options.threads or tuned.threads, options.streams or tuned.streams
     decoded = [pixels for _, pixels in batches(images, manifest.spec, batch)]

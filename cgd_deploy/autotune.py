@@ -1,4 +1,4 @@
-"""Measuring which threads, streams and batch size run an engine fastest here, and writing that into the engine."""
+"""Measuring which threads, streams and batch size run an engine fastest here, and keeping that beside the engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from .backends import DEVICES
 from .engine import open_engine
-from .enginefile import Manifest, read_engine, write_engine
+from .enginefile import Manifest, read_engine
 from .errors import InputError
 from .golden import golden_images
 from .hardware import available_threads, cpu_clock
 from .timing import interleaved, load_between
-from .tuning import Setting, candidates, choice
+from .tuning import Setting, candidates, choice, write_tuning
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 SECONDS = 20.0
@@ -35,13 +35,14 @@ def autotune(
     seconds: float | None = None,
     on_progress: Callable[[str, float], None] = lambda what, done: None,
 ) -> Manifest:
-    """Time the CPU engine at ``path`` in every setting worth it, in turns, and rewrite it with the result.
+    """Time the CPU engine at ``path`` in every setting worth it, in turns, and keep the result beside it.
 
     batches   sizes to try, None for 1, 2, 4, ... 32
     seconds   of timing in all, None for 20; at least 12 timed calls of each setting are made
 
-    Returns the manifest with its new ``tuning``, which ``load`` follows on machines like this one. Raises EngineError
-    for an engine that cannot be loaded here, InputError for one that runs on a GPU.
+    The engine file stays as it is; tunings of other machines stay too. Returns the manifest with the ``tuning`` of this
+    machine, which ``load`` follows on machines like it. Raises EngineError for an engine that cannot be loaded here,
+    InputError for one that runs on a GPU or lies where nothing can be written.
     """
     file = read_engine(path)
     manifest = file.manifest
@@ -67,6 +68,6 @@ def autotune(
         )
         load = load_between(started, cpu_clock(), available_threads())
     tuning = choice({setting: setting.batch / float(np.median(taken[str(setting)])) for setting in settings})
-    tuned = replace(manifest, tuning={**tuning, "load": load})
-    write_engine(path, tuned, file.payload, *file.golden)
-    return tuned
+    tuning["load"] = load
+    write_tuning(file.path, file.manifest_sha256, tuning)
+    return replace(manifest, tuning=tuning)

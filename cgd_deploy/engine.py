@@ -208,7 +208,7 @@ class Engine:
     def _good_batch(self) -> int:
         if self._backend.streams:
             return self.max_batch
-        tuned = setting_here(self.manifest, "throughput")
+        tuned = setting_here(self._file.tunings, "throughput")
         return tuned.batch if tuned else CPU_BATCH
 
     def _check_open(self) -> None:
@@ -296,7 +296,9 @@ def open_engine(
         streams, parts = streams or LANES, 1
         options["max_batch"] = file.manifest.profile["max"]
     else:
-        tuned = setting_here(file.manifest, "latency")
+        if file.untuned:
+            log.warning("%s", file.untuned)
+        tuned = setting_here(file.tunings, "latency")
         threads = threads or (tuned.threads if tuned else available_threads())
         streams = parts = streams or 1
         if streams > threads:

@@ -1,6 +1,7 @@
 """The .cgd file: one stored zip of manifest.json, a payload for one backend, and golden pictures with descriptors.
 
-Everything is checked here, before a backend sees a byte. Knows nothing of how a payload is made or run.
+Everything is checked here, before a backend sees a byte. Knows nothing of how a payload is made or run. Equal parts
+make equal files, whenever they are written, so that a checksum of the file names the engine.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -21,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EngineError, SpecError, in_one_line
-from .files import check_file, replacing, sha256_bytes
+from .files import check_file, parse_json, replacing, sha256_bytes
 from .limits import check_size
 from .spec import ModelSpec, Precision
+from .tuning import check_counts, check_tuning, read_tunings
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,6 @@ GOLDEN_IMAGES = "golden/images.npy"
 GOLDEN_DESCRIPTORS = "golden/descriptors.npy"
 PLAIN = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 """Names of members: no root, no "..", no drive; nothing is unpacked, but what others write by them stays below."""
-LARGEST_COUNT = 1 << 16
 REBUILD = "build it again with `cgd-deploy build-engine`"
 
 
@@ -54,7 +55,8 @@ class Manifest:
     proof      how much of the convolution work has the asked precision, and how that is known
     retrieval  what test pictures find with it, what its descriptors and FP32's find together, and whether they may
                share a gallery; None where that was not measured
-    tuning     what runs fastest on which machine, see ``tuning``; None where that was not measured
+    tuning     what runs fastest on the machine that release 0.1.0 tuned it on; later ones keep that beside the engine,
+               see ``tuning``, and write None
     sha256     of every other member; filled in when written
     """
 
@@ -103,28 +105,33 @@ class Manifest:
 
     def _check(self) -> None:
         tables = (self.profile, self.builder, self.source, self.sha256)
-        optional = (self.gpu, self.parity, self.proof, self.retrieval, self.tuning)
+        optional = (self.gpu, self.parity, self.proof, self.retrieval)
         if not all(isinstance(table, Mapping) for table in (*tables, *(o for o in optional if o is not None))):
             raise TypeError("a field that is no table")
         texts = (self.backend, self.payload, *self.sha256, *self.sha256.values())
         texts += tuple(text for text in (*self.source.values(), self.statement) if text is not None)
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a field that is no text")
-        _check_counts(self.profile, "min", "opt", "max")
+        check_counts(self.profile, "min", "opt", "max")
         if self.tuning is not None:
-            for purpose in ("latency", "throughput"):
-                _check_counts(self.tuning[purpose], "threads", "streams", "batch")
-            if "machine" not in self.tuning:
-                raise KeyError("machine")
+            check_tuning(self.tuning)
 
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A .cgd file whose checksums have been verified."""
+    """A .cgd file whose checksums have been verified, and what lies beside it.
+
+    manifest_sha256   of manifest.json, which holds the checksum of every other member
+    tunings           what runs fastest, by machine: of the file beside, then of the manifest, see ``tuning``
+    untuned           why the file beside is not used, or None
+    """
 
     path: Path
     manifest: Manifest
     members: Mapping[str, bytes]
+    manifest_sha256: str
+    tunings: Sequence[Mapping[str, Any]] = ()
+    untuned: str | None = None
 
     def __repr__(self) -> str:
         manifest, size = self.manifest, sum(map(len, self.members.values()))
@@ -150,7 +157,7 @@ def write_engine(
     golden_images: NDArray[np.uint8],
     golden_descriptors: NDArray[np.float32],
 ) -> Path:
-    """Write an engine file atomically."""
+    """Write an engine file atomically; the same arguments give the same bytes."""
     members = {
         manifest.payload: payload,
         GOLDEN_IMAGES: _npy(golden_images),
@@ -159,9 +166,8 @@ def write_engine(
     checked = replace(manifest, sha256={name: sha256_bytes(data) for name, data in members.items()})
     text = json.dumps(checked.to_dict(), indent=1).encode()
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(MANIFEST, text)
-        for name, data in members.items():
-            archive.writestr(name, data)
+        for name, data in {MANIFEST: text, **members}.items():
+            archive.writestr(zipfile.ZipInfo(name), data)  # an info of its own has no time of writing
         archive.comment = sha256_bytes(text).encode()
     return Path(path)
 
@@ -169,7 +175,8 @@ def write_engine(
 def read_engine(path: str | Path) -> EngineFile:
     """Open an engine file and verify every checksum, the manifest's before it is believed.
 
-    Raises EngineError if it is missing, truncated, edited, of another schema, or larger than ``limits()``.
+    Raises EngineError if it is missing, truncated, edited, of another schema, or larger than ``limits()``. A file
+    beside it whose tuning cannot be used is told in ``untuned``: the engine runs without.
     """
     path, started = Path(path), perf_counter()
     if not path.is_file():
@@ -194,10 +201,18 @@ def read_engine(path: str | Path) -> EngineFile:
             raise EngineError(
                 f"{name[:60]!r} in {path} does not have the checksum of its manifest; copy it again or {REBUILD}."
             )
-    file = EngineFile(path, manifest, members)
+    file = _with_tunings(EngineFile(path, manifest, members, sha256_bytes(text)))
     _check_golden(file)
     log.debug("%s: reading and checking took %.0f ms", path, 1000 * (perf_counter() - started))
     return file
+
+
+def _with_tunings(file: EngineFile) -> EngineFile:
+    own = [file.manifest.tuning] if file.manifest.tuning else []
+    try:
+        return replace(file, tunings=[*read_tunings(file.path, file.manifest_sha256), *own])
+    except EngineError as error:
+        return replace(file, tunings=own, untuned=str(error))
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
@@ -216,20 +231,10 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def _table(text: bytes, path: Path) -> dict[str, Any]:
-    data = json.loads(text, parse_constant=_no_constant)
+    data = parse_json(text)
     if not isinstance(data, dict):
         raise EngineError(f"{path} has a manifest that is not a table; {REBUILD}.")
     return data
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} in the manifest")
-
-
-def _check_counts(table: Mapping[str, Any], *names: str) -> None:
-    for name in names:
-        if type(table[name]) is not int or not 1 <= table[name] <= LARGEST_COUNT:
-            raise ValueError(f"{name} is {table[name]!r:.60}")
 
 
 def _check_golden(file: EngineFile) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import secrets
 import stat
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import CgdError, InputError
 from .limits import check_size
@@ -72,6 +74,11 @@ def check_file(path: str | Path, limit: str, error: type[CgdError] = InputError)
     check_size(str(path), there.st_size, limit, error)
 
 
+def parse_json(text: bytes) -> Any:
+    """JSON's own values; raises ValueError for anything else, as NaN or text that is not UTF-8."""
+    return json.loads(text, parse_constant=_no_constant)
+
+
 def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -83,6 +90,10 @@ def sha256_file(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _sweep(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,12 @@ def _stale(manifest: Manifest, models: Mapping[str, str]) -> str | None:
 
 
 def _content(path: Path) -> Any:
-    """What makes a file differ: of an engine its manifest, since the zip around it also holds the time of writing."""
+    """What makes a file differ: of an engine what its manifest says of the model.
+
+    Release 0.1.0 also wrote the time into the zip around it, and into a tuned engine the tuning.
+    """
     with suppress(EngineError):
-        return read_engine(path).manifest
+        return replace(read_engine(path).manifest, tuning=None)
     return _sha256(path) if path.is_file() else None
 
 

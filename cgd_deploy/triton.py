@@ -17,6 +17,7 @@ from .backends import DEVICES
 from .enginefile import EngineFile, read_engine
 from .errors import EngineError, InputError
 from .files import sha256_file
+from .tuning import tuning_path
 
 NATIVE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 """Backends that Triton has under the same name, and the file in which it looks for their model."""
@@ -96,7 +97,10 @@ def _config(model: TritonModel, file: EngineFile, max_delay_ms: float) -> str:
 def _write_version(folder: Path, backend: str, file: EngineFile) -> None:
     folder.mkdir()
     if backend == PYTHON:
-        shutil.copyfile(file.path, folder / "engine.cgd")
+        engine = folder / "engine.cgd"
+        shutil.copyfile(file.path, engine)
+        if not file.untuned and tuning_path(file.path).is_file():
+            shutil.copyfile(tuning_path(file.path), tuning_path(engine))
         code = _TEMPLATES.get_template("triton_model.py").render()
         (folder / "model.py").write_text(code, encoding="utf-8")
     else:

@@ -31,6 +31,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import onnxrun
 SPEC = ModelSpec(backbone="resnet18", descriptors="SMG", dim=96, input_size=(64, 64))
 FAKE_SPEC = replace(SPEC, dim=24, descriptors="SG", input_size=(32, 32), space_id="0123456789abcdef")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TUNING = {
+    "machine": {"cpu": "one that nobody has", "instruction_sets": [], "threads": 6},
+    "latency": {"threads": 6, "streams": 1, "batch": 1},
+    "throughput": {"threads": 6, "streams": 3, "batch": 12},
+    "measured": [],
+}
+"""What autotuning found on another machine."""
 CLASSES = 6
 A_CLASS = 5
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from conftest import FAKE_SPEC, draw, write_fake_engine
+from conftest import FAKE_SPEC, TUNING, draw, write_fake_engine
 
-from cgd_deploy import CgdError, load
+from cgd_deploy import CgdError, EngineError, load
 from cgd_deploy.datasets import read_dataset
 from cgd_deploy.enginefile import MANIFEST, read_engine
 from cgd_deploy.files import sha256_bytes
@@ -19,6 +19,7 @@ from cgd_deploy.images import read_images
 from cgd_deploy.index import index_images, read_index, sidecar, write_index
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.spec import ModelSpec
+from cgd_deploy.tuning import setting_here, tuning_path, write_tuning
 
 LONGEST_SENTENCE = 1000
 
@@ -43,6 +44,18 @@ def manifest(data: bytes, folder: Path) -> None:
             edited.writestr(name, data if name == MANIFEST else whole.read(name))
         edited.comment = sha256_bytes(data).encode()
     assert isinstance(read_engine(path).manifest.spec, ModelSpec)
+
+
+def tuning(data: bytes, folder: Path) -> None:
+    """What lies beside an engine never keeps it from running."""
+    path = folder / "tuned.cgd"
+    if not path.exists():
+        write_fake_engine(path)
+    tuning_path(path).write_bytes(data)
+    file = read_engine(path)
+    setting_here(file.tunings, "throughput")
+    if file.untuned:
+        raise EngineError(file.untuned)
 
 
 def spec(data: bytes, folder: Path) -> None:
@@ -103,7 +116,7 @@ def weights(data: bytes, folder: Path) -> None:
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
     function.__name__: function
-    for function in (image, engine, manifest, spec, onnx, image_list, table, cub, index, weights)
+    for function in (image, engine, manifest, tuning, spec, onnx, image_list, table, cub, index, weights)
 }
 
 
@@ -138,10 +151,10 @@ def seeds(target: str, folder: Path) -> list[bytes]:
     path = write_fake_engine(folder / "seed.cgd")
     if target == "engine":
         return [path.read_bytes()]
-    tuned = {"threads": 1, "streams": 1, "batch": 8}
-    tuning = {"machine": {}, "latency": tuned, "throughput": tuned, "measured": []}
+    if target == "tuning":
+        return [write_tuning(path, read_engine(path).manifest_sha256, TUNING).read_bytes()]
     told = read_engine(path).manifest.to_dict()
-    return [json.dumps(told).encode(), json.dumps({**told, "tuning": tuning}).encode()]
+    return [json.dumps(told).encode(), json.dumps({**told, "tuning": TUNING}).encode()]
 
 
 def _encoded(kind: str) -> bytes:

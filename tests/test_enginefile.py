@@ -193,6 +193,13 @@ BAD_MANIFESTS = {
     "parity that is no table": {"parity": [0.99]},
     "tuning without settings": {"tuning": {"machine": {}}},
     "tuning of words": {"tuning": {"machine": {}, "latency": {"threads": "1"}, "throughput": {}}},
+    "tuning of more than settings": {
+        "tuning": {
+            "machine": {},
+            **{name: {"threads": 1, "streams": 1, "batch": 1, "x": 1} for name in ("latency", "throughput")},
+        }
+    },
+    "tuning of lists": {"tuning": {"machine": {}, "latency": [], "throughput": []}},
     "tuning of no machine": {
         "tuning": {name: {"threads": 1, "streams": 1, "batch": 1} for name in ("latency", "throughput")}
     },
@@ -226,6 +233,13 @@ def test_a_manifest_that_is_no_table(fake_engine, text):
     members, _ = unzipped(fake_engine)
     zipped(fake_engine, members | {MANIFEST: text}, hashlib.sha256(text).hexdigest().encode())
     refused(fake_engine, "not a table")
+
+
+def test_the_same_engine_written_later_is_the_same_file(tmp_path, monkeypatch):
+    first = write_fake_engine(tmp_path / "first.cgd").read_bytes()
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    assert write_fake_engine(tmp_path / "later.cgd").read_bytes() == first
+    assert write_fake_engine(tmp_path / "other.cgd", noise=0.1).read_bytes() != first
 
 
 def test_reprs_print_no_payload(fake_engine):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import write_fake_engine
+from conftest import TUNING, write_fake_engine
 
-from cgd_deploy.enginefile import read_engine
+from cgd_deploy.enginefile import MANIFEST, read_engine
 from cgd_deploy.errors import EngineError, InputError
 from cgd_deploy.files import sha256_bytes
 from cgd_deploy.provenance import changes, contents, engines_of_one_model, stale, stale_engines
@@ -87,11 +88,25 @@ def test_changes_name_what_was_replaced(tmp_path):
     assert changes(before) == [f"{other} was replaced; the earlier file differed."]
 
 
+def tuned_by_an_earlier_release(path: Path) -> None:
+    """Its tuning in the manifest, and the time of writing beside every member."""
+    members = read_engine(path).members
+    write_fake_engine(path, source=read_engine(path).manifest.source, tuning=TUNING)
+    with zipfile.ZipFile(path) as archive:
+        text, comment = archive.read(MANIFEST), archive.comment
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {MANIFEST: text, **members}.items():
+            archive.writestr(zipfile.ZipInfo(name, (2025, 1, 1, 12, 0, 0)), data)
+        archive.comment = comment
+
+
 def test_an_engine_written_again_changes_only_with_its_manifest(tmp_path, monkeypatch):
     path = engine(tmp_path / "e.cgd")
     before, written = contents(path), path.read_bytes()
     monkeypatch.setattr("time.time", lambda: 2e9)
     engine(path)
+    assert path.read_bytes() == written and changes(before) == []
+    tuned_by_an_earlier_release(path)
     assert path.read_bytes() != written and changes(before) == []
     engine(path, b"other")
     assert changes(before) == [f"{path} was replaced; the earlier file differed."]

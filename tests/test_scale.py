@@ -18,13 +18,14 @@ import pytest
 from conftest import draw, listing, write_fake_engine
 from PIL import Image
 
+from cgd_deploy.autotune import autotune
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError, install_line
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.index import Index, read_index
 from cgd_deploy.limits import Limits
 from cgd_deploy.scale import TRIES, Worker, _job, _places, _run, _up_to_date
-from cgd_deploy.shards import Shards
+from cgd_deploy.shards import Run, Shards
 
 pytest.importorskip("pyarrow")
 ray_data = pytest.importorskip("ray.data")
@@ -129,6 +130,30 @@ def test_the_same_command_again_computes_only_what_is_missing(cli, ray_of_two, b
     }
     assert touched == set(lost)
     assert same(read_index("ray.parquet"), whole)
+
+
+def test_an_engine_that_is_tuned_in_between_goes_on(cli, ray_of_two, boxed):
+    """Nor does it matter that the engine is built again, if it comes out the same."""
+    embed = ["embed", "list.tsv", "-e", "fake.cgd", "-o", "ray.parquet", "--ray", "--workers", 1, "--shard", 30]
+    assert cli(*embed)[0] == 0
+    autotune(Path("fake.cgd"), seconds=0)
+    write_fake_engine(Path("fake.cgd"))
+    code, out, err = cli(*embed, "--json")
+    facts = json.loads(out)
+    assert (code, facts["shards"], facts["resumed"], "warning" in err) == (0, 2, 2, False)
+
+
+def test_a_tuned_engine_is_the_same_run(boxed, monkeypatch):
+    def run() -> Run:
+        return _run(boxed, read_engine("fake.cgd"), "float32", 8, False)
+
+    before = run()
+    for machine in ("one", "another"):
+        monkeypatch.setattr("cgd_deploy.tuning.cpu_name", lambda machine=machine: machine)
+        autotune(Path("fake.cgd"), seconds=0)
+        assert run() == before
+    write_fake_engine(Path("fake.cgd"), noise=0.1)
+    assert run() != before
 
 
 def test_shards_of_pictures_that_changed_are_made_again(cli, ray_of_two, boxed):

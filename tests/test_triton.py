@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import FAKE_SPEC, listing, script, write_fake_engine
+from conftest import FAKE_SPEC, TUNING, listing, script, write_fake_engine
 from PIL import Image
 
 from cgd_deploy import load
@@ -26,6 +26,7 @@ from cgd_deploy.errors import EngineError, InputError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.preprocess import preprocess
 from cgd_deploy.triton import TritonModel, export_triton
+from cgd_deploy.tuning import tuning_path, write_tuning
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "triton.md"
 
@@ -128,6 +129,16 @@ def test_what_triton_has_no_backend_for_runs_in_python(backend, tmp_path):
     assert model.backend == config_of(model).backend == "python"
     assert listing(model.folder).keys() == {"config.pbtxt", "1", "1/model.py", "1/engine.cgd"}
     compile((model.folder / "1" / "model.py").read_text(), "model.py", "exec")
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_the_tuning_goes_where_the_engine_goes(fake_engine, tmp_path, stale):
+    written = write_tuning(fake_engine, read_engine(fake_engine).manifest_sha256, TUNING).read_bytes()
+    if stale:
+        write_fake_engine(fake_engine, profile={"min": 1, "opt": 2, "max": 2})
+    copy = export_triton(fake_engine, tmp_path / "repository").folder / "1" / "engine.cgd"
+    assert list(read_engine(copy).tunings) == ([] if stale else [TUNING])
+    assert stale or tuning_path(copy).read_bytes() == written
 
 
 def test_no_delay_and_no_preferred_sizes_unless_asked(fake_engine, tmp_path):

@@ -1,13 +1,14 @@
-"""Autotuning: which settings are tried, which is taken, and that an engine remembers it for this machine only."""
+"""Autotuning: which settings are tried, which is taken, and that it is kept beside the engine, by machine."""
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 
 import numpy as np
 import pytest
-from conftest import FAKE_SPEC, write_fake_engine
+from conftest import FAKE_SPEC, TUNING, write_fake_engine
 from PIL import Image
 
 from cgd_deploy import tuning
@@ -19,7 +20,15 @@ from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError
 from cgd_deploy.golden import golden_images
 from cgd_deploy.retrieval import cosines
-from cgd_deploy.tuning import Setting, candidates, choice, setting_here, this_machine
+from cgd_deploy.tuning import (
+    Setting,
+    candidates,
+    choice,
+    setting_here,
+    this_machine,
+    tuning_path,
+    write_tuning,
+)
 
 
 def test_every_thread_or_half_of_them_is_tried_in_streams_that_divide_them():
@@ -52,21 +61,122 @@ def tuned(fake_engine, monkeypatch):
     return fake_engine, autotune(fake_engine, seconds=0).tuning
 
 
-def test_the_engine_remembers_what_was_measured_and_stays_whole(tuned):
+def on_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this process runs on a machine of that CPU."""
+    monkeypatch.setattr(tuning, "cpu_name", lambda: name)
+
+
+def test_what_was_measured_is_kept_beside_the_engine(tuned):
     path, found = tuned
-    manifest = read_engine(path).manifest
-    assert manifest.tuning == found
+    assert list(read_engine(path).tunings) == [found]
     batches = {setting["batch"] for setting in found["measured"]}
     assert batches == {1, 2, 4, 8}  # the profile of the engine ends at 8
-    assert setting_here(manifest, "throughput") == Setting(**found["throughput"])
+    assert setting_here(read_engine(path).tunings, "throughput") == Setting(**found["throughput"])
     with load(path) as engine:
         assert engine.self_test() > 0.9999
 
 
+def test_tuning_changes_no_byte_of_the_engine(fake_engine, monkeypatch):
+    """Not the first time, nor again, nor on another machine."""
+    before = fake_engine.read_bytes()
+    for machine in ("one", "one", "another"):
+        on_machine(machine, monkeypatch)
+        autotune(fake_engine, seconds=0)
+        assert fake_engine.read_bytes() == before
+    assert {path.name for path in fake_engine.parent.iterdir()} == {"fake.cgd", "fake.cgd.tuning.json"}
+
+
 def test_another_machine_does_not_follow_it(tuned, monkeypatch):
     path, _ = tuned
-    monkeypatch.setattr(tuning, "cpu_name", lambda: "another")
-    assert setting_here(read_engine(path).manifest, "latency") is None
+    on_machine("another", monkeypatch)
+    assert setting_here(read_engine(path).tunings, "latency") is None
+
+
+def test_machines_keep_their_tunings_side_by_side(fake_engine, monkeypatch):
+    found = {}
+    for batch, machine in enumerate(("one", "another", "third", "one"), start=2):
+        on_machine(machine, monkeypatch)
+        found[machine] = autotune(fake_engine, seconds=0, batches=[1, batch]).tuning
+    for machine, tuned in found.items():
+        on_machine(machine, monkeypatch)
+        assert tuning.tuning_here(read_engine(fake_engine).tunings) == tuned
+    assert len(read_engine(fake_engine).tunings) == 3
+
+
+def test_an_engine_copied_alone_has_no_tuning(tuned, tmp_path):
+    copy = tmp_path / "copy.cgd"
+    copy.write_bytes(tuned[0].read_bytes())
+    assert (read_engine(copy).tunings, read_engine(copy).untuned) == ([], None)
+
+
+def test_an_engine_that_another_release_tuned_is_as_fast_as_it_was(told, monkeypatch):
+    """Its tuning is in the manifest. What is measured since on the same machine counts more; the engine stays."""
+    before = told.read_bytes()
+    assert setting_here(read_engine(told).tunings, "throughput") == Setting(4, 2, 5)
+    on_machine("another", monkeypatch)
+    autotune(told, seconds=0, batches=[1])
+    monkeypatch.undo()
+    assert setting_here(read_engine(told).tunings, "throughput") == Setting(4, 2, 5)
+    found = autotune(told, seconds=0, batches=[1]).tuning
+    assert setting_here(read_engine(told).tunings, "throughput") == Setting(**found["throughput"])
+    assert told.read_bytes() == before
+
+
+UNUSABLE = {
+    "another engine": (lambda text: text.replace('"manifest_sha256": "', '"manifest_sha256": "0'), "another engine"),
+    "cut": (lambda text: text[:-40], "is no tuning"),
+    "empty": (lambda text: "", "is no tuning"),
+    "a list": (lambda text: "[]", "is no tuning"),
+    "deep": (lambda text: "[" * 100_000, "is no tuning"),
+    "not a number": (lambda text: text.replace('"batch": 1', '"batch": NaN'), "is no tuning"),
+    "of no threads": (lambda text: text.replace('"threads"', '"strings"'), "is no tuning"),
+    "too many threads": (lambda text: text.replace('"threads": 2', '"threads": 2000000'), "is no tuning"),
+    "settings with more": (lambda text: text.replace('"streams": 1', '"streams": 1, "lanes": 2'), "is no tuning"),
+    "a newer schema": (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2, this release reads 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_tuning_that_cannot_be_used_is_named_and_left(tuned, cli, pictures, caplog, change, told):
+    path, _ = tuned
+    beside = tuning_path(path)
+    beside.write_text(change(beside.read_text()))
+    file = read_engine(path)
+    assert file.tunings == [] and told in file.untuned
+    assert str(beside) in file.untuned and file.untuned.endswith(", or remove the file.") and "\n" not in file.untuned
+    with load(path) as engine:
+        assert engine.self_test() > 0.9999
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [file.untuned]
+    code, _, err = cli("embed", pictures, "-e", path, "-o", path.with_name("index.npy"))
+    assert code == 0 and err.count(f"warning: {file.untuned}") == 1
+    assert json.loads(cli("inspect", path)[1])["untuned"] == file.untuned
+    found = autotune(path, seconds=0).tuning
+    assert (read_engine(path).tunings, read_engine(path).untuned) == ([found], None)
+
+
+def test_a_tuning_that_may_not_be_read_is_named(tuned, monkeypatch):
+    def forbidden(path, *_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("cgd_deploy.tuning.check_file", forbidden)
+    assert "Permission denied)" in read_engine(tuned[0]).untuned
+
+
+def test_a_tuning_that_cannot_be_written_is_one_sentence(fake_engine):
+    tuning_path(fake_engine).mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*fake\.cgd\.tuning\.json: it is a folder; give"):
+        autotune(fake_engine, seconds=0)
+
+
+def test_inspect_tunes_an_engine_that_is_there(cli, fake_engine, monkeypatch):
+    monkeypatch.setattr("cgd_deploy.autotune.SECONDS", 0.0)
+    write_tuning(fake_engine, read_engine(fake_engine).manifest_sha256, TUNING)
+    facts = json.loads(cli("inspect", fake_engine)[1])
+    assert (facts["tuning"], facts["tuned_machines"], facts["untuned"]) == (None, [TUNING["machine"]], None)
+    code, out, _ = cli("inspect", fake_engine, "--autotune", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["tuning"]["machine"] == this_machine()
+    assert facts["tuned_machines"] == [TUNING["machine"], this_machine()]
 
 
 @pytest.fixture
@@ -169,9 +279,12 @@ def test_build_engine_tunes_what_it_built(cli, model_onnx, tmp_path, monkeypatch
     code, out, _ = cli("build-engine", model_onnx, "--fp32", "-o", tmp_path / "e.cgd", "--autotune")
     assert code == 0
     assert "warning: this machine was busy: other processes took 1.25 of 2 cores" in out
-    assert read_engine(tmp_path / "e.cgd").manifest.tuning["load"] == load
+    (found,) = read_engine(tmp_path / "e.cgd").tunings
+    assert found["load"] == load
     assert re.search(r"best throughput here: \d threads?, \d streams?, batch \d, [\d.]+ images/s", out)
-    assert setting_here(read_engine(tmp_path / "e.cgd").manifest, "latency").batch == 1
+    assert setting_here([found], "latency").batch == 1
+    code, _, err = cli("build-engine", model_onnx, "--fp32", "-o", tmp_path / "e.cgd", "--max-batch", 16)
+    assert code == 0 and "e.cgd.tuning.json was measured for another engine than e.cgd is now; measure again" in err
 
 
 def test_autotuning_a_gpu_engine_is_refused_before_it_is_built(cli, model_onnx, tmp_path):

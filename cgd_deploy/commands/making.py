@@ -340,7 +340,8 @@ def build_engine(
     autotune: Annotated[
         bool,
         typer.Option(
-            "--autotune", help="Measure which threads, streams and batch are fastest here, and keep them in the engine."
+            "--autotune",
+            help="Measure which threads, streams and batch are fastest here, and keep them in ENGINE.tuning.json.",
         ),
     ] = False,
     min_batch: Annotated[int, typer.Option(metavar="N", help="Smallest batch.")] = 1,
@@ -386,6 +387,7 @@ def build_engine(
     from ..autotune import check_tunable
     from ..backends import DEVICES
     from ..datasets import read_training
+    from ..enginefile import read_engine
     from ..hardware import SLOW_INT8, has_fast_int8
     from ..provenance import changes, contents
     from ..terminal import build_summary, errors, phases, trial_table, warn, warn_all
@@ -453,6 +455,8 @@ def build_engine(
     if autotune:
         with phases() as on_progress:
             manifest = tune(out, on_progress=on_progress)
+    elif untuned := read_engine(out).untuned:
+        warn(untuned)
     for change in changes(before):
         warn(change)
     facts = manifest.to_dict()

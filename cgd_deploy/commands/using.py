@@ -154,9 +154,7 @@ def embed(
     ],
     batch: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="N", help="Pictures in a batch.", show_default="8, or what build-engine --autotune found"
-        ),
+        typer.Option(min=1, metavar="N", help="Pictures in a batch.", show_default="8, or what --autotune found here"),
     ] = None,
     strict: Strict = False,
     descriptor_dtype: Annotated[
@@ -209,7 +207,7 @@ def embed(
     from ..left_out import LeftOut
     from ..paths import check_paths_are
     from ..scale import SHARD, embed_on_ray
-    from ..terminal import counting, first_few, warn_all
+    from ..terminal import counting, first_few, warn, warn_all
     from ..tuning import setting_here
 
     check_index_path(out)
@@ -219,7 +217,9 @@ def embed(
     left_out: list[LeftOut] = []
     file = read_engine(engine)
     spec = file.manifest.spec
-    tuned = setting_here(file.manifest, "throughput")
+    if file.untuned:
+        warn(file.untuned)
+    tuned = setting_here(file.tunings, "throughput")
     if tuned and not (threads or streams or workers):
         threads, streams = tuned.threads, tuned.streams
     batch = batch or (tuned.batch if tuned else 8)
@@ -348,20 +348,45 @@ def search(
 def inspect(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="A .cgd engine.")],
     self_test: Annotated[bool, typer.Option("--self-test", help="Replay the golden pictures.")] = False,
+    autotune: Annotated[
+        bool,
+        typer.Option(
+            "--autotune",
+            help="Measure which threads, streams and batch are fastest here, and keep them in ENGINE.tuning.json.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what an engine file records. --self-test also checks that it still gives the same descriptors."""
+    """Show what an engine file records, and what runs it fastest here.
+
+    --self-test also checks that it still gives the same descriptors.
+    """
     from ..enginefile import read_engine
     from ..provenance import stale
+    from ..tuning import tuning_here
 
-    manifest = read_engine(engine).manifest
-    facts = {**manifest.to_dict(), "stale": stale(engine, manifest)}
-    if self_test:
+    if self_test or autotune:
         from ..doctor import check_runtime
-        from ..engine import load
 
         check_runtime()
-        with load(engine) as loaded:
+    if autotune:
+        from ..autotune import autotune as tune
+        from ..terminal import phases
+
+        with phases() as on_progress:
+            tune(engine, on_progress=on_progress)
+    file = read_engine(engine)
+    facts = {
+        **file.manifest.to_dict(),
+        "tuning": tuning_here(file.tunings) or file.manifest.tuning,
+        "tuned_machines": [tuning["machine"] for tuning in file.tunings],
+        "untuned": file.untuned,
+        "stale": stale(engine, file.manifest),
+    }
+    if self_test:
+        from ..engine import open_engine
+
+        with open_engine(file) as loaded:
             facts["self_test"] = {"cosine_min": loaded.self_test()}
     tell(facts, json.dumps(facts, indent=1), as_json)
 
