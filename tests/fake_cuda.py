@@ -256,6 +256,10 @@ class FakeDriver:
     def named(self, name: str) -> list[Work]:
         return [work for work in self.log if work.name == name]
 
+    def has_run(self, work: Work) -> bool:
+        """Whether the host knows that it is done."""
+        return bool(self._done >> work.number & 1)
+
     def captures(self, stream: int) -> bool:
         return stream in self._capturing
 

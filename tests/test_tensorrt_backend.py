@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import FakeContext, FakeDriver, described
+from fake_cuda import FakeContext, FakeDriver, Misuse, Work, described
 
 from cgd_deploy.backends import tensorrt as module
-from cgd_deploy.backends.tensorrt import TensorRtBackend, TensorRtRtxBackend
+from cgd_deploy.backends.tensorrt import SHARED, TensorRtBackend, TensorRtRtxBackend
 from cgd_deploy.errors import EngineError
+from cgd_deploy.lane import owned
 
 SHAPE = (4, 4, 3)
 
 
 class Context:
-    """An execution context that refuses to run before it was set up as TensorRT demands."""
+    """An execution context that refuses to run before it was set up as TensorRT demands.
+
+    Nor does it forgive a new shape, or its end, while the device may still run its last batch.
+    """
 
     def __init__(self, trt: FakeTensorRt) -> None:
         self._trt = trt
@@ -26,6 +32,8 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.scratch: tuple[int, int] | None = None
         self.profile: tuple[int, int] | None = None
+        self._kernel: FakeContext | None = None
+        self._last: Work | None = None
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self.scratch = (memory, size)
@@ -36,7 +44,10 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert name == "images"
+        if self._runs():
+            raise Misuse("a context got another shape while its batch runs")
         self.shape = shape
+        self._trt.resizes += 1
         return shape[0] <= self._trt.largest
 
     def infer_shapes(self) -> list[str]:
@@ -48,10 +59,20 @@ class Context:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert self.shape and self.scratch and self.profile == (0, stream_handle)
-        run = self._trt.kernels.setdefault(id(self), FakeContext(self._trt.driver, SHAPE, self.scratch[0]))
-        return not self._trt.refusing and run(
+        driver = self._trt.driver
+        self._kernel = self._kernel or FakeContext(driver, SHAPE, self.scratch[0])
+        accepted = not self._trt.refusing and self._kernel(
             stream_handle, self.shape[0], self.addresses["images"], self.addresses["descriptors"]
         )
+        if accepted and not driver.captures(stream_handle):
+            self._last = driver.log[-1]
+        return accepted
+
+    def _runs(self) -> bool:
+        return self._last is not None and not self._trt.driver.has_run(self._last)
+
+    def __del__(self) -> None:
+        self._trt.freed_early += self._runs()
 
 
 class FakeTensorRt:
@@ -64,9 +85,9 @@ class FakeTensorRt:
 
     def __init__(self, driver: FakeDriver, rtx: bool = False) -> None:
         self.driver = driver
-        self.contexts: list[Context] = []
+        self.made = self.resizes = self.freed_early = 0
+        self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self.configs: list[Any] = []
-        self.kernels: dict[int, FakeContext] = {}
         self.largest, self.names = 6, ["images", "descriptors"]
         self.refusing = False
         self.capturable = True
@@ -105,7 +126,8 @@ class FakeTensorRt:
         context = Context(self)
         if how != "ours":
             context.is_stream_capturable = lambda stream: self.capturable  # type: ignore[attr-defined]
-        self.contexts.append(context)
+        self.contexts.add(context)
+        self.made += 1
         return context
 
 
@@ -115,6 +137,26 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     monkeypatch.setattr(module, "CudaDriver", lambda: driver)
     yield driver
     driver.assert_empty()
+
+
+def on_the_device(backend: TensorRtBackend, driver: FakeDriver, sizes: Sequence[int]) -> None:
+    """Give batches of the caller's device memory to a stream of the caller's, then wait once and look at them all."""
+    with ExitStack() as stack:
+        stream, sent = owned(stack, driver.stream(), driver.destroy_stream), []
+        try:
+            for seed, rows in enumerate(sizes):
+                pixels = batch(rows, seed)
+                images, descriptors = (owned(stack, driver.malloc(rows * n), driver.free) for n in (48, 12))
+                up, down = (owned(stack, driver.pinned(rows * n), driver.free_pinned) for n in (48, 12))
+                up[:] = pixels.reshape(-1)
+                driver.upload(images, up, stream)
+                backend.streams.run_on(stream, rows, images, descriptors)
+                driver.download(down, descriptors, stream)
+                sent.append((pixels, down.view(np.float32).reshape(rows, 3)))
+        finally:
+            driver.finish(stream)
+        for pixels, found in sent:
+            np.testing.assert_array_equal(found, described(pixels))
 
 
 @pytest.fixture
@@ -145,6 +187,62 @@ def test_one_context_for_each_lane_and_batch_size(trt: FakeTensorRt) -> None:
         shapes = sorted(context.shape[0] for context in trt.contexts if context.shape)
         assert shapes == [1, 1, 2, 2, 4, 4, 6, 6]
         assert len({context.scratch for context in trt.contexts}) == 2  # the contexts of a lane share their scratch
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("order", ["rising", "falling", "random", "beside batches of the host"])
+def test_batches_of_every_size_on_the_device_share_a_few_contexts(
+    trt: FakeTensorRt, driver: FakeDriver, lanes: int, order: str
+) -> None:
+    trt.largest = 64
+    sizes = {"rising": [*range(1, 65)], "falling": [*range(64, 0, -1)]}.get(order)
+    with TensorRtBackend(b"plan", streams=lanes) as backend:
+        for seed in range(2):
+            on_the_device(backend, driver, sizes or [*np.random.default_rng(seed).integers(1, 65, 150).tolist()])
+            if order == "beside batches of the host":
+                backend.streams.warm_up()
+                np.testing.assert_array_equal(backend.run(batch(150)), described(batch(150)))
+        buckets = len(backend.streams.layout.buckets)
+        assert trt.made == len(trt.contexts) <= lanes * (buckets + SHARED)
+    assert (len(trt.contexts), trt.freed_early) == (0, 0)
+
+
+def test_a_few_sizes_that_come_again_keep_their_contexts(trt: FakeTensorRt, driver: FakeDriver) -> None:
+    trt.largest = 64
+    with TensorRtBackend(b"plan", streams=1) as backend:
+        on_the_device(backend, driver, [3, 5, 6, 7] * 5)
+        assert trt.resizes == 1 + SHARED  # the first is of the largest bucket
+        on_the_device(backend, driver, [5, 9, 5, 9, 5, 9])
+        assert trt.resizes == 2 + SHARED
+        on_the_device(backend, driver, [6, 7])  # 3 made room for 9
+        assert trt.resizes == 2 + SHARED
+
+
+def test_only_a_new_size_waits_and_only_for_the_context_that_it_takes(trt: FakeTensorRt, driver: FakeDriver) -> None:
+    trt.largest = 64
+    waits = []
+    synchronize = driver.synchronize
+    driver.synchronize = lambda event: waits.append(event) or synchronize(event)  # type: ignore[method-assign]
+    with TensorRtBackend(b"plan", streams=1) as backend:
+        on_the_device(backend, driver, [3, 5, 6, 7, 7, 3, 5, 6, 8, 16])
+        assert waits == []
+        on_the_device(backend, driver, [7, 9, 9, 10])
+        assert len(set(waits)) == len(waits) == 2
+
+
+def test_a_refused_size_costs_no_context(trt: FakeTensorRt, driver: FakeDriver) -> None:
+    trt.largest = 64
+    with TensorRtBackend(b"plan", streams=1) as backend:
+        made = []
+        for rows in range(33, 45):
+            trt.largest = 8
+            with pytest.raises(EngineError, match=f"TensorRT refuses a batch of {rows}; build"):
+                on_the_device(backend, driver, [rows])
+            trt.largest = 64
+            on_the_device(backend, driver, [rows, 3, 5])
+            made.append(trt.made)
+        assert made[-1] <= SHARED + 1
+    assert trt.freed_early == 0
 
 
 def test_a_smaller_largest_batch(trt: FakeTensorRt) -> None:

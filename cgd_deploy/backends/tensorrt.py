@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 
 from ..cuda import CudaDriver, Driver
 from ..errors import EngineError, MissingDependency, install_line
-from ..lane import Layout
+from ..lane import Layout, owned
 from ..streams import GRAPHS, LANES, Streams, bucket_sizes
 from .base import Backend
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "tensorrt-rtx"}
 IMAGES, DESCRIPTORS = "images", "descriptors"
+SHARED = 4
+"""Contexts of a lane that batches of all sizes between the buckets share."""
 
 
 def import_tensorrt(kind: str = "tensorrt") -> Any:
@@ -50,7 +53,7 @@ def compute_capabilities(trt: Any) -> dict[str, Any]:
 
 
 class TensorRtBackend(Backend):
-    """A plan on one GPU, with an execution context for each lane and batch bucket.
+    """A plan on one GPU. Each lane has an execution context for each batch bucket, and ``SHARED`` for other sizes.
 
     payload     a serialized plan with input "images" and output "descriptors"
     streams     lanes, see ``Streams``
@@ -94,7 +97,7 @@ class TensorRtBackend(Backend):
         )
         self.streams = Streams(
             driver,
-            lambda stream: TensorRtLane(trt, self._engine, driver, stream),
+            lambda stream: TensorRtLane(trt, self._engine, driver, stream, layout),
             layout,
             lanes=streams,
             graphs=graphs,
@@ -115,48 +118,96 @@ class TensorRtRtxBackend(TensorRtBackend):
     kind = "tensorrt-rtx"
 
 
-class TensorRtLane:
-    """Execution contexts of one lane, one for each batch size: a context must keep the shape its graph was captured at.
+@dataclass(eq=False)
+class SharedContext:
+    """A context for batches of one size at a time.
 
-    They share the lane's scratch memory, which is what makes many of them cheap; a lane runs one at a time.
+    context   of TensorRT
+    done      the event after its last batch
+    batch     the size it is set to, 0 for none
     """
 
-    def __init__(self, trt: Any, engine: Any, driver: Driver, stream: int) -> None:
+    context: Any
+    done: int
+    batch: int = 0
+
+
+class TensorRtLane:
+    """Execution contexts of one lane: one for each bucket, and a few that all other batch sizes share.
+
+    A bucket's context keeps its size, as the CUDA graphs captured from it demand. Other sizes come only from
+    ``Streams.run_on``, without graphs. A new one takes over the shared context that was used least recently, once the
+    GPU is done with it. No context is destroyed before ``close``. All share the lane's scratch memory, which is what
+    makes many of them cheap; a lane runs one at a time.
+    """
+
+    def __init__(self, trt: Any, engine: Any, driver: Driver, stream: int, layout: Layout) -> None:
         self._trt = trt
         self._engine = engine
-        self._contexts: dict[int, Any] = {}
+        self._driver = driver
+        self._layout = layout
+        self._buckets: dict[int, Any] = {}
+        self._shared: list[SharedContext] = []
         with ExitStack() as stack:
             self._scratch_size = max(1, engine.device_memory_size_v2)
-            self._scratch = driver.malloc(self._scratch_size)
-            stack.callback(driver.free, self._scratch)
-            stack.callback(self._contexts.clear)
-            largest = engine.get_tensor_profile_shape(IMAGES, 0)[2][0]
-            context = self._context(largest, stream)
+            self._scratch = owned(stack, driver.malloc(self._scratch_size), driver.free)
+            self._events = [owned(stack, driver.event(), driver.destroy_event) for _ in range(SHARED)]
+            stack.callback(self._buckets.clear)
+            stack.callback(self._shared.clear)
+            context = self._bucket(layout.buckets[-1], stream)
             # TensorRT-RTX knows plans that cannot be captured; TensorRT has no such question.
             self.capturable = bool(getattr(context, "is_stream_capturable", lambda stream: True)(stream))
             self._resources = stack.pop_all()
 
     def __call__(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
-        context = self._context(batch, stream)
-        return bool(
-            context.set_tensor_address(IMAGES, images)
-            and context.set_tensor_address(DESCRIPTORS, descriptors)
-            and context.execute_async_v3(stream)
-        )
+        if batch in self._layout.buckets:
+            return _enqueue(self._bucket(batch, stream), stream, images, descriptors)
+        shared = self._share(batch, stream)
+        accepted = _enqueue(shared.context, stream, images, descriptors)
+        self._driver.record(shared.done, stream)
+        return accepted
 
-    def _context(self, batch: int, stream: int) -> Any:
-        if batch not in self._contexts:
-            context = self._new_context()
-            context.set_device_memory(self._scratch, self._scratch_size)
-            shape = (batch, *tuple(self._engine.get_tensor_shape(IMAGES))[1:])
-            if not (context.set_optimization_profile_async(0, stream) and context.set_input_shape(IMAGES, shape)):
-                raise EngineError(f"TensorRT refuses a batch of {batch}; build the engine with a larger --max-batch.")
-            if missing := context.infer_shapes():
-                raise EngineError(f"TensorRT cannot infer the shape of {missing}; build the engine again.")
-            self._contexts[batch] = context
-        return self._contexts[batch]
+    def _bucket(self, batch: int, stream: int) -> Any:
+        if batch not in self._buckets:
+            context = self._new_context(stream)
+            self._resize(context, batch)
+            self._buckets[batch] = context
+        return self._buckets[batch]
 
-    def _new_context(self) -> Any:
+    def _share(self, batch: int, stream: int) -> SharedContext:
+        """The shared context of this batch size, from now on the most recently used."""
+        shared = next((one for one in self._shared if one.batch == batch), None) or self._free_one(stream)
+        if shared.batch != batch:
+            shared.batch = 0  # should TensorRT refuse the size
+            self._resize(shared.context, batch)
+            shared.batch = batch
+        self._shared.remove(shared)
+        self._shared.append(shared)
+        return shared
+
+    def _free_one(self, stream: int) -> SharedContext:
+        """A new shared context, or the least recently used one after its last batch."""
+        if len(self._shared) < SHARED:
+            self._shared.append(SharedContext(self._new_context(stream), self._events[len(self._shared)]))
+            return self._shared[-1]
+        self._driver.synchronize(self._shared[0].done)
+        return self._shared[0]
+
+    def _resize(self, context: Any, batch: int) -> None:
+        if not context.set_input_shape(IMAGES, (batch, *self._layout.image_shape)):
+            raise EngineError(f"TensorRT refuses a batch of {batch}; build the engine with a larger --max-batch.")
+        if missing := context.infer_shapes():
+            raise EngineError(f"TensorRT cannot infer the shape of {missing}; build the engine again.")
+
+    def _new_context(self, stream: int) -> Any:
+        """A context of this lane's stream and scratch memory, not set to any size."""
+        context = self._make_context()
+        context.set_device_memory(self._scratch, self._scratch_size)
+        if not context.set_optimization_profile_async(0, stream):
+            raise EngineError("TensorRT refuses the plan's optimization profile; build the engine again.")
+        return context
+
+    def _make_context(self) -> Any:
         trt = self._trt
         strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
@@ -173,6 +224,14 @@ class TensorRtLane:
     def close(self) -> None:
         self._resources.close()
         self._engine = None
+
+
+def _enqueue(context: Any, stream: int, images: int, descriptors: int) -> bool:
+    return bool(
+        context.set_tensor_address(IMAGES, images)
+        and context.set_tensor_address(DESCRIPTORS, descriptors)
+        and context.execute_async_v3(stream)
+    )
 
 
 def _log(trt: Any) -> Any:
