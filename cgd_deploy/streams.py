@@ -98,7 +98,9 @@ class Streams:
         images        uint8 [rows, H, W, 3]: a device array or its address
         descriptors   float32 [rows, D], likewise; both must live until the stream is past this call
 
-        The batch is not padded, as nothing beyond the caller's memory may be touched, and so has no CUDA graph.
+        The batch is not padded, as nothing beyond the caller's memory may be touched, and so has no CUDA graph. Where
+        the backend prepares itself for each size, as TensorRT does, a size unlike the last few may wait for an earlier
+        batch.
         Close only after the stream is past it.
         """
         self._check_rows(rows, self.layout.buckets[0])

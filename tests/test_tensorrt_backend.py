@@ -245,6 +245,16 @@ def test_a_refused_size_costs_no_context(trt: FakeTensorRt, driver: FakeDriver) 
     assert trt.freed_early == 0
 
 
+def test_a_refused_size_leaves_no_context_of_the_wrong_size(trt: FakeTensorRt, driver: FakeDriver) -> None:
+    trt.largest = 64
+    with TensorRtBackend(b"plan", streams=1) as backend:
+        on_the_device(backend, driver, [3, 5, 6, 7])
+        trt.largest = 8
+        with pytest.raises(EngineError, match="TensorRT refuses a batch of 9"):
+            on_the_device(backend, driver, [9])
+        on_the_device(backend, driver, [3, 5, 6, 7])
+
+
 def test_a_smaller_largest_batch(trt: FakeTensorRt) -> None:
     with TensorRtBackend(b"plan", max_batch=3, graphs=0) as backend:
         assert backend.streams.layout.buckets == (1, 2, 3)
