@@ -21,7 +21,7 @@ class Limits:
     list_bytes       of a LIST.tsv or a data set's list
     listed_anywhere  whether a LIST.tsv may name pictures outside of its own folder, as the lists that export writes do
     engine_bytes     of a .cgd file, which is read into memory
-    manifest_bytes   of its manifest
+    manifest_bytes   of its manifest, and of the tuning beside it
     onnx_bytes       of an ONNX file; protobuf itself ends at 2 GiB
 
     Raises InputError that names the field and its value.

@@ -19,6 +19,7 @@ from cgd_deploy.engine import Engine, load
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError
 from cgd_deploy.golden import golden_images
+from cgd_deploy.limits import limits, set_limits
 from cgd_deploy.retrieval import cosines
 from cgd_deploy.tuning import (
     Setting,
@@ -152,6 +153,12 @@ def test_a_tuning_that_cannot_be_used_is_named_and_left(tuned, cli, pictures, ca
     assert json.loads(cli("inspect", path)[1])["untuned"] == file.untuned
     found = autotune(path, seconds=0).tuning
     assert (read_engine(path).tunings, read_engine(path).untuned) == ([found], None)
+
+
+def test_a_tuning_that_is_too_large_is_named_and_not_read(tuned):
+    set_limits(manifest_bytes=tuned[0].stat().st_size)
+    tuning_path(tuned[0]).write_text(" " * limits().manifest_bytes + "{}")
+    assert "limit manifest_bytes" in read_engine(tuned[0]).untuned
 
 
 def test_a_tuning_that_may_not_be_read_is_named(tuned, monkeypatch):
