@@ -21,6 +21,11 @@ from .errors import EngineError, MissingDependency, install_line
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 ELSE_CPU = "or build an engine for the CPU with `cgd-deploy build-engine --backend onnxruntime`"
 OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
+LESS_MEMORY = "load with fewer streams, or build the engine with a smaller --max-batch"
+
+
+class OutOfDeviceMemory(EngineError):
+    """The device has not the memory that a call asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,9 +140,10 @@ def _checked(cudart: Any, name: str, *arguments: Any) -> Any:
     """Call a CUDA function: its result, or EngineError."""
     status, *results = getattr(cudart, name)(*arguments)
     if status != cudart.cudaError_t.cudaSuccess:
-        todo = "load with fewer streams or a smaller batch" if status.name == OUT_OF_MEMORY else "look at `nvidia-smi`"
         text = cudart.cudaGetErrorString(status)[1].decode()
-        raise EngineError(f"{name} failed ({text}); {todo}, then load the engine in a new process.")
+        if status.name == OUT_OF_MEMORY:
+            raise OutOfDeviceMemory(f"{name} failed ({text}); {LESS_MEMORY}.")
+        raise EngineError(f"{name} failed ({text}); look at `nvidia-smi`, then load the engine in a new process.")
     return results[0] if results else None
 
 

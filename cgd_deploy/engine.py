@@ -247,6 +247,7 @@ def load(
     threads: int | None = None,
     streams: int | None = None,
     batching: Batching | None = None,
+    warm_up: bool = True,
 ) -> Engine:
     """Open a .cgd engine.
 
@@ -256,12 +257,16 @@ def load(
     streams   on CUDA, execution contexts whose batches overlap, None: 2; on the CPU, parts of a batch that run at the
               same time, or batches of ``submit``, that share the threads, None: 1
     batching  how ``submit`` gathers pictures
+    warm_up   on CUDA, run every batch size on every buffer before returning, so that no request waits for execution
+              contexts, CUDA graphs or a search for algorithms; False: the first batch of each size makes them. On the
+              CPU it changes nothing
 
     An INT8 engine replays its golden pictures first where this CPU differs from the one that built it.
 
-    Raises EngineError if the file is damaged or not for this machine, MissingDependency without its backend.
+    Raises EngineError if the file is damaged or not for this machine, or if the GPU has not the memory;
+    MissingDependency without its backend.
     """
-    return open_engine(read_engine(path), device, threads, streams, batching)
+    return open_engine(read_engine(path), device, threads, streams, batching, warm_up)
 
 
 def open_engine(
@@ -270,6 +275,7 @@ def open_engine(
     threads: int | None = None,
     streams: int | None = None,
     batching: Batching | None = None,
+    warm_up: bool = True,
 ) -> Engine:
     """``load`` for a file that has been read, so that what its manifest says can be looked at before."""
     path = file.path
@@ -306,6 +312,8 @@ def open_engine(
     started = perf_counter()
     runner = BACKENDS[backend](file.payload, threads=threads, streams=streams, **options)
     log.debug("%s: %s took %.0f ms to load the model", path, backend, 1000 * (perf_counter() - started))
+    if warm_up:
+        _warm_up(path, runner)
     engine = Engine(file, runner, parts, batching)
     if device == "cpu" and not is_proven_here(file.manifest):
         _replay(engine)
@@ -313,6 +321,19 @@ def open_engine(
     settings = f"device={device} threads={threads or 'default'} streams={streams}"
     log.info("loaded %s: backend=%s precision=%s %s space_id=%s", path, backend, precision, settings, space_id)
     return engine
+
+
+def _warm_up(path: Path, runner: Backend) -> None:
+    """Make what every batch size needs on CUDA, if it runs there; close the backend if that fails."""
+    if runner.streams is None:
+        return
+    started = perf_counter()
+    try:
+        runner.streams.warm_up()
+    except BaseException:
+        runner.close()
+        raise
+    log.debug("%s: warm-up took %.0f ms", path, 1000 * (perf_counter() - started))
 
 
 def _replay(engine: Engine) -> None:

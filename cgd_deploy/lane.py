@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .cuda import Driver
+from .cuda import Driver, OutOfDeviceMemory
 from .errors import EngineError
 
 T = TypeVar("T")
@@ -243,6 +243,8 @@ class Lane:
         if self._graphs.capacity:
             try:
                 self._graphs.put(key, self._driver.capture(self._compute, lambda: self._checked_enqueue(*key)))
+            except OutOfDeviceMemory:  # the caller can mend this one, and slow batches would hide it
+                raise
             except EngineError as error:
                 self._graphs.capacity = 0
                 warnings.warn(f"running without CUDA graphs, as this engine refuses them: {error}", stacklevel=2)

@@ -22,8 +22,6 @@ from .lane import Enqueue, Lane, Layout, Pending, owned
 LANES = 2
 DEPTH = 3
 """Buffer sets of a lane: one going up, one computing, one coming down."""
-GRAPHS = 32
-"""CUDA graphs of a lane: one for each bucket and buffer set, and room to spare."""
 
 
 def bucket_sizes(smallest: int, largest: int) -> tuple[int, ...]:
@@ -39,7 +37,7 @@ class Streams:
     layout    the batch sizes, to the smallest fitting one of which a batch is padded, and the shapes
     lanes     execution contexts
     depth     buffer sets of each lane
-    graphs    CUDA graphs that each lane keeps, 0 for none
+    graphs    CUDA graphs that each lane keeps, None: one for each batch size and buffer set, 0: none
 
     Raises EngineError, with everything freed again, if the device has not the memory.
     """
@@ -52,8 +50,9 @@ class Streams:
         *,
         lanes: int = LANES,
         depth: int = DEPTH,
-        graphs: int = GRAPHS,
+        graphs: int | None = None,
     ) -> None:
+        graphs = depth * len(layout.buckets) if graphs is None else graphs
         self.layout = layout
         self.capacity = lanes * depth
         self._turn = count()
@@ -111,8 +110,12 @@ class Streams:
         self._lane().run_on(stream_handle(stream), rows, *pointers)
 
     def warm_up(self) -> None:
-        """Run every batch size through every buffer set of every lane, so that all graphs are captured."""
-        for size in self.layout.buckets:
+        """Run every batch size through every buffer set of every lane, so that later batches find everything made.
+
+        Execution contexts, CUDA graphs, workspaces and the choice of algorithms are made here. Raises EngineError if
+        the device has not the memory; ``close`` then still frees everything.
+        """
+        for size in reversed(self.layout.buckets):  # the largest needs the most memory, so it shows a shortage first
             blank = np.zeros((size, *self.layout.image_shape), np.uint8)
             deque(self.run_many(blank for _ in range(self.capacity)), maxlen=0)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cgd_deploy import cuda
-from cgd_deploy.cuda import CudaDriver, Driver, find_device
+from cgd_deploy.cuda import CudaDriver, Driver, OutOfDeviceMemory, find_device
 from cgd_deploy.errors import CgdError, EngineError, MissingDependency
 
 HOST = np.zeros(8, np.uint8)
@@ -164,7 +164,7 @@ def test_a_graph_that_cannot_be_instantiated_leaves_no_template() -> None:
 
 
 def test_errors_say_what_to_do() -> None:
-    with pytest.raises(EngineError, match=r"cudaMalloc failed \(out of memory\); load with fewer streams"):
+    with pytest.raises(OutOfDeviceMemory, match=r"cudaMalloc failed \(out of memory\); load with fewer streams"):
         CudaDriver(Runtime("cudaMalloc")).malloc(1 << 40)
 
 

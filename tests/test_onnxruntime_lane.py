@@ -14,6 +14,7 @@ from fake_cuda import FakeDriver, Step
 
 from cgd_deploy.backends import onnxruntime as module
 from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeLane
+from cgd_deploy.cuda import OutOfDeviceMemory
 from cgd_deploy.errors import EngineError
 from cgd_deploy.streams import Streams
 
@@ -60,15 +61,45 @@ def test_a_model_through_lanes(driver: FakeDriver, payload: bytes, pixels: np.nd
     lanes.close()
 
 
-def test_a_failing_session_says_so() -> None:
+def failing_session(message: str) -> Any:
     def run(binding: Any, options: Any) -> None:
-        raise RuntimeError("Failed to allocate memory\nand a trace")
+        raise RuntimeError(message)
 
     session = scripted([], []).InferenceSession(b"", None, [])
     session.io_binding = lambda: SimpleNamespace(bind_input=lambda *_: None, bind_output=lambda *_: None)
     session.run_with_iobinding = run
-    with pytest.raises(EngineError, match=r"refuses a batch of 2 \(Failed to allocate memory\); use smaller ones"):
+    return session
+
+
+def test_a_failing_session_says_so() -> None:
+    session = failing_session("an unknown shape\nand a trace")
+    with pytest.raises(EngineError, match=r"refuses a batch of 2 \(an unknown shape\); use smaller ones"):
         OnnxRuntimeLane(onnxruntime, session, "cuda")(0, 2, 4096, 4096)
+
+
+SHORTAGES = (
+    "Failed to allocate memory for requested buffer of size 4096",
+    "CUDA failure 2: out of memory ; GPU=0",
+    "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN failure 2: CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+@pytest.mark.parametrize("message", SHORTAGES)
+def test_a_gpu_without_the_memory_is_named(payload: bytes, message: str) -> None:
+    with pytest.raises(OutOfDeviceMemory, match=r"memory for a batch of 2 on .*; load with fewer streams"):
+        OnnxRuntimeLane(onnxruntime, failing_session(message), "cuda")(0, 2, 4096, 4096)
+
+    def session(*_: Any, **__: Any) -> None:
+        raise RuntimeError(message)
+
+    ort = scripted(["CUDAExecutionProvider"], [])
+    ort.InferenceSession = session
+    with pytest.raises(OutOfDeviceMemory, match=r"memory for the model on .*; load with fewer streams"):
+        module._session(ort, payload, "cuda", 1)
+    with pytest.raises(EngineError, match="cannot load the model") as raised:
+        module._session(ort, payload, "cpu", 1)
+    assert not isinstance(raised.value, OutOfDeviceMemory)
 
 
 def test_cuda_is_refused_by_the_cpu_wheel(payload: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from fake_cuda import FakeContext, FakeDriver, Misuse, described
 from numpy.typing import NDArray
 
+from cgd_deploy.cuda import OutOfDeviceMemory
 from cgd_deploy.errors import EngineError, InputError
 from cgd_deploy.interop import device_pointer, stream_handle
 from cgd_deploy.lane import Layout
@@ -151,6 +153,32 @@ def test_warm_up_leaves_nothing_to_capture(driver: FakeDriver) -> None:
         for n in range(1, 9):
             streams.run(batch(n))
         assert driver.calls.count("capture") == 24
+
+
+def test_warm_up_keeps_the_graphs_of_many_batch_sizes(driver: FakeDriver) -> None:
+    """14 batch sizes and 3 buffer sets are more graphs than any fixed number would have kept."""
+    layout = Layout(buckets=bucket_sizes(1, 5000), image_shape=(4, 4, 3), dim=3)
+    with Rig(driver, lanes=1, depth=3, layout=layout) as streams:
+        streams.warm_up()
+        assert driver.calls == ["capture"] * len(layout.buckets) * 3
+        for size in layout.buckets:
+            deque(streams.run_many(batch(size) for _ in range(3)), maxlen=0)
+        assert set(driver.calls[len(layout.buckets) * 3 :]) == {"launch"}
+
+
+def test_warm_up_starts_with_what_needs_the_most_memory(driver: FakeDriver) -> None:
+    with Rig(driver, lanes=1, depth=1, graphs=0) as streams:
+        streams.warm_up()
+        assert streams.contexts[0].batches == [8, 4, 2, 1]
+
+
+def test_no_memory_for_a_graph_is_no_reason_to_go_without(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OutOfDeviceMemory("cudaGraphInstantiate failed (out of memory); load with fewer streams.")
+
+    monkeypatch.setattr(driver, "capture", refuse)
+    with Rig(driver) as streams, pytest.raises(OutOfDeviceMemory, match="fewer streams"):
+        streams.warm_up()
 
 
 def test_the_least_recently_used_graph_goes(driver: FakeDriver) -> None:

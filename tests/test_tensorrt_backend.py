@@ -284,6 +284,20 @@ def test_no_memory_for_a_context(trt: FakeTensorRt, monkeypatch: pytest.MonkeyPa
         TensorRtBackend(b"plan")
 
 
+@pytest.mark.parametrize("contexts", [3, 5, 7])
+def test_no_memory_for_a_context_in_the_warm_up(
+    trt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch, contexts: int
+) -> None:
+    """Two lanes make a context each when they open and need four each in all; close frees what was made."""
+    make = trt._context
+    monkeypatch.setattr(trt, "_context", lambda how: make(how) if len(trt.contexts) < contexts else None)
+    with (
+        TensorRtBackend(b"plan", streams=2) as backend,
+        pytest.raises(EngineError, match="cannot make an execution context; load the engine with fewer streams"),
+    ):
+        backend.streams.warm_up()
+
+
 @pytest.mark.parametrize("capturable", [True, False])
 def test_rtx_compiles_for_the_shape_and_says_what_it_can_capture(
     driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, capturable: bool

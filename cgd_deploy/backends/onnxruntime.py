@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cuda import CudaDriver
+from ..cuda import LESS_MEMORY, CudaDriver, OutOfDeviceMemory
 from ..doctor import check_runtime, runtime_lines
 from ..errors import EngineError, MissingDependency, install_line
 from ..hardware import available_threads
@@ -22,6 +22,8 @@ ERROR_ONLY = 3
 MAX_BATCH = 32
 CPU_NODES = "fallback to CPU EP has been explicitly disabled"
 """Part of ONNX Runtime's error about nodes that its CUDA provider does not take."""
+NO_MEMORY = ("out of memory", "Failed to allocate memory", "_ALLOC_FAILED")
+"""Parts of the errors of ONNX Runtime, CUDA, cuBLAS and cuDNN about a GPU without enough memory."""
 
 
 def import_onnxruntime() -> Any:
@@ -130,6 +132,7 @@ class OnnxRuntimeLane:
         try:
             self._session.run_with_iobinding(binding, self._options)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            _check_memory(error, f"a batch of {batch}")
             raise EngineError(
                 f"ONNX Runtime refuses a batch of {batch} ({_reason(error)}); use smaller ones."
             ) from error
@@ -157,6 +160,8 @@ def _session(
     try:
         session = ort.InferenceSession(payload, settings, providers=[(PROVIDERS[device], dict(options or {}))])
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+        if device == "cuda":
+            _check_memory(error, "the model")
         if CPU_NODES in str(error):
             raise EngineError(
                 "ONNX Runtime would compute a part of this model on the CPU, and the engine was to run on CUDA alone; "
@@ -177,6 +182,14 @@ def _layout(payload: bytes, max_batch: int) -> Layout:
         [size.dim_value for size in tensor.type.tensor_type.shape.dim] for tensor in (graph.input[0], graph.output[0])
     )
     return Layout(buckets=bucket_sizes(1, max_batch), image_shape=tuple(image_shape), dim=dim)
+
+
+def _check_memory(error: Exception, what: str) -> None:
+    """Raise OutOfDeviceMemory if ``error`` says that the GPU has not the memory for ``what``."""
+    if any(text in str(error) for text in NO_MEMORY):
+        raise OutOfDeviceMemory(
+            f"the GPU has not the memory for {what} on ONNX Runtime ({_reason(error)}); {LESS_MEMORY}."
+        ) from error
 
 
 def _reason(error: Exception) -> str:

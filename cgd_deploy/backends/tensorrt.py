@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..cuda import CudaDriver, Driver
 from ..errors import EngineError, MissingDependency, install_line
 from ..lane import Layout, owned
-from ..streams import GRAPHS, LANES, Streams, bucket_sizes
+from ..streams import LANES, Streams, bucket_sizes
 from .base import Backend
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -58,7 +58,7 @@ class TensorRtBackend(Backend):
     payload     a serialized plan with input "images" and output "descriptors"
     streams     lanes, see ``Streams``
     max_batch   the largest bucket, by default the plan's own limit
-    graphs      CUDA graphs kept by each lane, 0 for none
+    graphs      CUDA graphs kept by each lane, see ``Streams``
 
     Raises EngineError if there is no GPU or it cannot run the plan, MissingDependency without the library.
     """
@@ -74,7 +74,7 @@ class TensorRtBackend(Backend):
         threads: int | None = None,
         streams: int = LANES,
         max_batch: int | None = None,
-        graphs: int = GRAPHS,
+        graphs: int | None = None,
     ) -> None:
         if device != "cuda":
             raise EngineError(f"TensorRT engines run on cuda, not on {device!r}; build one with --backend onnxruntime.")

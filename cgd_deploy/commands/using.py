@@ -318,7 +318,7 @@ def search(
     listed = read_images(query)
     warn_all(listed.notes)
     queries = good_pictures(listed, strict, left_out)
-    with load(engine, threads=threads) as loaded:
+    with load(engine, threads=threads, warm_up=False) as loaded:  # a few queries need few of the batch sizes
         if mixing := gallery.mixing(loaded):
             if strict and not mixing.safe:
                 raise InputError(f"{mixing.told}, or leave --strict out.")
