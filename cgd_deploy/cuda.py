@@ -20,6 +20,8 @@ from .errors import EngineError, MissingDependency, install_line
 
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 ELSE_CPU = "or build an engine for the CPU with `cgd-deploy build-engine --backend onnxruntime`"
+ORDINAL = 0
+"""The device that engines run on, among the visible ones."""
 OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 LESS_MEMORY = "load with fewer streams, or build the engine with a smaller --max-batch"
 
@@ -45,6 +47,10 @@ class Driver(Protocol):
         ...
 
     def free(self, pointer: int) -> None: ...
+
+    def owner(self, pointer: int) -> int | None:
+        """The ordinal of the device with this memory, ours for managed and pinned memory; None if it is not CUDA's."""
+        ...
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Page-locked host memory, uint8 [size]; it and its views are gone after ``free_pinned``."""
@@ -173,6 +179,13 @@ class CudaDriver:
 
     def free(self, pointer: int) -> None:
         self._call("cudaFree", pointer)
+
+    def owner(self, pointer: int) -> int | None:
+        found = self._call("cudaPointerGetAttributes", pointer)
+        kinds = self._cudart.cudaMemoryType
+        if found.type == kinds.cudaMemoryTypeUnregistered:
+            return None
+        return int(found.device) if found.type == kinds.cudaMemoryTypeDevice else ORDINAL
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         pointer = _address(self._call("cudaHostAlloc", size, self._cudart.cudaHostAllocDefault))

@@ -124,20 +124,22 @@ class Engine:
         images        uint8 RGB [N, H, W, 3] at the spec's input size, C-contiguous
         descriptors   float32 [N, dim], C-contiguous
         rows          N, needed where ``images`` is a bare address
-        stream        device memory only: of pycuda, torch, CuPy or cuda.core, or a handle; None: the default stream
+        stream        device memory only: of pycuda, torch, CuPy or cuda.core, or a handle; None: the streams that the
+                      arrays name in ``__cuda_array_interface__``, else the legacy default stream
 
         Each is a NumPy array, anything with DLPack or a buffer, or an address as an integer; or, for an engine on CUDA,
-        both have ``__cuda_array_interface__`` or are device addresses with a ``stream``. Device memory is used in order
-        with the stream and the call returns at once: keep both until the stream is past it.
+        both have ``__cuda_array_interface__`` or DLPack on CUDA, or are device addresses with a ``stream``. The call
+        then returns at once. It waits for what ``stream`` and the arrays' own streams hold, and what these are given
+        later waits for it: keep both arrays until then.
 
         Raises InputError for another shape, dtype, layout or place.
         """
         self._check_open()
         rows = array_length(images) if rows is None else rows
-        if stream is not None or on_device(images):
+        if stream is not None or on_device(images) or on_device(descriptors):
             if self._backend.streams is None:
                 raise InputError("this engine runs on the CPU; pass arrays in host memory and no stream.")
-            self._backend.streams.run_on(0 if stream is None else stream, rows, images, descriptors)
+            self._backend.streams.run_on(stream, rows, images, descriptors)
             return
         pixels = host_array(images, (rows, *self._image_shape), np.uint8)
         self._run_into(pixels, host_array(descriptors, (rows, self.spec.dim), np.float32, writable=True))

@@ -11,7 +11,7 @@ import math
 import warnings
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
@@ -184,15 +184,17 @@ class Lane:
             slot.pending = Pending(slot, len(images))
             return slot.pending
 
-    def run_on(self, stream: int, rows: int, images: int, descriptors: int) -> None:
-        """Compute between the caller's device buffers, after what the caller's stream holds and before what follows."""
+    def run_on(self, streams: Sequence[int], rows: int, images: int, descriptors: int) -> None:
+        """Compute between the caller's device buffers, after what these streams hold and before what follows there."""
         with self._lock:
             self._check()
-            self._driver.record(self._entered, stream)
-            self._driver.wait(self._compute, self._entered)
+            for stream in streams:
+                self._driver.record(self._entered, stream)
+                self._driver.wait(self._compute, self._entered)
             self._checked_enqueue(rows, images, descriptors)
             self._driver.record(self._left, self._compute)
-            self._driver.wait(stream, self._left)
+            for stream in streams:
+                self._driver.wait(stream, self._left)
 
     def compute(self, rows: int) -> None:
         """Enqueue a batch out of what the next slot holds, without copies; returns at once, see ``finish``."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .cuda import Driver
 from .errors import InputError
-from .interop import device_pointer, stream_handle
+from .interop import DeviceArray, check_place, streams_of
 from .lane import Enqueue, Lane, Layout, Pending, owned
 
 LANES = 2
@@ -53,6 +53,7 @@ class Streams:
         graphs: int | None = None,
     ) -> None:
         graphs = depth * len(layout.buckets) if graphs is None else graphs
+        self._driver = driver
         self.layout = layout
         self.capacity = lanes * depth
         self._turn = count()
@@ -91,11 +92,15 @@ class Streams:
             yield waiting.popleft().result()
 
     def run_on(self, stream: Any, rows: int, images: Any, descriptors: Any) -> None:
-        """Enqueue a batch between the caller's device arrays, in order with the caller's stream; returns at once.
+        """Enqueue a batch between the caller's device arrays, in order with their streams; returns at once.
 
-        stream        of pycuda, torch, CuPy or cuda.core, or a handle
+        stream        of pycuda, torch, CuPy or cuda.core, or a handle; None: only the streams that the arrays name, or
+                      the legacy default stream if they name none
         images        uint8 [rows, H, W, 3]: a device array or its address
         descriptors   float32 [rows, D], likewise; both must live until the stream is past this call
+
+        The batch waits for what these streams hold, and what they are given later waits for the batch. Raises
+        InputError for arrays of another shape, dtype, layout or device.
 
         The batch is not padded, as nothing beyond the caller's memory may be touched, and so has no CUDA graph. Where
         the backend prepares itself for each size, as TensorRT does, a size unlike the last few may wait for an earlier
@@ -103,11 +108,15 @@ class Streams:
         Close only after the stream is past it.
         """
         self._check_rows(rows, self.layout.buckets[0])
+        source, target = DeviceArray(images), DeviceArray(descriptors)
+        streams = streams_of(stream, source, target)
         pointers = (
-            device_pointer(images, (rows, *self.layout.image_shape), np.uint8),
-            device_pointer(descriptors, (rows, self.layout.dim), np.float32),
+            source.pointer((rows, *self.layout.image_shape), np.uint8, streams[0]),
+            target.pointer((rows, self.layout.dim), np.float32, streams[0], writable=True),
         )
-        self._lane().run_on(stream_handle(stream), rows, *pointers)
+        for pointer in pointers:
+            check_place(self._driver.owner(pointer))
+        self._lane().run_on(streams, rows, *pointers)
 
     def warm_up(self) -> None:
         """Run every batch size through every buffer set of every lane, so that later batches find everything made.

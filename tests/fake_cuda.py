@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from cgd_deploy.errors import EngineError
 
 GARBAGE = 0xA5
+DEFAULT_STREAMS = (1, 2)
+"""Handles of the legacy default stream and of the thread's, which exist from the start."""
 
 
 class Misuse(Exception):
@@ -63,14 +65,16 @@ class Step:
 class FakeDriver:
     """Implements ``cgd_deploy.cuda.Driver``.
 
-    log       every piece of work in the order given, for asking what may overlap
-    calls     names of the driver calls made
-    failing   while set, waiting and releasing raise EngineError with this text, as a device does after a failed kernel
+    log         every piece of work in the order given, for asking what may overlap
+    calls       names of the driver calls made
+    elsewhere   pointers to memory of other devices, each with the ordinal of its device
+    failing     while set, waiting and releasing raise EngineError with this text, as after a failed kernel
     """
 
     def __init__(self, memory: int = 1 << 30) -> None:
         self.log: list[Work] = []
         self.calls: list[str] = []
+        self.elsewhere: dict[int, int] = {}
         self.failing: str | None = None
         self._lock = RLock()
         self._room = memory
@@ -78,7 +82,7 @@ class FakeDriver:
         self._memory: dict[int, Memory] = {}
         self._pinned: dict[int, Memory] = {}
         self._freed_pinned: list[Memory] = []
-        self._streams: dict[int, deque[Work]] = {}
+        self._streams: dict[int, deque[Work]] = {stream: deque() for stream in DEFAULT_STREAMS}
         self._last: dict[int, int] = {}
         self._events: dict[int, Work | None] = {}
         self._graphs: dict[int, list[Step]] = {}
@@ -103,6 +107,9 @@ class FakeDriver:
             self._unused(memory)
             self._room += len(memory.data)
             del self._memory[pointer]
+
+    def owner(self, pointer: int) -> int | None:
+        return self.elsewhere.get(pointer, 0 if pointer in self._memory else None)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         with self._lock:
@@ -273,7 +280,7 @@ class FakeDriver:
         left = {
             "memory": self._memory,
             "pinned": self._pinned,
-            "streams": self._streams,
+            "streams": self._streams.keys() - DEFAULT_STREAMS,
             "events": self._events,
             "graphs": self._graphs,
         }

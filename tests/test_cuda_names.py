@@ -19,6 +19,7 @@ HOST = np.zeros(8, np.uint8)
 
 EVERY_CALL: dict[str, Callable[[CudaDriver], object]] = {
     "malloc": lambda driver: driver.malloc(16),
+    "owner": lambda driver: driver.owner(4096),
     "free": lambda driver: driver.free(4096),
     "pinned": lambda driver: driver.pinned(16),
     "free_pinned": lambda driver: driver.free_pinned(HOST),
@@ -166,6 +167,20 @@ def test_a_graph_that_cannot_be_instantiated_leaves_no_template() -> None:
 def test_errors_say_what_to_do() -> None:
     with pytest.raises(OutOfDeviceMemory, match=r"cudaMalloc failed \(out of memory\); load with fewer streams"):
         CudaDriver(Runtime("cudaMalloc")).malloc(1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "owner"),
+    [("Device", 0, 0), ("Device", 3, 3), ("Managed", 3, 0), ("Host", 3, 0), ("Unregistered", -2, None)],
+)
+def test_whose_memory_it_is(kind: str, device: int, owner: int | None) -> None:
+    """Every device reaches managed and pinned memory, so the device that made it does not matter."""
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    attributes = cudart.cudaPointerAttributes()
+    attributes.type, attributes.device = getattr(cudart.cudaMemoryType, f"cudaMemoryType{kind}"), device
+    runtime = Runtime(cudaPointerGetAttributes=attributes)
+    runtime.cudaMemoryType = cudart.cudaMemoryType
+    assert CudaDriver(runtime).owner(4096) == owner
 
 
 class Libcuda:

@@ -144,7 +144,7 @@ def test_device_memory_goes_to_the_streams(fake, monkeypatch):
     monkeypatch.setattr(fake._backend, "streams", streams)
     images, descriptors = OnDevice(), object()
     fake.embed_into(images, descriptors)
-    assert streams.got == (0, 2, images, descriptors)
+    assert streams.got == (None, 2, images, descriptors)
     fake.embed_into(1234, 5678, rows=3, stream=99)
     assert streams.got == (99, 3, 1234, 5678)
 

@@ -261,6 +261,25 @@ def test_torch_tensors_in_and_out(model: bytes, pixels: np.ndarray) -> None:
     assert cosines(found, expected).min() > TF32_COSINE
 
 
+def test_torch_tensors_without_a_stream(model: bytes, pixels: np.ndarray) -> None:
+    """Made on torch's default stream and, by DLPack, waited for on another; memory of the host is refused."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
+        assert backend.streams
+        expected = backend.run(pixels[:5])
+        for stream in (torch.cuda.default_stream(), torch.cuda.Stream()):
+            with torch.cuda.stream(stream):
+                images = torch.from_numpy(pixels[:5]).cuda()
+                descriptors = torch.empty(expected.shape, device="cuda")
+                backend.streams.run_on(None, 5, images, descriptors)
+            torch.cuda.default_stream().synchronize()
+            assert cosines(descriptors.cpu().numpy(), expected).min() > TF32_COSINE
+        with pytest.raises(CgdError, match="not in CUDA memory"):
+            backend.streams.run_on(None, 5, pixels.ctypes.data, descriptors)
+
+
 def test_pycuda_arrays_in_and_out(model: bytes, pixels: np.ndarray) -> None:
     pytest.importorskip("pycuda", reason="pycuda is not installed")
     import pycuda.autoprimaryctx

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from cgd_deploy.cuda import OutOfDeviceMemory
 from cgd_deploy.errors import EngineError, InputError
-from cgd_deploy.interop import device_pointer, stream_handle
 from cgd_deploy.lane import Layout
 from cgd_deploy.scheduler import Scheduler
 from cgd_deploy.streams import Streams, bucket_sizes
@@ -364,39 +363,6 @@ def test_the_callers_memory_is_never_padded(driver: FakeDriver) -> None:
         for rows in (1, 5):
             with pytest.raises(InputError, match="expected 2 to 4"):
                 streams.run_on(1, rows, 2, 3)
-
-
-class FromPycuda:
-    """As much of a pycuda DeviceAllocation as we use."""
-
-    def __int__(self) -> int:
-        return 4096
-
-
-def on_device(shape: tuple[int, ...], typestr: str, strides: tuple[int, ...] | None = None) -> SimpleNamespace:
-    interface = {"shape": shape, "typestr": typestr, "data": (4096, False), "strides": strides, "version": 3}
-    return SimpleNamespace(__cuda_array_interface__=interface)
-
-
-def test_other_libraries_streams() -> None:
-    for stream in (7, SimpleNamespace(handle=7), SimpleNamespace(cuda_stream=7), SimpleNamespace(ptr=7)):
-        assert stream_handle(stream) == 7
-    with pytest.raises(InputError, match="NoneType is no CUDA stream"):
-        stream_handle(None)
-
-
-def test_other_libraries_arrays() -> None:
-    shape = (2, 4, 4, 3)
-    for array in (4096, FromPycuda(), on_device(shape, "|u1"), on_device(shape, "|u1", (48, 12, 3, 1))):
-        assert device_pointer(array, shape, np.uint8) == 4096
-    with pytest.raises(InputError, match=r"float32 \[2, 4, 4, 3\]; expected uint8"):
-        device_pointer(on_device(shape, "<f4"), shape, np.uint8)
-    with pytest.raises(InputError, match=r"uint8 \[1, 4, 4, 3\]; expected uint8 \[2, 4, 4, 3\]"):
-        device_pointer(on_device((1, 4, 4, 3), "|u1"), shape, np.uint8)
-    with pytest.raises(InputError, match="not C-contiguous"):
-        device_pointer(on_device(shape, "|u1", (96, 12, 3, 1)), shape, np.uint8)
-    with pytest.raises(InputError, match="ndarray is not on a CUDA device"):
-        device_pointer(np.zeros(shape, np.uint8), shape, np.uint8)
 
 
 def test_the_fake_device_does_not_forgive() -> None:
