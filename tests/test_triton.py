@@ -107,6 +107,26 @@ def test_a_plan_goes_to_tritons_tensorrt_on_every_gpu(plan, tmp_path):
     assert parameters_of(config)["built_by"] == "tensorrt 10.16"
 
 
+def test_a_gpu_is_warmed_up_before_it_serves(plan, fake_engine, tmp_path):
+    """By Triton where its own backend runs the plan, else by the engine; a CPU needs none."""
+    largest = read_engine(plan).manifest.profile["max"]
+    warm_ups = config_of(export_triton(plan, tmp_path / "native")).model_warmup
+    assert [warm_up.batch_size for warm_up in warm_ups] == [1, largest]
+    for warm_up in warm_ups:
+        images = warm_up.inputs["images"]
+        assert (images.data_type, list(images.dims), images.zero_data) == (2, [*FAKE_SPEC.input_size, 3], True)
+    assert not config_of(export_triton(plan, tmp_path / "python", python=True)).model_warmup
+    assert not config_of(export_triton(fake_engine, tmp_path / "cpu")).model_warmup
+
+
+def test_a_plan_for_single_pictures_is_warmed_up_once(plan, tmp_path):
+    file = read_engine(plan)
+    manifest = replace(file.manifest, profile={"min": 1, "opt": 1, "max": 1})
+    write_engine(plan, manifest, file.payload, *file.golden)
+    (warm_up,) = config_of(export_triton(plan, tmp_path / "repository")).model_warmup
+    assert warm_up.batch_size == 1
+
+
 def test_a_plan_in_python_is_one_instance_on_one_gpu(plan, tmp_path):
     model = export_triton(plan, tmp_path / "repository", python=True)
     assert model.backend == "python"
