@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from .backends import BACKENDS, DEVICES, Backend
 from .backends.parallel import Parallel
+from .calls import Calls
 from .compatibility import check_compatibility, is_proven_here, repair
 from .enginefile import EngineFile, Manifest, read_engine
 from .errors import EngineError, InputError
@@ -48,17 +49,18 @@ class Engine:
     def __init__(self, file: EngineFile, backend: Backend, streams: int = 1, batching: Batching | None = None) -> None:
         self._file = file
         self._backend = backend
-        self._batches = backend if streams == 1 else Parallel(backend, streams)
+        self._batches = batches = backend if streams == 1 else Parallel(backend, streams)
         self._batching = batching or Batching()
         self._process = os.getpid()
-        self._lock = Lock()
+        self._lock = RLock()  # a signal handler may close while its thread submits
         self._scheduler: Scheduler | None = None
-        self._closed = False
+        self._calls = Calls(str(file.path), lambda: batches.close())
+        weakref.finalize(self, _free, self._calls)
 
     def __repr__(self) -> str:
         name, spec = self._file.path.name, self.spec
         runs = f"{self.manifest.backend} {self.precision.value} on {self.device}"
-        return f"<Engine {name}: {runs}, {spec.summary}{', closed' if self._closed else ''}>"
+        return f"<Engine {name}: {runs}, {spec.summary}{', closed' if self._calls.closed else ''}>"
 
     @property
     def manifest(self) -> Manifest:
@@ -97,8 +99,9 @@ class Engine:
             return self._embed_pixels(images)
         if isinstance(images, (str, bytes, Path, np.ndarray)):
             raise InputError("embed takes several pictures; pass a list, or uint8 [N, height, width, 3].")
-        pixels = [preprocess(image, self.spec) for image in images]
-        return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, *self._image_shape), np.uint8))
+        with self._call():
+            pixels = [preprocess(image, self.spec) for image in images]
+            return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, *self._image_shape), np.uint8))
 
     def submit(self, image: Picture) -> Future[Descriptor]:
         """Describe one picture together with those that other threads submit, as ``load``'s ``batching`` says.
@@ -139,7 +142,8 @@ class Engine:
         if stream is not None or on_device(images) or on_device(descriptors):
             if self._backend.streams is None:
                 raise InputError("this engine runs on the CPU; pass arrays in host memory and no stream.")
-            self._backend.streams.run_on(stream, rows, images, descriptors)
+            with self._call():
+                self._backend.streams.run_on(stream, rows, images, descriptors)
             return
         pixels = host_array(images, (rows, *self._image_shape), np.uint8)
         self._run_into(pixels, host_array(descriptors, (rows, self.spec.dim), np.float32, writable=True))
@@ -185,10 +189,15 @@ class Engine:
         return descriptors
 
     def _run_into(self, images: NDArray[np.uint8], descriptors: Descriptors) -> None:
-        self._check_open()
-        for start in range(0, len(images), self.max_batch):
-            part = slice(start, start + self.max_batch)
-            self._batches.run_into(images[part], descriptors[part])
+        with self._call():
+            for start in range(0, len(images), self.max_batch):
+                part = slice(start, start + self.max_batch)
+                self._batches.run_into(images[part], descriptors[part])
+
+    def _call(self) -> Calls:
+        """For ``with``: a call that ``close`` waits for. Raises EngineError if the engine is closed or of a fork."""
+        self._check_process()
+        return self._calls
 
     def _queue(self) -> Scheduler:
         """The scheduler, whose threads start with the first picture submitted."""
@@ -203,6 +212,7 @@ class Engine:
                     max_batch=min(batching.max_batch or self._good_batch(), self.max_batch),
                     max_delay=batching.max_delay_ms / 1000,
                     max_queue=batching.max_queue,
+                    calls=self._calls,
                 )
                 weakref.finalize(self, self._scheduler.close)
             return self._scheduler
@@ -214,8 +224,10 @@ class Engine:
         return tuned.batch if tuned else CPU_BATCH
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise EngineError(f"{self._file.path} is closed; load it again.")
+        self._calls.check()
+        self._check_process()
+
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise EngineError(
                 f"{self._file.path} was loaded before this process was forked, and its threads stayed behind; "
@@ -223,14 +235,20 @@ class Engine:
             )
 
     def close(self, drain: bool = True) -> None:
-        """Free the engine, once what was submitted is computed or, without ``drain``, cancelled. In a fork: nothing."""
+        """Free the engine, once running calls are done and what was submitted is computed. In a fork: nothing.
+
+        Other threads may be in calls; their next ones get an EngineError. From inside a call or a future's callback
+        it returns at once, and the engine is freed when the last call is done.
+
+        drain   False: what was submitted and is not being computed yet is cancelled
+        """
         if os.getpid() != self._process:
             return
-        with self._lock:
-            was_open, self._closed = not self._closed, True
+        with self._lock:  # no scheduler is made after this
+            was_open = self._calls.refuse()
         if self._scheduler:
             self._scheduler.close(drain)
-        self._batches.close()
+        self._calls.close()
         if was_open:
             log.info("closed %s", self._file.path)
 
@@ -241,6 +259,14 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _free(calls: Calls) -> None:
+    """Free an engine that was dropped without ``close``, or at the end of the process."""
+    try:
+        calls.close()
+    except EngineError as error:  # nobody could catch it here
+        log.warning("an engine was dropped without close, and freeing it failed: %s", error)
 
 
 def load(

@@ -188,13 +188,17 @@ class Lane:
         """Compute between the caller's device buffers, after what these streams hold and before what follows there."""
         with self._lock:
             self._check()
-            for stream in streams:
-                self._driver.record(self._entered, stream)
-                self._driver.wait(self._compute, self._entered)
-            self._checked_enqueue(rows, images, descriptors)
-            self._driver.record(self._left, self._compute)
-            for stream in streams:
-                self._driver.wait(stream, self._left)
+            try:
+                for stream in streams:
+                    self._driver.record(self._entered, stream)
+                    self._driver.wait(self._compute, self._entered)
+                self._checked_enqueue(rows, images, descriptors)
+                self._driver.record(self._left, self._compute)
+                for stream in streams:
+                    self._driver.wait(stream, self._left)
+            except BaseException:
+                self._recover()  # what was enqueued before the failure uses the caller's memory
+                raise
 
     def compute(self, rows: int) -> None:
         """Enqueue a batch out of what the next slot holds, without copies; returns at once, see ``finish``."""

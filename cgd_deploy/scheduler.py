@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .calls import Calls
 from .errors import EngineError, InputError, Overloaded
 
 Descriptor: TypeAlias = NDArray[np.float32]
@@ -60,6 +61,7 @@ class Scheduler:
     max_batch   the largest n
     max_delay   seconds
     max_queue   rows that may wait, beside those being computed
+    calls       of what ``run`` uses, which is kept until the threads have ended
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Scheduler:
         max_batch: int,
         max_delay: float,
         max_queue: int,
+        calls: Calls | None = None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
@@ -80,8 +83,14 @@ class Scheduler:
         self._closed = False
         self._process = os.getpid()
         self._threads = [Thread(target=self._work, name=f"cgd-deploy-{i}", daemon=True) for i in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._calls = calls or Calls("the scheduler", lambda: None)
+        try:
+            for thread in self._threads:
+                thread.start()
+                self._calls.enter(thread.ident)
+        except BaseException:  # the system may refuse a thread
+            self.close()
+            raise
 
     def submit(self, pixels: NDArray[np.uint8]) -> Future[Descriptor]:
         """Queue uint8 [H, W, 3], which must stay as it is until the future is done; cancelling it leaves the queue.
@@ -107,7 +116,10 @@ class Scheduler:
         return future
 
     def close(self, drain: bool = True) -> None:
-        """Take no more; compute what waits, or cancel it without ``drain``; end the threads. In a fork: nothing."""
+        """Take no more; compute what waits, or cancel it without ``drain``; end the threads. In a fork: nothing.
+
+        Waits for the threads, unless it is called in one of them by a future's callback: they end by themselves.
+        """
         if os.getpid() != self._process:
             return
         with self._change:
@@ -115,13 +127,16 @@ class Scheduler:
             while self._waiting and not drain:
                 self._waiting.popleft().future.cancel()
             self._change.notify_all()
-        for thread in self._threads:
-            if thread is not current_thread():  # a future's callback may close the engine
+        if current_thread() not in self._threads:
+            for thread in filter(Thread.is_alive, self._threads):
                 thread.join()
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self._compute(batch)
+        try:
+            while batch := self._next_batch():
+                self._compute(batch)
+        finally:
+            self._calls.leave()
 
     def _next_batch(self) -> list[Request]:
         """The oldest requests, once they are enough or have waited enough; none if there will be no more."""

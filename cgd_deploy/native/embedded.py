@@ -6,11 +6,12 @@ import atexit
 import os
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,9 @@ from ..index import Index, read_index
 from ..limits import parse_limit, set_limits
 from ..preprocess import Picture, preprocess
 from ..retrieval import Descriptors, Indices, neighbours
-from ..scheduler import Batching
+from ..scheduler import Batching, Descriptor
+
+T = TypeVar("T")
 
 STATUSES: dict[type[Exception], str] = {
     Overloaded: "CGD_OVERLOADED",
@@ -116,23 +119,26 @@ def serve(ffi: Any, lib: Any) -> None:
         facts.space_id = engine.spec.space_id.encode()
         number[0] = next(_numbers)
         _engines[number[0]] = engine
+        shut_down_first()
 
     @function
     def close(number: int) -> None:
-        _engines.pop(number).close()
+        engine = _opened(_engines, number)
+        del _engines[number]
+        engine.close()
 
     @function
     def self_test(number: int, cosine: Any) -> None:
-        cosine[0] = _engines[number].self_test()
+        cosine[0] = _opened(_engines, number).self_test()
 
     @function
     def embed(number: int, images: Any, count: int, out: Any) -> None:
-        engine = _engines[number]
+        engine = _opened(_engines, number)
         _embed(engine, [pixels(images[i]) for i in range(count)], floats(out, count, engine.spec.dim))
 
     @function
     def embed_encoded(number: int, files: Any, sizes: Any, count: int, out: Any) -> None:
-        engine = _engines[number]
+        engine = _opened(_engines, number)
         pictures = [bytes(ffi.buffer(files[i], sizes[i])) for i in range(count)]
         _embed(engine, pictures, floats(out, count, engine.spec.dim))
 
@@ -169,15 +175,21 @@ def serve(ffi: Any, lib: Any) -> None:
 
     @function
     def index_close(number: int) -> None:
+        _opened(_indices, number)
         del _indices[number]
 
     @partial(function, bad_input="CGD_BAD_INDEX")
     def index_search(number: int, engine: int, queries: Any, count: int, k: int, indices: Any, scores: Any) -> None:
-        made_by = _engines[engine]
-        found, cosines = _indices[number].search(made_by, floats(queries, count, made_by.spec.dim), k)
+        made_by = _opened(_engines, engine)
+        found, cosines = _opened(_indices, number).search(made_by, floats(queries, count, made_by.spec.dim), k)
         write_found(found, cosines, indices, scores)
 
-    atexit.register(lib.shut_down)  # where the host has a Python, which may end before the process does
+    def shut_down_first() -> None:
+        """Where the host has a Python: when that ends, wait for running calls before engines are freed."""
+        atexit.unregister(lib.shut_down)
+        atexit.register(lib.shut_down)
+
+    shut_down_first()
 
 
 def _c_string(text: str) -> bytes:
@@ -192,6 +204,24 @@ def _c_string(text: str) -> bytes:
 def _embed(engine: Engine, pictures: Sequence[Picture], descriptors: NDArray[np.float32]) -> None:
     """One picture joins those of other threads; several are a batch already."""
     if len(pictures) == 1:
-        descriptors[0] = engine.submit(pictures[0]).result()
+        descriptors[0] = _result(engine.submit(pictures[0]))
     elif pictures:
         engine.embed_into(np.stack([preprocess(picture, engine.spec) for picture in pictures]), descriptors)
+
+
+def _result(future: Future[Descriptor]) -> Descriptor:
+    """The result. An interrupt is raised once the pixels, which are C's, are no longer read."""
+    try:
+        return future.result()
+    except BaseException:
+        if not (future.done() or future.cancel()):
+            _result(future)
+        raise
+
+
+def _opened(things: dict[int, T], number: int) -> T:
+    """The engine or index of a handle. Raises EngineError if another thread has closed it meanwhile."""
+    try:
+        return things[number]
+    except KeyError:
+        raise EngineError("the engine or index was closed by another thread during this call; open it again.") from None
