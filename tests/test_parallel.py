@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -101,7 +101,7 @@ def test_an_interrupt_while_the_parts_run(use, times):
     def part(number: int) -> None:
         late.begun.wait()
         for _ in range(times if number == 0 else 0):
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             late.raised.wait(A_MOMENT / 10)
         late.wait(number)
 
