@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cgd_deploy.compact import DTYPES
 from cgd_deploy.golden import golden_images
 from cgd_deploy.images import ImageList, read_images
 from cgd_deploy.index import index_images, read_index, sidecar, write_index
-from cgd_deploy.native import install
+from cgd_deploy.native import embedded, install
 from cgd_deploy.retrieval import neighbours
 
 pytestmark = NEEDS_NATIVE
@@ -461,6 +462,74 @@ def test_limits(library, opened, pictures):
 
 def test_closing_nothing_does_nothing(library):
     library.engine_close(None)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_close_waits_for_calls_of_other_threads(library, fake_engine, monkeypatch, count):
+    """C may free its buffers once close has returned."""
+    status, handle = library.open(fake_engine)
+    engine = embedded._engines[max(embedded._engines)]
+    run, entered, go, events = engine._backend.run, threading.Event(), threading.Event(), []
+
+    def slow(images: np.ndarray) -> np.ndarray:
+        entered.set()
+        assert go.wait(10)
+        found = run(images)
+        events.append("computed")
+        return found
+
+    monkeypatch.setattr(engine._backend, "run", slow)
+    monkeypatch.setattr(engine._backend, "close", lambda: events.append("freed"))
+    images = [image(row) for row in golden_images(FAKE_SPEC, count)]
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(library.describe, handle, images)
+        assert entered.wait(10)
+        closing = pool.submit(library.engine_close, handle)
+        while not engine._calls.closed:
+            pass
+        go.set()
+        status, found = running.result(10)
+        closing.result(10)
+    assert (status, events) == ("CGD_OK", ["computed", "freed"]) and not (found == 7).any()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_call_that_comes_after_close_is_told(library, fake_engine, picture_list, tmp_path, capfd, count):
+    _, handle = library.open(fake_engine)
+    _, index = library.open_index(write_index_of(fake_engine, picture_list, tmp_path / "index.npy"))
+    embedded._engines.pop(max(embedded._engines)).close()  # as by a thread that closes while this one enters
+    images = [image(row) for row in golden_images(FAKE_SPEC, count)]
+    queries = np.zeros((1, 24), np.float32)
+    for use in (
+        lambda: library.describe(handle, images)[0],
+        lambda: library.status(library.self_test(handle, None)),
+        lambda: library.search_index(index, handle, queries, 1)[0],
+    ):
+        assert use() == "CGD_BAD_ENGINE" and "closed by another thread" in library.error
+    library.engine_close(handle)
+    library.index_close(index)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_interrupted_call_ends_after_its_pixels_are_read():
+    """In a host with a Python, Ctrl-C comes out of the wait for the result."""
+
+    class Interrupted(Future):
+        def result(self, timeout: float | None = None) -> object:
+            events.append("waits")
+            if events.count("waits") < 3:
+                raise KeyboardInterrupt
+            self.set_result(None)
+            return super().result(timeout)
+
+    for running in (False, True):
+        events: list[str] = []
+        future = Interrupted()
+        if running:
+            future.set_running_or_notify_cancel()
+        with pytest.raises(KeyboardInterrupt):
+            embedded._result(future)
+        assert (future.cancelled(), future.done()) == (not running, True)
 
 
 def test_a_prefix_that_cannot_be_is_told(tmp_path):

@@ -185,3 +185,23 @@ while len(statuses) < 20: pass
     )
     for _ in range(3):
         assert run_in({}, sys.executable, program) == ""
+
+
+def test_a_host_with_a_python_ends_calls_before_it_frees_engines(prefix, fake_engine, tmp_path):
+    """Engines are freed by finalizers; one that was made later runs first, and its call is refused already."""
+    program = tmp_path / "host.py"
+    program.write_text(
+        f"""
+import ctypes, weakref
+class Object: pass
+before = Object()
+weakref.finalize(before, print, "freeing")
+library = ctypes.CDLL({str(prefix / "lib" / "libcgd.so.0")!r})
+engine = ctypes.c_void_p()
+assert library.cgd_engine_open({os.fsencode(fake_engine)!r}, None, ctypes.byref(engine)) == 0
+after = Object()
+library.cgd_status_string.restype = ctypes.c_char_p
+weakref.finalize(after, lambda: print(library.cgd_status_string(library.cgd_self_test(engine, None)).decode()))
+"""
+    )
+    assert run_in({}, sys.executable, program) == "CGD_SHUTTING_DOWN\nfreeing\n"

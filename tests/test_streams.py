@@ -397,3 +397,24 @@ def test_batches_without_copies_run_in_every_lane(driver: FakeDriver, lanes: int
         np.testing.assert_array_equal(rig.run(batch(5)), described(batch(5)))
         with pytest.raises(InputError, match="the batch has 9 images"):
             rig.compute(9, 1)
+
+
+def test_a_call_that_fails_half_way_leaves_the_callers_memory_alone(driver: FakeDriver) -> None:
+    """The engine gives its kernel to the stream and then refuses, as a model of several nodes may."""
+    with Rig(driver, lanes=1) as streams:
+        stream, images, descriptors = driver.stream(), driver.malloc(48), driver.malloc(12)
+        pixels = driver.pinned(48)
+        pixels[:] = batch(1).reshape(-1)
+        driver.upload(images, pixels, stream)
+        (context,) = streams.contexts
+        launch = context._launch
+        context._launch = lambda *given: launch(*given) and False  # type: ignore[method-assign]
+        for _ in range(2):
+            with pytest.raises(EngineError, match="refused a batch of 1"):
+                streams.run_on(stream, 1, images, descriptors)
+        driver.free(images)
+        driver.free(descriptors)
+        driver.free_pinned(pixels)
+        driver.destroy_stream(stream)
+        context._launch = launch  # type: ignore[method-assign]
+        np.testing.assert_array_equal(streams.run(batch(3)), described(batch(3)))
