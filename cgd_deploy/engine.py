@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from threading import RLock
 from time import perf_counter
@@ -26,7 +27,7 @@ from .errors import EngineError, InputError
 from .hardware import available_threads
 from .images import ImageList
 from .interop import array_length, host_array, on_device
-from .preprocess import Picture, batches, preprocess
+from .preprocess import Picture, ahead, batches, preprocess
 from .retrieval import Descriptors, cosines
 from .scheduler import Batching, Descriptor, Scheduler
 from .spec import ModelSpec, Precision
@@ -46,11 +47,19 @@ class Engine:
     A process forked from the one that loaded it must load its own: the backends' threads do not come along.
     """
 
-    def __init__(self, file: EngineFile, backend: Backend, streams: int = 1, batching: Batching | None = None) -> None:
+    def __init__(
+        self,
+        file: EngineFile,
+        backend: Backend,
+        streams: int = 1,
+        batching: Batching | None = None,
+        decode_threads: int | None = None,
+    ) -> None:
         self._file = file
         self._backend = backend
         self._batches = batches = backend if streams == 1 else Parallel(backend, streams)
         self._batching = batching or Batching()
+        self._decode_threads = decode_threads
         self._process = os.getpid()
         self._lock = RLock()  # a signal handler may close while its thread submits
         self._scheduler: Scheduler | None = None
@@ -151,14 +160,33 @@ class Engine:
     def embed_list(
         self,
         images: ImageList,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         on_error: Callable[[int, InputError], None] | None = None,
         fast_decode: bool = False,
     ) -> Iterator[tuple[list[int], Descriptors]]:
-        """Yield (indices, descriptors) batch by batch, decoding ahead; the rest as in ``preprocess.batches``."""
-        size = min(batch_size, self.max_batch)
-        for indices, pixels in batches(images, self.spec, size, on_error=on_error, fast_decode=fast_decode):
-            yield indices, self._embed_pixels(pixels)
+        """Yield (indices, descriptors float32 [n, dim]) of each batch, in list order.
+
+        batch_size    pictures of a batch, no more than ``max_batch``; None: on CUDA ``max_batch``, on the CPU what
+                      ``autotune`` found to be fastest here, else 8
+        on_error      told of each bad picture, which is then left out; without it the first bad picture raises its
+                      InputError as soon as it is met, and batches that still compute are not yielded
+        fast_decode   see ``preprocess``
+
+        The engine computes as many batches at a time as the backend runs, and threads decode the next ones meanwhile.
+        All these threads have ended when the iteration ends, raises, or is closed.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size={batch_size} cannot be used; expected at least 1.")
+
+        def described(batch: tuple[list[int], NDArray[np.uint8]]) -> tuple[list[int], Descriptors]:
+            indices, pixels = batch
+            return indices, self._embed_pixels(pixels)
+
+        size, at_once = self._batch_size(batch_size), self._backend.concurrency
+        decoded = batches(images, self.spec, size, self._decode_threads, on_error, fast_decode)
+        # One batch more than the backend runs is ready, so that none of its streams waits for this thread.
+        with closing(decoded), closing(ahead(described, decoded, at_once, depth=at_once + 1)) as made:
+            yield from made
 
     def self_test(self) -> float:
         """Replay the golden pictures and return the smallest cosine with the descriptors stored at build time.
@@ -189,9 +217,11 @@ class Engine:
         return descriptors
 
     def _run_into(self, images: NDArray[np.uint8], descriptors: Descriptors) -> None:
+        # CUDA lanes cut the pictures into batches by themselves, and these overlap.
+        size = len(images) if self._backend.streams else self.max_batch
         with self._call():
-            for start in range(0, len(images), self.max_batch):
-                part = slice(start, start + self.max_batch)
+            for start in range(0, len(images), max(size, 1)):
+                part = slice(start, start + size)
                 self._batches.run_into(images[part], descriptors[part])
 
     def _call(self) -> Calls:
@@ -209,7 +239,7 @@ class Engine:
                 self._scheduler = Scheduler(
                     self._backend.run,
                     workers=self._backend.concurrency,
-                    max_batch=min(batching.max_batch or self._good_batch(), self.max_batch),
+                    max_batch=self._batch_size(batching.max_batch),
                     max_delay=batching.max_delay_ms / 1000,
                     max_queue=batching.max_queue,
                     calls=self._calls,
@@ -217,11 +247,12 @@ class Engine:
                 weakref.finalize(self, self._scheduler.close)
             return self._scheduler
 
-    def _good_batch(self) -> int:
-        if self._backend.streams:
+    def _batch_size(self, asked: int | None) -> int:
+        """Pictures of a full batch, as asked or, for None, what is good here; no more than ``max_batch``."""
+        if asked is None and self._backend.streams:
             return self.max_batch
         tuned = setting_here(self._file.tunings, "throughput")
-        return tuned.batch if tuned else CPU_BATCH
+        return min(asked or (tuned.batch if tuned else CPU_BATCH), self.max_batch)
 
     def _check_open(self) -> None:
         self._calls.check()
@@ -280,8 +311,9 @@ def load(
     """Open a .cgd engine.
 
     device    "cpu" or "cuda"; None: what the engine was built for. Never another one in silence.
-    threads   CPU threads; None: what ``autotune`` found to be fastest for one picture on this machine, else every core
-              this process may use (affinity and cgroup quota)
+    threads   CPU threads, and how many threads decode in ``embed_list``; None: what ``autotune`` found to be fastest
+              for one picture on this machine, else every core this process may use (affinity and cgroup quota); then
+              ``embed_list`` decodes on every such core
     streams   on CUDA, execution contexts whose batches overlap, None: 2; on the CPU, parts of a batch that run at the
               same time, or batches of ``submit``, that share the threads, None: 1
     batching  how ``submit`` gathers pictures
@@ -325,6 +357,7 @@ def open_engine(
             "`cgd-deploy build-engine --int8 --backend tensorrt`."
         )
     check_compatibility(path, file.manifest)
+    decode_threads = threads
     options: dict[str, Any] = {"device": device}
     if device == "cuda":
         streams, parts = streams or LANES, 1
@@ -342,7 +375,7 @@ def open_engine(
     log.debug("%s: %s took %.0f ms to load the model", path, backend, 1000 * (perf_counter() - started))
     if warm_up:
         _warm_up(path, runner)
-    engine = Engine(file, runner, parts, batching)
+    engine = Engine(file, runner, parts, batching, decode_threads)
     if device == "cpu" and not is_proven_here(file.manifest):
         _replay(engine)
     precision, space_id = file.manifest.precision.value, file.manifest.spec.space_id

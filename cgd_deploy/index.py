@@ -113,7 +113,7 @@ def check_index_path(path: str | Path) -> None:
 def index_images(
     engine: Engine,
     images: ImageList,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     on_error: Callable[[int, InputError], None] | None = None,
     on_pictures: Callable[[int], None] | None = None,
     *,
@@ -123,7 +123,7 @@ def index_images(
 ) -> Index:
     """Embed a list; pictures that ``on_error`` is told of are left out, without it the first one raises InputError.
 
-    fast_decode             see ``preprocess``
+    batch_size, fast_decode see ``Engine.embed_list``
     descriptor_dtype, pca   the form they are kept in, see ``compact.fit``; InputError if they cannot have it
     """
     check_form(descriptor_dtype, pca, engine.spec.dim, len(images))

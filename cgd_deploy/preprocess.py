@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
@@ -23,6 +23,7 @@ from PIL.TiffTags import TAGS_V2_GROUPS
 from .errors import InputError, in_one_line
 from .files import check_file
 from .formats import readable
+from .hardware import available_threads
 from .images import Box, ImageList
 from .limits import check_size, limits
 from .png import without_metadata
@@ -103,11 +104,13 @@ def batches(
     images: ImageList,
     spec: ModelSpec,
     batch_size: int,
-    workers: int = 2,
+    workers: int | None = None,
     on_error: Callable[[int, InputError], None] | None = None,
     fast_decode: bool = False,
-) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+) -> Generator[tuple[list[int], NDArray[np.uint8]], None, None]:
     """Yield (indices, uint8 [n, H, W, 3]) in list order, decoding ahead in ``workers`` threads.
+
+    workers   each holds one whole picture while it decodes; None: every core that this process may use
 
     A bad picture is reported to ``on_error`` and left out; without ``on_error`` its InputError is raised.
     """
@@ -118,6 +121,7 @@ def batches(
         except InputError as error:
             return error
 
+    workers = available_threads() if workers is None else workers
     indices: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
     made = ahead(attempt, range(len(images)), workers, depth=2 * batch_size + workers)

@@ -57,7 +57,7 @@ class Job:
 
     images: ImageList
     folder: str | None
-    batch: int
+    batch: int | None
     threads: int
     streams: int | None
     strict: bool
@@ -89,7 +89,7 @@ def embed_on_ray(
     images: ImageList,
     file: EngineFile,
     out: Path,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     on_error: Callable[[int, InputError], None] | None = None,
     on_pictures: Callable[[int], None] | None = None,
     on_killed: Callable[[str], None] | None = None,
@@ -105,12 +105,14 @@ def embed_on_ray(
 ) -> Written:
     """Embed a list into the folder ``out``, see ``shards``; only shards that are missing or out of date are computed.
 
+    batch_size   see ``Engine.embed_list``; None: each worker's engine chooses
     on_error     told of each picture that is left out, also by runs before; without it the first raises InputError
     on_pictures  told of how many have been embedded since, those that were there first
     on_killed    told of a worker that died
     paths_are    "relative" to ``out``, or "absolute", see ``paths``
     workers      engines at the same time; None: as many as fit
-    threads      CPU threads of each; None: as many as leave room for ``workers``, or for one on each node or GPU
+    threads      CPU threads of each, and how many decode; None: as many as leave room for ``workers``, or for one on
+                 each node or GPU
     streams      see ``load``
     address      of a Ray cluster, "auto" for the one this machine belongs to; None: a Ray of its own on this machine,
                  or the one that this process is connected to
@@ -258,7 +260,7 @@ def _up_to_date(there: Mapping[range, Shard], images: ImageList, paths_are: str)
         ]
 
 
-def _job(images: ImageList, batch: int, threads: int, streams: int | None, strict: bool, paths_are: str) -> Job:
+def _job(images: ImageList, batch: int | None, threads: int, streams: int | None, strict: bool, paths_are: str) -> Job:
     return Job(
         images=replace(images, names=(), classes=None, boxes=None),
         folder=None if images.root.is_absolute() else os.getcwd(),

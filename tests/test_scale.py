@@ -18,6 +18,7 @@ import pytest
 from conftest import draw, listing, write_fake_engine
 from PIL import Image
 
+from cgd_deploy import engine
 from cgd_deploy.autotune import autotune
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError, install_line
@@ -337,6 +338,19 @@ def test_pictures_of_shards_are_found_from_another_folder(worker, monkeypatch, p
 def test_workers_keep_the_limits_of_the_driver(worker):
     left_out = worker(limits=Limits(pixels=64))["left_out"]
     assert len(left_out) == 8 and "the limit pixels is 64" in left_out[0][1]
+
+
+@pytest.mark.parametrize(("threads", "batch", "size"), [(1, None, 8), (3, 2, 2)])
+def test_a_worker_decodes_in_its_share_of_threads_and_chooses_its_batch(worker, monkeypatch, threads, batch, size):
+    asked = []
+    batches = engine.batches
+    monkeypatch.setattr(
+        engine,
+        "batches",
+        lambda images, spec, *more: asked.append(more[:2]) or batches(images, spec, *more),
+    )
+    assert worker(threads=threads, batch=batch)["error"] is None
+    assert asked == [(size, threads)]
 
 
 def test_a_node_with_another_release_is_told(worker):

@@ -11,11 +11,12 @@ import pytest
 from conftest import FAKE_SPEC, TUNING, write_fake_engine
 from PIL import Image
 
+from cgd_deploy import engine as module
 from cgd_deploy import tuning
 from cgd_deploy.autotune import autotune
 from cgd_deploy.backends.fake import FakeBackend
 from cgd_deploy.backends.parallel import Parallel
-from cgd_deploy.engine import Engine, load
+from cgd_deploy.engine import load
 from cgd_deploy.enginefile import read_engine
 from cgd_deploy.errors import InputError
 from cgd_deploy.golden import golden_images
@@ -220,9 +221,9 @@ def test_load_takes_the_threads_that_answer_one_picture_soonest(told, asked):
 )
 def test_embed_takes_what_describes_many_pictures_soonest(told, asked, cli, pictures, monkeypatch, options, expected):
     sizes = []
-    embed_list = Engine.embed_list
+    batches = module.batches
     monkeypatch.setattr(
-        Engine, "embed_list", lambda self, images, size, *more: sizes.append(size) or embed_list(self, images, 2)
+        module, "batches", lambda images, spec, size, *more: sizes.append(size) or batches(images, spec, size, *more)
     )
     code, _, _ = cli("embed", pictures, "-e", told, "-o", told.with_name("index.npy"), *options)
     assert code == 0

@@ -122,7 +122,7 @@ def _train(
     return config.out / "best.pt"
 
 
-def embed_images(model: CGD, images: ImageList, batch_size: int = 64, workers: int = 2) -> Descriptors:
+def embed_images(model: CGD, images: ImageList, batch_size: int = 64, workers: int | None = None) -> Descriptors:
     """Unit descriptors float32 [N, dim] of every picture in list order, through the deployed path.
 
     Leaves the model in eval mode, where it is. Raises InputError if a picture cannot be decoded.

@@ -154,7 +154,12 @@ def embed(
     ],
     batch: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Pictures in a batch.", show_default="8, or what --autotune found here"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Pictures in a batch.",
+            show_default="CPU: 8, or what --autotune found here; CUDA: the engine's largest",
+        ),
     ] = None,
     strict: Strict = False,
     descriptor_dtype: Annotated[
@@ -222,7 +227,6 @@ def embed(
     tuned = setting_here(file.tunings, "throughput")
     if tuned and not (threads or streams or workers):
         threads, streams = tuned.threads, tuned.streams
-    batch = batch or (tuned.batch if tuned else 8)
     shards: dict[str, object] = {}
     with (
         first_few("left out") as tell_left_out,
