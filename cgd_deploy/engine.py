@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
@@ -163,7 +163,7 @@ class Engine:
         batch_size: int | None = None,
         on_error: Callable[[int, InputError], None] | None = None,
         fast_decode: bool = False,
-    ) -> Iterator[tuple[list[int], Descriptors]]:
+    ) -> Generator[tuple[list[int], Descriptors], None, None]:
         """Yield (indices, descriptors float32 [n, dim]) of each batch, in list order.
 
         batch_size    pictures of a batch, no more than ``max_batch``; None: on CUDA ``max_batch``, on the CPU what
