@@ -44,7 +44,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def make(payload: bytes, **options: Any) -> object:
         here.made.append(options)
-        return SimpleNamespace(close=lambda: None)
+        return SimpleNamespace(close=lambda: None, streams=SimpleNamespace(warm_up=lambda: None))
 
     monkeypatch.setattr(compatibility, "find_device", lambda: here.device)
     monkeypatch.setattr(compatibility, "import_tensorrt", lambda kind: SimpleNamespace(__version__=here.version))
