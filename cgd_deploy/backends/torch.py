@@ -47,6 +47,8 @@ class TorchBackend(Backend):
         self.cudnn: int | None = torch.backends.cudnn.version() if device == "cuda" else None
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._device == "cpu":
+            return self._run(images)
         with self._torch.backends.cudnn.flags(allow_tf32=False):  # FP32 means FP32; in products it is torch's default
             return self._run(images)
 
