@@ -245,10 +245,7 @@ def test_four_streams_give_what_one_gives(model: bytes, pixels: np.ndarray) -> N
     assert cosines(*found).min() > TF32_COSINE
 
 
-def test_torch_tensors_in_and_out(model: bytes, pixels: np.ndarray) -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("this torch has no CUDA")
+def test_torch_tensors_in_and_out(model: bytes, pixels: np.ndarray, torch: Any) -> None:
     with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
         assert backend.streams
         expected = backend.run(pixels[:5])
@@ -261,11 +258,8 @@ def test_torch_tensors_in_and_out(model: bytes, pixels: np.ndarray) -> None:
     assert cosines(found, expected).min() > TF32_COSINE
 
 
-def test_torch_tensors_without_a_stream(model: bytes, pixels: np.ndarray) -> None:
+def test_torch_tensors_without_a_stream(model: bytes, pixels: np.ndarray, torch: Any) -> None:
     """Made on torch's default stream and, by DLPack, waited for on another; memory of the host is refused."""
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("this torch has no CUDA")
     with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
         assert backend.streams
         expected = backend.run(pixels[:5])

@@ -73,13 +73,12 @@ class OnnxRuntimeBackend(Backend):
                 f"this ONNX Runtime has no {PROVIDERS[device]}; run `pip uninstall -y onnxruntime`, then "
                 f"`{install_line('gpu')}`."
             )
-        if device == "cuda":
-            ort.preload_dlls()  # CUDA and cuDNN out of NVIDIA's packages, which nothing else would find
         if device == "cpu":
             each = max(1, (threads or available_threads()) // (streams or 1))
             self._session = _session(ort, payload, device, each, fused=fused)
             self.concurrency = streams or 1
             return
+        ort.preload_dlls()  # CUDA and cuDNN out of NVIDIA's packages, which nothing else would find
 
         def lane(stream: int) -> OnnxRuntimeLane:
             options = {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": "0"}  # FP32 means FP32

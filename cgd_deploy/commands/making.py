@@ -15,6 +15,7 @@ from .options import (
     ARTIFACTS,
     MEAN,
     STD,
+    Autotune,
     Backbone,
     Crop,
     Descriptors,
@@ -337,13 +338,7 @@ def build_engine(
         Path | None,
         typer.Option("-o", "--out", metavar="FILE", help="Engine to write.", show_default="MODEL-PRECISION.cgd"),
     ] = None,
-    autotune: Annotated[
-        bool,
-        typer.Option(
-            "--autotune",
-            help="Measure which threads, streams and batch are fastest here, and keep them in ENGINE.tuning.json.",
-        ),
-    ] = False,
+    autotune: Autotune = False,
     min_batch: Annotated[int, typer.Option(metavar="N", help="Smallest batch.")] = 1,
     opt_batch: Annotated[int, typer.Option(metavar="N", help="Batch size to optimize for.")] = 8,
     max_batch: Annotated[int, typer.Option(metavar="N", help="Largest batch.")] = 64,

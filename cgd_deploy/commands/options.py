@@ -31,6 +31,14 @@ Streams = Annotated[
 
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad picture instead of leaving it out.")]
 
+Autotune = Annotated[
+    bool,
+    typer.Option(
+        "--autotune",
+        help="Measure which threads, streams and batch are fastest here, and keep them in ENGINE.tuning.json.",
+    ),
+]
+
 ModelOption = partial(typer.Option, rich_help_panel="Model")
 Backbone = Annotated[str, ModelOption(metavar="NAME", help="A name in torchvision, or seresnet50 of timm.")]
 Descriptors = Annotated[

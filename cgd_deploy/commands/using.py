@@ -11,7 +11,7 @@ from zipfile import is_zipfile
 import typer
 
 from ..errors import GateError, InputError
-from .options import ARTIFACTS, Json, Streams, Strict, Threads, good_pictures, tell
+from .options import ARTIFACTS, Autotune, Json, Streams, Strict, Threads, good_pictures, tell
 
 if TYPE_CHECKING:
     from ..left_out import LeftOut
@@ -352,13 +352,7 @@ def search(
 def inspect(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="A .cgd engine.")],
     self_test: Annotated[bool, typer.Option("--self-test", help="Replay the golden pictures.")] = False,
-    autotune: Annotated[
-        bool,
-        typer.Option(
-            "--autotune",
-            help="Measure which threads, streams and batch are fastest here, and keep them in ENGINE.tuning.json.",
-        ),
-    ] = False,
+    autotune: Autotune = False,
     as_json: Json = False,
 ) -> None:
     """Show what an engine file records, and what runs it fastest here.
