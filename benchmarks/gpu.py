@@ -6,8 +6,8 @@ Contestants are torch eager and torch.compile (with CUDA graphs), in FP16 and BF
 engine at each number of streams, with CUDA graphs where its library allows them. They take turns, so that a GPU growing
 warm slows all alike. Each is timed with transfers (pixels in host memory to descriptors in host memory, torch through
 pinned memory too) and without (on the device alone); latency is one batch alone, throughput many batches in flight.
-Recall and neighbours are compared with torch in FP32 on the same GPU. The share of the peak is of what torch's largest
-matrix multiplications reach there. Where this has run is told by the JSON files in benchmarks/results.
+The reference for recall and neighbours is torch in FP32 on the same GPU. The peak is the speed of torch's largest
+matrix multiplications there. The JSON files in benchmarks/results say where this has run.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Contestant:
     """Something that embeds on the GPU.
 
     run    uint8 [N, H, W, 3] -> float32 [N, D], both in host memory
-    call   makes what is timed, for a batch, how many of them, and whether with transfers
+    call   (images, batches, with transfers) -> the function that is timed: it embeds ``images`` that many times
     """
 
     title: str
@@ -260,7 +260,7 @@ def time_cases(
             for transfers in (True, False)
         }
         calls = {name: case.contestant.call(images, case.batches, case.transfers) for name, case in cases.items()}
-        for number, call in enumerate(calls.values(), start=1):  # compiles, tunes and captures what is still left to
+        for number, call in enumerate(calls.values(), start=1):  # the first call compiles, tunes and captures graphs
             call()
             on_progress(f"warming up batch {batch}", number / len(calls))
         for name, seconds in interleaved(
@@ -316,7 +316,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="the trained model, for torch")
     parser.add_argument("engines", type=Path, nargs="+", help=".cgd files for CUDA")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu.json"), help="JSON; the chart goes beside it")
-    parser.add_argument("--data", help="test pictures, by default those of the checkpoint")
+    parser.add_argument("--data", help="test pictures; by default, the checkpoint's test pictures")
     parser.add_argument("--pictures", type=int, default=1000, help="of the test pictures, how many; 0 for all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128], help="batch sizes")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 2, 4], help="lanes of each engine")

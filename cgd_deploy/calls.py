@@ -1,4 +1,4 @@
-"""Running calls, counted, so that what they use is freed after the last one. Knows nothing of what they use."""
+"""Counts the running calls of a resource, and frees the resource after the last call. Knows no resource."""
 
 from __future__ import annotations
 

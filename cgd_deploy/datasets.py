@@ -110,7 +110,7 @@ def _halves(source: str | Path, images: ImageList) -> Dataset:
 def read_evaluation(source: str | Path, boxes: bool = True) -> Evaluation:
     """The test part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``.
 
-    Notes are those of its pictures.
+    The reader's notes stand in ``images.notes`` of the result.
     """
     found = _read(source, boxes)
     if isinstance(found, ImageList):

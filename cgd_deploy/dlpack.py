@@ -1,4 +1,4 @@
-"""DLPack capsules of arrays on a device: where their memory lies and what is in it. Copies and frees nothing."""
+"""Reads DLPack capsules of arrays on a device: address, shape and dtype. Copies and frees nothing."""
 
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ class Engine:
 
         Each is a NumPy array, anything with DLPack or a buffer, or an address as an integer; or, for an engine on CUDA,
         both have ``__cuda_array_interface__`` or DLPack on CUDA, or are device addresses with a ``stream``. The call
-        then returns at once. It waits for what ``stream`` and the arrays' own streams hold, and what these are given
-        later waits for it: keep both arrays until then.
+        then returns at once. The batch starts after all earlier work on ``stream`` and on the arrays' own streams, and
+        later work on these streams starts after the batch: keep both arrays until then.
 
         Raises InputError for another shape, dtype, layout or place.
         """
@@ -248,7 +248,7 @@ class Engine:
             return self._scheduler
 
     def _batch_size(self, asked: int | None) -> int:
-        """Pictures of a full batch, as asked or, for None, what is good here; no more than ``max_batch``."""
+        """Pictures in a full batch: as many as ``asked``, or the best number here for None; ``max_batch`` at most."""
         if asked is None and self._backend.streams:
             return self.max_batch
         tuned = setting_here(self._file.tunings, "throughput")

@@ -36,7 +36,7 @@ class Evaluation:
                  its own camera took (Market-1501)
 
     A query that has no picture of its class to find is *unanswerable*: no model can answer it, so recall and mAP@R
-    leave it out. Its neighbours are compared like those of any other query.
+    leave it out. Overlap@10 still compares its neighbours.
 
     Raises InputError if ``in_gallery`` does not fit the pictures or leaves no query or no gallery, or if ``cameras``
     does not fit the pictures or they have no classes.

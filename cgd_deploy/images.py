@@ -34,7 +34,7 @@ class ImageList:
     names    paths as written in the list
     classes  one label a picture, or None
     boxes    x1, y1, x2, y2 in pixels a picture, or None
-    notes    a sentence each on what the reader left out or chose; no part of what the list is
+    notes    sentences about what the reader left out or chose; equality and checksums ignore them
     """
 
     root: Path

@@ -47,7 +47,7 @@ class DeviceArray:
 
     stream   handle of the stream that the array interface names for work on the array, None if it names none
 
-    Raises InputError for what is no such array or breaks the protocol.
+    Raises InputError for an array that is not on a CUDA device or breaks the protocol.
     """
 
     def __init__(self, array: Any) -> None:

@@ -197,11 +197,11 @@ class Lane:
                 for stream in streams:
                     self._driver.wait(stream, self._left)
             except BaseException:
-                self._recover()  # what was enqueued before the failure uses the caller's memory
+                self._recover()  # work enqueued before the failure still uses the caller's memory
                 raise
 
     def compute(self, rows: int) -> None:
-        """Enqueue a batch out of what the next slot holds, without copies; returns at once, see ``finish``."""
+        """Enqueue one batch on the pixels that the next slot holds. Copies nothing, returns at once, see ``finish``."""
         slot = self._slots[next(self._turn) % len(self._slots)]
         with slot.lock:
             slot.settle()

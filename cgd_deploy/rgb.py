@@ -1,4 +1,4 @@
-"""Upright 8-bit RGB from what Pillow decodes: grey of more bits is scaled, and transparency is laid on white.
+"""Turns a decoded Pillow image into upright 8-bit RGB: scales deeper grey, and lays transparent pixels on white.
 
 The scale is what the file declares. It never depends on the pixels, or descriptors would.
 """
@@ -162,7 +162,10 @@ def _check_brightness(largest: int, bits: int, name: str) -> None:
 
 
 def _declared_bits(tags: Mapping[int, Any]) -> int | None:
-    """Bits of the largest value that a TIFF file declares, whole because some writers declare what they have found."""
+    """Bits that hold the largest value that a TIFF file declares.
+
+    Some writers declare the largest pixel that they found, so the range is rounded up to whole bits.
+    """
     largest = _numbers(tags, *LARGEST)
     return max(8, int(largest[0]).bit_length()) if largest and 0 < largest[0] < 1 << 32 else None
 

@@ -61,7 +61,7 @@ class Scheduler:
     max_batch   the largest n
     max_delay   seconds
     max_queue   rows that may wait, beside those being computed
-    calls       of what ``run`` uses, which is kept until the threads have ended
+    calls       each thread counts as a running call here, so ``run``'s resource lives until the threads have ended
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Data sets that folders divide: train/, val/ and test/, or query/ and gallery/, or those of re-identification.
+"""Reads data sets that are split into folders: train/, val/ and test/; query/ and gallery/; re-identification sets.
 
 Knows names of folders and files, and opens no picture.
 """
@@ -68,7 +68,7 @@ class Parts:
 
     name    see ``datasets.Dataset``
     folder  of the data set
-    notes   one sentence each of what was chosen for the user
+    notes   sentences about what the reader chose for the user
     """
 
     name: str

@@ -99,7 +99,7 @@ class Streams:
         images        uint8 [rows, H, W, 3]: a device array or its address
         descriptors   float32 [rows, D], likewise; both must live until the stream is past this call
 
-        The batch waits for what these streams hold, and what they are given later waits for the batch. Raises
+        The batch starts after all earlier work on these streams; later work on them starts after the batch. Raises
         InputError for arrays of another shape, dtype, layout or device.
 
         The batch is not padded, as nothing beyond the caller's memory may be touched, and so has no CUDA graph. Where

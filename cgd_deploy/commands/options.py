@@ -108,7 +108,7 @@ class Input:
 
 
 def input_of(size: str | None, resize: int | None, crop: str | None, filter: str, mean: str, std: str) -> Input:
-    """The input that the options of the same names describe. Raises InputError or SpecError for what cannot be."""
+    """Turn the options into the model's input. Raises InputError or SpecError for options that do not fit."""
     if crop is not None and resize is None:
         raise InputError("--crop cuts pictures that --resize has resized; add --resize PIXELS, or pass --size instead.")
     if crop is not None and size is not None:
