@@ -53,7 +53,7 @@ wheel:
 	$(EMPTY)/python -m pip install --quiet "$$(echo dist/*.whl)[cpu]"
 	$(EMPTY)/cgd-deploy --version
 	$(EMPTY)/cgd-deploy doctor
-	$(EMPTY)/python -I -c "from cgd_deploy.cli import COMMANDS; print(*COMMANDS)" > $(WHEEL)/commands
+	$(EMPTY)/python -I -c "from cgd_deploy.cli.app import COMMANDS; print(*COMMANDS)" > $(WHEEL)/commands
 	for command in $$(cat $(WHEEL)/commands); do $(EMPTY)/cgd-deploy $$command --help > $(WHEEL)/help || exit 1; done
 
 clean:

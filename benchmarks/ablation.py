@@ -26,17 +26,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch wou
 import numpy as np
 from rich.console import Console
 
-from cgd_deploy.datasets import read_dataset
-from cgd_deploy.engine import load
-from cgd_deploy.evaluation import Evaluation
+from cgd_deploy.cli.terminal import warn_of_load
+from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.datasets.layouts import read_dataset
 from cgd_deploy.files import sha256_file, write_text
-from cgd_deploy.golden import golden_images
-from cgd_deploy.hardware import available_threads, cpu_clock, cpu_name, package_version
-from cgd_deploy.images import ImageList
-from cgd_deploy.retrieval import Descriptors
+from cgd_deploy.hardware.cpu import available_threads, cpu_clock, cpu_name
+from cgd_deploy.hardware.packages import package_version
+from cgd_deploy.hardware.timing import interleaved, load_between, percentiles_ms
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.runtime.descriptors import Descriptors
+from cgd_deploy.runtime.engine import load
+from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import Precision
-from cgd_deploy.terminal import warn_of_load
-from cgd_deploy.timing import interleaved, load_between, percentiles_ms
 from cgd_export.engine_from_onnx import engine_from_onnx
 from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cgd_train.checkpoint import load_checkpoint

@@ -9,13 +9,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cgd_deploy.bench import QUALITY_BATCH, OnProgress
-from cgd_deploy.datasets import read_evaluation
+from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.datasets.layouts import read_evaluation
 from cgd_deploy.errors import InputError
-from cgd_deploy.evaluation import Evaluation
-from cgd_deploy.preprocess import batches
-from cgd_deploy.quality import K
-from cgd_deploy.retrieval import Descriptors, Retrieved
+from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress
+from cgd_deploy.quality.comparison import K
+from cgd_deploy.runtime.descriptors import Descriptors
+from cgd_deploy.search.retrieval import Retrieved
 from cgd_deploy.spec import ModelSpec
 from cgd_export.metadata import load_onnx
 from cgd_export.proof import convolution_work

@@ -26,20 +26,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cgd_deploy.backends.openvino import import_openvino
-from cgd_deploy.bench import QUALITY_BATCH, OnProgress, environment
-from cgd_deploy.engine import load
+from cgd_deploy.cli.terminal import errors, warn_of_load
 from cgd_deploy.errors import EngineError, InputError, MissingDependency
 from cgd_deploy.files import replacing, sha256_file
-from cgd_deploy.golden import golden_images
-from cgd_deploy.hardware import available_threads, cpu_clock, package_version
-from cgd_deploy.preprocess import batches
-from cgd_deploy.quality import retrieval_quality
-from cgd_deploy.retrieval import Descriptors
+from cgd_deploy.hardware.cpu import available_threads, cpu_clock
+from cgd_deploy.hardware.packages import package_version
+from cgd_deploy.hardware.timing import interleaved, load_between, percentiles_ms
+from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress, environment
+from cgd_deploy.quality.comparison import retrieval_quality
+from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from cgd_deploy.runtime.backends.openvino import import_openvino
+from cgd_deploy.runtime.descriptors import Descriptors
+from cgd_deploy.runtime.engine import load
+from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import ModelSpec
-from cgd_deploy.terminal import errors, warn_of_load
-from cgd_deploy.timing import interleaved, load_between, percentiles_ms
 from cgd_export.engine_from_onnx import calibration_list
 from cgd_export.metadata import FEATURES
 from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint

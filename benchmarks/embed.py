@@ -14,18 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cgd_deploy.bench import environment
-from cgd_deploy.engine import open_engine
-from cgd_deploy.enginefile import read_engine
+from cgd_deploy.cli.terminal import phases, warn_of_load
 from cgd_deploy.errors import CgdError
 from cgd_deploy.files import write_text
-from cgd_deploy.hardware import available_threads, cpu_clock
-from cgd_deploy.images import read_images
-from cgd_deploy.index import index_images
-from cgd_deploy.preprocess import batches
-from cgd_deploy.terminal import phases, warn_of_load
-from cgd_deploy.timing import interleaved, load_between
-from cgd_deploy.tuning import Setting, setting_here
+from cgd_deploy.hardware.cpu import available_threads, cpu_clock
+from cgd_deploy.hardware.timing import interleaved, load_between
+from cgd_deploy.pictures.images import read_images
+from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.quality.bench import environment
+from cgd_deploy.runtime.engine import open_engine
+from cgd_deploy.runtime.enginefile import read_engine
+from cgd_deploy.runtime.tuning import Setting, setting_here
+from cgd_deploy.search.index import index_images
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:

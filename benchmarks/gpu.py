@@ -25,19 +25,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgd_deploy.backends import BACKENDS
-from cgd_deploy.bench import QUALITY_BATCH, OnProgress
-from cgd_deploy.compatibility import check_compatibility
-from cgd_deploy.cuda import find_device
-from cgd_deploy.doctor import examine
-from cgd_deploy.enginefile import read_engine
+from cgd_deploy.cli.doctor import examine
 from cgd_deploy.errors import InputError
 from cgd_deploy.files import replacing, sha256_file
-from cgd_deploy.hardware import package_version
-from cgd_deploy.quality import retrieval_quality
-from cgd_deploy.retrieval import Descriptors
-from cgd_deploy.streams import Streams
-from cgd_deploy.timing import interleaved, percentiles_ms
+from cgd_deploy.hardware.packages import package_version
+from cgd_deploy.hardware.timing import interleaved, percentiles_ms
+from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress
+from cgd_deploy.quality.comparison import retrieval_quality
+from cgd_deploy.runtime.backends import BACKENDS
+from cgd_deploy.runtime.compatibility import check_compatibility
+from cgd_deploy.runtime.cuda.driver import find_device
+from cgd_deploy.runtime.cuda.streams import Streams
+from cgd_deploy.runtime.descriptors import Descriptors
+from cgd_deploy.runtime.enginefile import read_engine
 from contest import evaluation_of, gflop_per_image, retrieve
 from running import run as run_benchmark
 

@@ -28,12 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgd_deploy import Batching, Engine, InputError, Overloaded, load
-from cgd_deploy.bench import OnProgress
 from cgd_deploy.files import replacing
-from cgd_deploy.golden import golden_images
-from cgd_deploy.hardware import available_threads, cpu_name, instruction_sets, package_version
-from cgd_deploy.retrieval import Descriptors
-from cgd_deploy.timing import percentile, percentiles_ms
+from cgd_deploy.hardware.cpu import available_threads, cpu_name, instruction_sets
+from cgd_deploy.hardware.packages import package_version
+from cgd_deploy.hardware.timing import percentile, percentiles_ms
+from cgd_deploy.quality.bench import OnProgress
+from cgd_deploy.runtime.descriptors import Descriptors
+from cgd_deploy.runtime.golden import golden_images
 from running import run
 
 Send: TypeAlias = Callable[[NDArray[np.uint8]], "Future[Any]"]
@@ -176,7 +177,7 @@ def triton(stack: ExitStack, engine: Path) -> Send:
     """A tritonserver of its own, asked over gRPC; raises CgdError where there is none."""
     import tritonclient.grpc as grpc
 
-    from cgd_deploy.triton import export_triton
+    from cgd_deploy.serving.triton import export_triton
     from tritonserver import serving
 
     repository = Path(stack.enter_context(TemporaryDirectory()))

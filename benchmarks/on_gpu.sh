@@ -54,7 +54,7 @@ need_module() {
 }
 
 need_gpu() {
-    "$PYTHON" -c 'from cgd_deploy.cuda import find_device; print(find_device())' 2> "$OUT/$STAGE.gpu.txt" \
+    "$PYTHON" -c 'from cgd_deploy.runtime.cuda.driver import find_device; print(find_device())' 2> "$OUT/$STAGE.gpu.txt" \
         || lacks "$(tail -n 1 "$OUT/$STAGE.gpu.txt" | sed 's/^[a-zA-Z_.]*: //')"
     cgd doctor --json > "$OUT/doctor.json" || true
     nvidia-smi > "$OUT/nvidia-smi.txt" || true
@@ -78,8 +78,8 @@ loads() {
     "$PYTHON" - "$@" << 'END'
 import sys
 
-from cgd_deploy.backends import BACKENDS
-from cgd_deploy.enginefile import read_engine
+from cgd_deploy.runtime.backends import BACKENDS
+from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.errors import CgdError
 
 for path in sys.argv[1:]:
@@ -100,7 +100,7 @@ measure() {
 case "$STAGE" in
 runtime)
     need_gpu
-    "$PYTHON" -m pytest tests/test_gpu.py -m gpu -rs --junitxml="$OUT/runtime.xml"
+    "$PYTHON" -m pytest tests/runtime/test_gpu.py -m gpu -rs --junitxml="$OUT/runtime.xml"
     ;;
 train)
     need_files "$PICTURES" "$WEIGHTS"

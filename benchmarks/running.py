@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cgd_deploy import CgdError
-from cgd_deploy.bench import OnProgress
+from cgd_deploy.cli.terminal import errors, phases
 from cgd_deploy.files import write_text
-from cgd_deploy.terminal import errors, phases
+from cgd_deploy.quality.bench import OnProgress
 
 Result = dict[str, Any]
 

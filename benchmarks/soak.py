@@ -30,8 +30,8 @@ from PIL import Image
 
 from cgd_deploy import Batching, Engine, InputError, Overloaded, load
 from cgd_deploy.files import replacing
-from cgd_deploy.golden import golden_images
-from cgd_deploy.hardware import cpu_name
+from cgd_deploy.hardware.cpu import cpu_name
+from cgd_deploy.runtime.golden import golden_images
 from running import run
 
 PICTURES = 32

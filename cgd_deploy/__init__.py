@@ -17,14 +17,14 @@ from .errors import (
     Overloaded,
     SpecError,
 )
-from .images import ImageList, read_images
 from .limits import Limits, set_limits
+from .pictures.images import ImageList, read_images
 from .spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
-    from .engine import Engine, load
-    from .index import Index, read_index
-    from .scheduler import Batching
+    from .runtime.engine import Engine, load
+    from .runtime.scheduler import Batching
+    from .search.index import Index, read_index
 
 __all__ = [
     "Batching",
@@ -50,11 +50,11 @@ __all__ = [
 ]
 
 _IMPORTED_ON_USE = {
-    "Batching": "scheduler",
-    "Engine": "engine",
-    "Index": "index",
-    "load": "engine",
-    "read_index": "index",
+    "Batching": "runtime.scheduler",
+    "Engine": "runtime.engine",
+    "Index": "search.index",
+    "load": "runtime.engine",
+    "read_index": "search.index",
 }
 """Names whose modules import NumPy, which ``cgd-deploy --help`` does not need."""
 

@@ -1,5 +1,5 @@
 """``python -m cgd_deploy``."""
 
-from .cli import main
+from .cli.app import main
 
 main()

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 from cgd_deploy import Batching, CgdError, Engine, Overloaded, load
-from cgd_deploy.index import Index, read_index
+from cgd_deploy.search.index import Index, read_index
 
 LARGEST = 32 << 20
 """Bytes of a picture."""

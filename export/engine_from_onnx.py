@@ -13,33 +13,34 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cgd_deploy.backends import BACKENDS, DEVICES, Backend
-from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cgd_deploy.backends.tensorrt import MODULES
-from cgd_deploy.compatibility import check_compatibility
-from cgd_deploy.cuda import has_gpu
-from cgd_deploy.datasets import read_training
-from cgd_deploy.enginefile import Manifest, write_engine
+from cgd_deploy.datasets.layouts import read_training
 from cgd_deploy.errors import EngineError, ExportError, InputError, MissingDependency, not_installed
 from cgd_deploy.files import sha256_file
-from cgd_deploy.golden import golden_images
-from cgd_deploy.hardware import has_fast_int8, instruction_sets, package_version
-from cgd_deploy.images import ImageList
-from cgd_deploy.preprocess import batches
-from cgd_deploy.retrieval import Descriptors
+from cgd_deploy.hardware.cpu import has_fast_int8, instruction_sets
+from cgd_deploy.hardware.packages import package_version
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.runtime.backends import BACKENDS, DEVICES, Backend
+from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from cgd_deploy.runtime.backends.tensorrt import MODULES
+from cgd_deploy.runtime.compatibility import check_compatibility
+from cgd_deploy.runtime.cuda.driver import has_gpu
+from cgd_deploy.runtime.descriptors import Descriptors
+from cgd_deploy.runtime.enginefile import Manifest, write_engine
+from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import ModelSpec, Precision
 
-from .budget import Budget, Trial, check_disjoint, retrieval_facts
 from .build_options import BuildOptions
-from .calibrate import Ranges
 from .fp16 import halved, rounded
-from .guard import guarded
+from .int8.budget import Budget, Trial, check_disjoint, retrieval_facts
+from .int8.calibrate import Ranges
+from .int8.guard import guarded
+from .int8.quantize import Layout, quantized
+from .int8.recipe import DEFAULT, Int8Models, Recipe
 from .metadata import check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
 from .parity import open_onnx, parity_of, run_in_batches, run_onnx
 from .proof import graph_precisions, prove
-from .quantize import Layout, quantized
-from .recipe import DEFAULT, Int8Models, Recipe
 from .tensorrt import OnStep, Plan, plan_from_onnx
 
 Tune = Callable[[onnx.ModelProto, Ranges], tuple[onnx.ModelProto, Ranges]]
@@ -268,7 +269,7 @@ def _tuning(
     on_step: OnStep | None,
 ) -> Tune:
     try:
-        from .distill import distilled
+        from .int8.distill import distilled
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from error
     return lambda model, ranges: distilled(

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from cgd_deploy.errors import ExportError
 from cgd_deploy.spec import Precision
 
+from .int8.quantize import backbone
 from .metadata import FEATURES, Metadata, get_metadata, set_metadata
-from .quantize import backbone
 
 LARGEST = float(np.finfo(np.float16).max)
 

@@ -15,7 +15,7 @@ import onnx
 
 from cgd_deploy.errors import ExportError, not_installed
 from cgd_deploy.files import sha256_file
-from cgd_deploy.golden import golden_images
+from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import Precision
 
 from .gem import DOMAIN, fold_gem

@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cgd_deploy.backends import Backend
-from cgd_deploy.backends.onnxruntime import OnnxRuntimeBackend
-from cgd_deploy.hardware import has_fast_int8
-from cgd_deploy.retrieval import Descriptors, cosines, neighbours, overlap
+from cgd_deploy.hardware.cpu import has_fast_int8
+from cgd_deploy.runtime.backends import Backend
+from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from cgd_deploy.runtime.descriptors import Descriptors, cosines
+from cgd_deploy.search.retrieval import neighbours, overlap
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from onnx import TensorProto
 from cgd_deploy.errors import GateError
 from cgd_deploy.spec import Precision
 
+from .int8.quantize import CONVOLUTIONS, convolutions
 from .metadata import INPUT
-from .quantize import CONVOLUTIONS, convolutions
 
 Precisions = dict[str, Precision]
 """The arithmetic of each convolution, by the name of its ONNX node."""

@@ -16,16 +16,16 @@ from typing import Any
 
 import onnx
 
-from cgd_deploy.backends.tensorrt import compute_capabilities, import_tensorrt
-from cgd_deploy.cuda import find_device
 from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.files import replacing
+from cgd_deploy.runtime.backends.tensorrt import compute_capabilities, import_tensorrt
+from cgd_deploy.runtime.cuda.driver import find_device
 from cgd_deploy.spec import ModelSpec
 
 from .build_options import RTX, BuildOptions
+from .int8.quantize import convolutions
 from .metadata import INPUT
 from .proof import Precisions, engine_precisions, network_precisions
-from .quantize import convolutions
 
 OnStep = Callable[[str, int, int], None]
 """Called with a phase's name, its step just done and its number of steps, often and from another thread."""

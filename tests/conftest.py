@@ -17,12 +17,13 @@ import pytest
 from native_build import prefix  # noqa: F401  (a fixture)
 from PIL import Image
 
-from cgd_deploy import engine, limits
-from cgd_deploy.backends.fake import FakeBackend
-from cgd_deploy.enginefile import Manifest, write_engine
-from cgd_deploy.evaluation import Evaluation
-from cgd_deploy.golden import golden_images
-from cgd_deploy.images import ImageList, read_images
+from cgd_deploy import limits
+from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.pictures.images import ImageList, read_images
+from cgd_deploy.runtime import engine
+from cgd_deploy.runtime.backends.fake import FakeBackend
+from cgd_deploy.runtime.enginefile import Manifest, write_engine
+from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import ModelSpec, Precision
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's spinning threads are slow wherever cores are shared
@@ -83,7 +84,7 @@ def checkpoint(picture_list: ImageList, tmp_path_factory: pytest.TempPathFactory
     """An untrained model with an auxiliary head; its BatchNorm has seen the pictures, so activations are sane."""
     import torch
 
-    from cgd_deploy.preprocess import preprocess
+    from cgd_deploy.pictures.preprocess import preprocess
     from cgd_train.checkpoint import Checkpoint, save_checkpoint
     from cgd_train.model import CGD, DeployModel
 
@@ -105,7 +106,7 @@ def checkpoint(picture_list: ImageList, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def torch_descriptors(checkpoint: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The reference: uint8 [N, 64, 64, 3] -> descriptors of the checkpoint in torch."""
-    from cgd_deploy.backends.torch import TorchBackend
+    from cgd_deploy.quality.reference import TorchBackend
 
     return TorchBackend(checkpoint, threads=2).run
 
@@ -138,7 +139,7 @@ def engines(model_onnx: Path) -> dict[tuple[str, str], Path]:
 @pytest.fixture(scope="session")
 def pixels(picture_list: ImageList) -> np.ndarray:
     """All pictures as the model of ``checkpoint`` sees them: uint8 [30, 64, 64, 3]."""
-    from cgd_deploy.preprocess import preprocess
+    from cgd_deploy.pictures.preprocess import preprocess
 
     return np.stack([preprocess(path, SPEC) for path in picture_list.paths])
 
@@ -190,7 +191,7 @@ def fake_engine(tmp_path: Path) -> Path:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Run ``cgd-deploy`` with these arguments in this process; returns exit status, stdout and stderr."""
-    from cgd_deploy.cli import main
+    from cgd_deploy.cli.app import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["cgd-deploy", *map(str, arguments)])

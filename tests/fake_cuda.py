@@ -63,7 +63,7 @@ class Step:
 
 
 class FakeDriver:
-    """Implements ``cgd_deploy.cuda.Driver``.
+    """Implements ``cgd_deploy.runtime.cuda.driver.Driver``.
 
     log         every piece of work in the order given, for asking what may overlap
     calls       names of the driver calls made

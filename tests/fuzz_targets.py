@@ -12,14 +12,14 @@ import numpy as np
 from conftest import FAKE_SPEC, TUNING, draw, write_fake_engine
 
 from cgd_deploy import CgdError, EngineError, load
-from cgd_deploy.datasets import read_dataset
-from cgd_deploy.enginefile import MANIFEST, read_engine
+from cgd_deploy.datasets.layouts import read_dataset
 from cgd_deploy.files import sha256_bytes
-from cgd_deploy.images import read_images
-from cgd_deploy.index import index_images, read_index, sidecar, write_index
-from cgd_deploy.preprocess import preprocess
+from cgd_deploy.pictures.images import read_images
+from cgd_deploy.pictures.preprocess import preprocess
+from cgd_deploy.runtime.enginefile import MANIFEST, read_engine
+from cgd_deploy.runtime.tuning import setting_here, tuning_path, write_tuning
+from cgd_deploy.search.index import index_images, read_index, sidecar, write_index
 from cgd_deploy.spec import ModelSpec
-from cgd_deploy.tuning import setting_here, tuning_path, write_tuning
 
 LONGEST_SENTENCE = 1000
 

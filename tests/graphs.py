@@ -10,11 +10,11 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from cgd_deploy.images import ImageList
+from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.spec import ModelSpec, Precision
-from cgd_export.calibrate import Activations, Calibration, Ranges
+from cgd_export.int8.calibrate import Activations, Calibration, Ranges
+from cgd_export.int8.quantize import Layout, int8_edges
 from cgd_export.metadata import FEATURES, Metadata, set_metadata
-from cgd_export.quantize import Layout, int8_edges
 
 SPEC = ModelSpec(backbone="resnet18", descriptors="S", dim=2, input_size=(32, 32))
 WEIGHT = np.random.default_rng(0).normal(size=(3, 3, 1, 1))

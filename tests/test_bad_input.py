@@ -14,7 +14,7 @@ import pytest
 from conftest import FAKE_SPEC, draw, listing, write_fake_engine
 from PIL import Image
 
-from cgd_deploy.index import read_index
+from cgd_deploy.search.index import read_index
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

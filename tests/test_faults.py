@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cgd_deploy import load
-from cgd_deploy.index import read_index
+from cgd_deploy.search.index import read_index
 
 KILLED = """
 import os, signal, sys
@@ -33,7 +33,7 @@ def sync(path):
 
 files.sync = sync
 sys.argv = ["cgd-deploy", *sys.argv[2:]]
-from cgd_deploy.cli import main
+from cgd_deploy.cli.app import main
 main()
 """
 """The command line, which dies the n-th time that bytes are to reach the disk: with half of a file, before it gets its

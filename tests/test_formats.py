@@ -14,7 +14,7 @@ from PIL import Image
 
 from cgd_deploy import InputError, MissingDependency, formats, limits, read_images, set_limits
 from cgd_deploy.formats import is_picture, readable
-from cgd_deploy.preprocess import preprocess
+from cgd_deploy.pictures.preprocess import preprocess
 
 DEFAULT = limits.Limits().formats
 WRITTEN = {

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import cgd_deploy
-from cgd_deploy.enginefile import EngineFile, Manifest
+from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.errors import install_line
-from cgd_deploy.evaluation import Evaluation
+from cgd_deploy.runtime.enginefile import EngineFile, Manifest
 
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "cuda", "pyarrow")
 
@@ -70,7 +70,7 @@ with load(sys.argv[1]) as engine:
 
 
 MAIN = """
-from cgd_deploy.cli import main
+from cgd_deploy.cli.app import main
 sys.argv = ["cgd-deploy", *sys.argv[1:]]
 try:
     main()

@@ -16,9 +16,9 @@ from conftest import FAKE_SPEC, draw
 from PIL import Image
 
 from cgd_deploy import EngineError, InputError, Limits, read_images, set_limits
-from cgd_deploy.enginefile import GOLDEN_IMAGES, MANIFEST, read_engine
 from cgd_deploy.files import sha256_bytes
-from cgd_deploy.preprocess import preprocess
+from cgd_deploy.pictures.preprocess import preprocess
+from cgd_deploy.runtime.enginefile import GOLDEN_IMAGES, MANIFEST, read_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 

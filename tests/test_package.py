@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cgd_deploy import errors
-from cgd_deploy.backends.tensorrt import EXTRAS
+from cgd_deploy.runtime.backends.tensorrt import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"cgd_deploy": "cgd_deploy", "cgd_train": "train", "cgd_export": "export"}
@@ -61,7 +61,12 @@ def test_the_wheel_holds_nothing_else(names):
 
 def test_the_command_is_installed(wheel, names):
     [entry_points] = [name for name in names if name.endswith("entry_points.txt")]
-    assert wheel.read(entry_points).decode().split() == ["[console_scripts]", "cgd-deploy", "=", "cgd_deploy.cli:main"]
+    assert wheel.read(entry_points).decode().split() == [
+        "[console_scripts]",
+        "cgd-deploy",
+        "=",
+        "cgd_deploy.cli.app:main",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_openvino_stays_whole_for_the_rest_of_the_process():
     code = """
 import sys
 import openvino_telemetry
-from cgd_deploy.backends.openvino import import_openvino
+from cgd_deploy.runtime.backends.openvino import import_openvino
 openvino = import_openvino()
 print(callable(openvino.convert_model), sys.modules["openvino_telemetry"] is openvino_telemetry)
 print(sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__)
@@ -94,7 +94,7 @@ print(sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__)
 
 
 def test_a_caller_may_ask_for_onnxruntimes_telemetry(monkeypatch):
-    from cgd_deploy.backends.onnxruntime import import_onnxruntime
+    from cgd_deploy.runtime.backends.onnxruntime import import_onnxruntime
 
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     import_onnxruntime()
@@ -102,7 +102,7 @@ def test_a_caller_may_ask_for_onnxruntimes_telemetry(monkeypatch):
 
 
 def test_the_name_of_an_unknown_cpu_starts_no_process(monkeypatch):
-    from cgd_deploy import hardware
+    from cgd_deploy.hardware import cpu as hardware
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")

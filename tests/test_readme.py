@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import script
 
-from cgd_deploy.images import read_images
+from cgd_deploy.pictures.images import read_images
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from PIL import Image
 from cgd_deploy import load
 from cgd_deploy.errors import InputError, SpecError
 from cgd_deploy.limits import set_limits
-from cgd_deploy.preprocess import decode, preprocess
+from cgd_deploy.pictures.preprocess import decode, preprocess
 from cgd_deploy.resize import FILTERS, ResizeRule
 from cgd_deploy.spec import ModelSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgd_deploy.lane import Layout
+from cgd_deploy.runtime.cuda.lane import Layout
 
 LAYOUT = Layout(buckets=(1, 2, 4, 8), image_shape=(32, 32, 3), dim=64)
 LONG = 200_000_000

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.errors import CheckpointError, InputError, in_one_line
-from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import replacing
-from cgd_deploy.images import ImageList
+from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.spec import ModelSpec
 
 from .model import CGD

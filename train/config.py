@@ -16,7 +16,7 @@ AMP = ("off", "bf16", "fp16")
 class TrainConfig:
     """How to train; the defaults are the paper's (CGD section 4.1) but for ``head_lr`` and ``warm_up``.
 
-    data                folder of a data set (see cgd_deploy.datasets) or LIST.tsv; may be None if ``train`` gets lists
+    data                folder of a data set (``cgd_deploy.datasets``) or LIST.tsv; may be None if ``train`` gets lists
     weights             torchvision state_dict to start the backbone from; None: random
     size                height and width of the model's input; one number for a square
     resize              how pictures come to that size, see cgd_deploy.resize.ResizeRule

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cgd_deploy.images import ImageList
-from cgd_deploy.preprocess import ahead, batches, decode, fit
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.pictures.preprocess import ahead, batches, decode, fit
 from cgd_deploy.spec import ModelSpec
 
 Pixels = NDArray[np.uint8]

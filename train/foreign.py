@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgd_deploy.datasets import read_dataset
+from cgd_deploy.datasets.layouts import read_dataset
 from cgd_deploy.errors import CheckpointError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.spec import ModelSpec

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from cgd_deploy.errors import InputError
-from cgd_deploy.hardware import available_threads
+from cgd_deploy.hardware.cpu import available_threads
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from cgd_deploy.cli.terminal import counting, tell_left_out
+from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.datasets.left_out import bad_pictures, sort_out
 from cgd_deploy.errors import InputError
-from cgd_deploy.evaluation import Evaluation
 from cgd_deploy.files import sha256_file, write_text
-from cgd_deploy.images import ImageList
-from cgd_deploy.left_out import bad_pictures, sort_out
-from cgd_deploy.terminal import counting, tell_left_out
+from cgd_deploy.pictures.images import ImageList
 
 from .checkpoint import CALIBRATION_PICTURES, Checkpoint, load_checkpoint, save_checkpoint, space_id
 from .config import TrainConfig

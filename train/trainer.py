@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from cgd_deploy.datasets import read_dataset
+from cgd_deploy.cli.terminal import errors
+from cgd_deploy.datasets.evaluation import Evaluation, left_out_queries
+from cgd_deploy.datasets.layouts import read_dataset
 from cgd_deploy.errors import CgdError, InputError
-from cgd_deploy.evaluation import Evaluation, left_out_queries
-from cgd_deploy.hardware import available_threads
-from cgd_deploy.images import ImageList
-from cgd_deploy.preprocess import batches
-from cgd_deploy.retrieval import Descriptors
-from cgd_deploy.terminal import errors
+from cgd_deploy.hardware.cpu import available_threads
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.runtime.descriptors import Descriptors
 
 from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches

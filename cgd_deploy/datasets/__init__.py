@@ -1,0 +1,1 @@
+"""Data sets in their authors' layouts, their splits, and the protocol of a test."""

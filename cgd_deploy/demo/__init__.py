@@ -1,0 +1,1 @@
+"""The demo: made pictures, a small model, and a report."""

@@ -1,0 +1,1 @@
+"""This machine: its cores, instruction sets and installed packages, and fair timing on it."""

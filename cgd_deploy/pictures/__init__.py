@@ -1,0 +1,1 @@
+"""Pictures: lists of files, decoding, and the pixels that a model sees."""

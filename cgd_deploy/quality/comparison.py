@@ -1,0 +1,82 @@
+"""What an engine's descriptors retrieve, held against what the reference's do, stored whole or compactly.
+
+Runs no engine: takes what was embedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+from ..datasets.evaluation import Evaluation
+from ..runtime.descriptors import cosines
+from ..search.compact import fit
+from ..search.retrieval import Indices, Retrieved, overlap
+from .significance import recall_drops
+
+K = 10
+"""Neighbours whose overlap is measured."""
+
+Form = tuple[str, int | None]
+"""A descriptor dtype and how many PCA components are kept, None for no PCA."""
+
+
+def retrieval_quality(found: Retrieved, expected: Retrieved, evaluation: Evaluation) -> dict[str, Any]:
+    """The bench's JSON of one engine: recall, and neighbours and cosines next to the reference's ``expected``."""
+    similar = cosines(found.descriptors, expected.descriptors)
+    depth = found.indices.shape[1]
+    crossed, _ = evaluation.neighbours(found.descriptors, depth, gallery=expected.descriptors)
+    before, across = evaluation.recall(expected.indices), evaluation.recall(crossed)
+    return {
+        **_against(expected.indices, found.indices, evaluation),
+        "cross_recall_drop_pp": {k: round(100 * (before[k] - across[k]), 4) for k in before},
+        "cosine": {"min": float(similar.min()), "mean": float(similar.mean())},
+        "rank_flips": int((found.indices[:, 0] != expected.indices[:, 0]).sum()),
+    }
+
+
+def compact_forms(dtypes: Sequence[str], pcas: Sequence[int]) -> list[Form]:
+    """Every dtype with every PCA, once; what is not given is float32, and no PCA. Nothing if neither is given."""
+    components: Sequence[int | None] = pcas or [None]
+    return list(dict.fromkeys(product(dtypes or ["float32"], components))) if dtypes or pcas else []
+
+
+def compact_quality(
+    found: Retrieved,
+    expected: Retrieved,
+    evaluation: Evaluation,
+    forms: Sequence[Form],
+    on_form: Callable[[float], None] = lambda done: None,
+) -> list[dict[str, Any]]:
+    """What an engine's gallery retrieves when it is kept in each form, against the reference's float32 ``expected``.
+
+    The PCA is fitted to the gallery, as ``cgd-deploy embed`` fits it; queries are projected and not rounded.
+    ``on_form`` is told the fraction that is done. Raises InputError for a form that the gallery cannot have.
+    """
+    measured: list[dict[str, Any]] = []
+    for dtype, pca in forms:
+        compact = fit(found.descriptors[evaluation.gallery], dtype, pca)
+        gallery = compact.restore(compact.store(found.descriptors))
+        indices, _ = evaluation.neighbours(compact.project(found.descriptors), found.indices.shape[1], gallery=gallery)
+        measured.append(
+            {
+                "descriptor_dtype": dtype,
+                "pca": pca,
+                "bytes_per_descriptor": compact.bytes_per_descriptor,
+                **_against(expected.indices, indices, evaluation),
+            }
+        )
+        on_form(len(measured) / len(forms))
+    return measured
+
+
+def _against(expected: Indices, found: Indices, evaluation: Evaluation) -> dict[str, Any]:
+    before, after = evaluation.recall(expected), evaluation.recall(found)
+    drops = recall_drops(evaluation, expected, found)
+    return {
+        "recall": after,
+        "recall_drop_pp": {k: round(100 * (before[k] - after[k]), 4) for k in before},
+        "recall_drop_interval_pp": {k: [drop.low, drop.high] for k, drop in drops.items()},
+        "overlap_at_10": round(overlap(found[:, :K], expected[:, :K]), 5),
+    }

@@ -1,0 +1,67 @@
+"""The trained model itself in torch: the reference that every engine is measured against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..datasets.evaluation import Evaluation
+from ..errors import not_installed
+from ..hardware.cpu import available_threads
+from ..runtime.backends.base import Backend
+from ..spec import ModelSpec
+
+
+class TorchBackend(Backend):
+    """A checkpoint in eager torch: ``run`` in FP32 without TF32, ``run_fp16`` in FP16 autocast.
+
+    device       "cpu", or "cuda", where the model is channels last
+    spec         the checkpoint's
+    evaluation   the held-out pictures it records, or None
+    cudnn        the version of cuDNN that torch uses, None without one
+
+    Raises CheckpointError for a damaged checkpoint, MissingDependency without torch.
+    """
+
+    spec: ModelSpec
+    evaluation: Evaluation | None
+
+    def __init__(self, checkpoint: str | Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        try:
+            import torch
+
+            from cgd_train.checkpoint import load_checkpoint
+            from cgd_train.model import DeployModel
+        except ModuleNotFoundError as error:
+            raise not_installed(error, "train") from error
+        torch.set_num_threads(threads or available_threads())
+        loaded = load_checkpoint(checkpoint)
+        self.spec, self.evaluation = loaded.spec, loaded.evaluation
+        self._torch = torch
+        self._device = device
+        self._model = DeployModel(loaded.model).to(device)
+        if device == "cuda":
+            self._model = self._model.to(memory_format=torch.channels_last)
+        self.cudnn: int | None = torch.backends.cudnn.version() if device == "cuda" else None
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._device == "cpu":
+            return self._run(images)
+        with self._torch.backends.cudnn.flags(allow_tf32=False):  # FP32 means FP32; in products it is torch's default
+            return self._run(images)
+
+    def run_fp16(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The same in FP16 autocast."""
+        with self._torch.autocast(self._device, self._torch.float16):
+            return self._run(images)
+
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with self._torch.inference_mode():
+            descriptors = self._model(self._torch.from_numpy(images).to(self._device))
+            found: NDArray[np.float32] = descriptors.float().cpu().numpy()
+        return found
+
+    def close(self) -> None:
+        del self._model

@@ -1,0 +1,54 @@
+"""How sure a difference between two recalls is, from queries that were asked twice. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..datasets.evaluation import Evaluation
+from ..search.retrieval import Indices
+
+RESAMPLES = 10_000
+PERCENTILES = (2.5, 97.5)
+
+
+class Drop(NamedTuple):
+    """A drop in percentage points and the ends of its 95 % confidence interval; below zero is a gain."""
+
+    drop: float
+    low: float
+    high: float
+
+
+def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_], seed: int = 0) -> Drop:
+    """What a recall lost, with the percentile interval of the paired bootstrap (Efron and Tibshirani 1993, ch. 13).
+
+    before, after   bool [Q]: whether each query found its class; query i is the same in both
+    d_q = before_q - after_q is -1, 0 or 1, and drop = 100 / Q * sum_q d_q. A bootstrap sample draws Q queries with
+    replacement; all that counts of it is how many have each difference, and those numbers follow
+    (m-, m0, m+) ~ Multinomial(Q, (n-, n0, n+) / Q), n being the counts found. So drop* = 100 * (m+ - m-) / Q is
+    drawn 10,000 times without drawing a query; low and high are the 2.5 and 97.5 percentiles. Where no query changes
+    the interval is a point, and it speaks of other queries, not of another gallery.
+    """
+    total = len(before)
+    differences = before.astype(np.int8) - after.astype(np.int8)
+    shares = np.array([(differences == value).sum() for value in (-1, 0, 1)]) / total
+    drawn = np.random.default_rng(seed).multinomial(total, shares, RESAMPLES)  # (10_000, 3)
+    low, high = np.percentile(100 * (drawn[:, 2] - drawn[:, 0]) / total, PERCENTILES)
+    return Drop(*(round(float(value), 4) for value in (100 * differences.mean(), low, high)))
+
+
+def recall_drops(
+    evaluation: Evaluation, before: Indices, after: Indices, ks: Sequence[int] | None = None
+) -> dict[str, Drop]:
+    """The drop of recall@K by K, ``evaluation``'s own unless given; empty unless ``Evaluation.has_recall``.
+
+    before, after   picture numbers int64 [Q, K'] that ``Evaluation.neighbours`` gave
+    """
+    if not evaluation.has_recall:
+        return {}
+    first, second = (evaluation.first_correct(found) for found in (before, after))
+    return {str(k): paired_drop(first < k, second < k) for k in ks or evaluation.recall_at}

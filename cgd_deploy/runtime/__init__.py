@@ -1,0 +1,1 @@
+"""Engines: the .cgd file, and what runs it."""

@@ -1,0 +1,73 @@
+"""Measuring which threads, streams and batch size run an engine fastest here, and keeping that beside the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..hardware.cpu import available_threads, cpu_clock
+from ..hardware.timing import interleaved, load_between
+from .backends import DEVICES
+from .engine import open_engine
+from .enginefile import Manifest, read_engine
+from .golden import golden_images
+from .tuning import Setting, candidates, choice, write_tuning
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+SECONDS = 20.0
+
+
+def check_tunable(backend: str) -> None:
+    """Raise InputError for a backend that runs on a GPU only."""
+    if "cpu" not in DEVICES[backend]:
+        raise InputError(f"autotuning chooses settings for CPUs, and {backend} runs on a GPU; leave --autotune out.")
+
+
+def autotune(
+    path: str | Path,
+    *,
+    batches: Sequence[int] | None = None,
+    seconds: float | None = None,
+    on_progress: Callable[[str, float], None] = lambda what, done: None,
+) -> Manifest:
+    """Time the CPU engine at ``path`` in every setting worth it, in turns, and keep the result beside it.
+
+    batches   sizes to try, None for 1, 2, 4, ... 32
+    seconds   of timing in all, None for 20; at least 12 timed calls of each setting are made
+
+    The engine file stays as it is; tunings of other machines stay too. Returns the manifest with the ``tuning`` of this
+    machine, which ``load`` follows on machines like it. Raises EngineError for an engine that cannot be loaded here,
+    InputError for one that runs on a GPU or lies where nothing can be written.
+    """
+    file = read_engine(path)
+    manifest = file.manifest
+    check_tunable(manifest.backend)
+    fitting = [batch for batch in batches or BATCHES if batch <= manifest.profile["max"]]
+    settings = candidates(available_threads(), fitting)
+    pixels = golden_images(manifest.spec, max(fitting))
+    with ExitStack() as stack:
+        loaded = {
+            (threads, streams): stack.enter_context(open_engine(file, threads=threads, streams=streams))
+            for threads, streams in {(setting.threads, setting.streams): None for setting in settings}
+        }
+
+        def call(setting: Setting) -> Callable[[], object]:
+            engine = loaded[setting.threads, setting.streams]
+            return lambda: engine.embed(pixels[: setting.batch])
+
+        started = cpu_clock()
+        taken = interleaved(
+            {str(setting): call(setting) for setting in settings},
+            SECONDS if seconds is None else seconds,
+            lambda done: on_progress("Tuning", done),
+        )
+        load = load_between(started, cpu_clock(), available_threads())
+    tuning = choice({setting: setting.batch / float(np.median(taken[str(setting)])) for setting in settings})
+    tuning["load"] = load
+    write_tuning(file.path, file.manifest_sha256, tuning)
+    return replace(manifest, tuning=tuning)

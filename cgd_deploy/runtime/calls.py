@@ -1,0 +1,85 @@
+"""Counts the running calls of a resource, and frees the resource after the last call. Knows no resource."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from threading import Condition, get_ident
+
+from ..errors import EngineError
+
+
+class Calls:
+    """The running calls of one resource. Threads share it; ``with calls:`` is one call.
+
+    A call inside a call of the same thread is a part of that call.
+
+    name   the resource, for the error that a call gets after ``refuse``
+    free   frees the resource; ``close`` calls it once
+    """
+
+    def __init__(self, name: str, free: Callable[[], object]) -> None:
+        self._name = name
+        self._free: Callable[[], object] | None = free
+        self._process = os.getpid()
+        self._change = Condition()  # its lock is reentrant: a signal handler may close in the middle of a call
+        self._threads: list[int] = []
+        self._last_frees = False
+        self.closed = False
+
+    def check(self) -> None:
+        """Raises EngineError if further calls are refused."""
+        if self.closed:
+            raise EngineError(f"{self._name} is closed; load it again.")
+
+    def enter(self, thread: int | None = None) -> bool:
+        """Begin a call of a thread, by default the current one; False if it is refused. ``leave`` ends it."""
+        thread = thread or get_ident()
+        # No lock while open: a call is first written down, then looks at ``closed``; ``close`` does it the other way.
+        self._threads.append(thread)
+        if self.closed and self._threads.count(thread) == 1:
+            self.leave(thread)
+            return False
+        return True
+
+    def leave(self, thread: int | None = None) -> None:
+        """End a call of a thread, by default the current one."""
+        self._threads.remove(thread or get_ident())
+        if self.closed:
+            with self._change:
+                self._change.notify_all()
+                if self._last_frees and not self._threads:
+                    self._free_once()
+
+    def refuse(self) -> bool:
+        """Refuse further calls; False if they were refused already."""
+        with self._change:
+            was_open, self.closed = not self.closed, True
+        return was_open
+
+    def close(self) -> None:
+        """Refuse further calls, wait for the running ones, then free the resource. In a fork: nothing.
+
+        Inside a call it returns at once, and the last call frees the resource: a thread cannot wait for itself.
+        """
+        if os.getpid() != self._process:
+            return
+        with self._change:
+            self.closed = True
+            if get_ident() in self._threads:
+                self._last_frees = True
+                return
+            self._change.wait_for(lambda: not self._threads)
+            self._free_once()
+
+    def __enter__(self) -> None:
+        if not self.enter():
+            self.check()
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def _free_once(self) -> None:
+        free, self._free = self._free, None
+        if free:
+            free()

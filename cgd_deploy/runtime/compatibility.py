@@ -1,0 +1,107 @@
+"""Whether this machine can run an engine, from the manifest alone.
+
+TensorRT itself crashes or says little about a plan for another machine, and CPU runtimes compute wrong INT8 in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import EngineError
+from ..hardware.cpu import has_fast_int8, instruction_sets
+from ..spec import Precision
+from .backends.tensorrt import MODULES, compute_capabilities, import_tensorrt
+from .cuda.driver import Device, find_device
+from .enginefile import Manifest
+
+AMPERE = "8.0"
+"""Where hardware compatibility begins."""
+
+
+def check_compatibility(path: str | Path, manifest: Manifest) -> None:
+    """Pass if the payload is no plan, or one for the GPU and the TensorRT that are here.
+
+    Raises EngineError or MissingDependency in one sentence that names what is missing or expected and what mends it.
+    """
+    if manifest.backend not in MODULES:
+        return
+    builder = manifest.builder.get("name")
+    if builder != manifest.backend:
+        raise EngineError(f"{path} is for {manifest.backend}, but {builder} built its plan; {_rebuild(manifest)}.")
+    device = find_device()
+    trt = import_tensorrt(manifest.backend)
+    check_plan(path, manifest, str(trt.__version__), device)
+    check_library(path, manifest, trt, device)
+
+
+def is_proven_here(manifest: Manifest) -> bool:
+    """Whether a CPU engine may run without a replay of its golden pictures.
+
+    INT8 may not where the CPU differs from the one that built the engine, or has no VNNI, AMX or i8mm: there, runtimes
+    add products of 8-bit codes in 16 bits, and the sums saturate.
+    """
+    if manifest.precision is not Precision.INT8:
+        return True
+    same_cpu = manifest.builder.get("instruction_sets", "").split() == instruction_sets()
+    return same_cpu and has_fast_int8()
+
+
+def repair(manifest: Manifest) -> str:
+    """What the user can do about an engine that gives other descriptors here than when it was built."""
+    if manifest.precision is not Precision.INT8 or manifest.backend in MODULES or has_fast_int8():
+        return "build it again on this machine"
+    return (
+        "this CPU has no VNNI, AMX or i8mm, so sums of INT8 products saturate: build it again with "
+        "`cgd-deploy build-engine --int8 --reduced-range`"
+    )
+
+
+def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Device) -> None:
+    """Raise EngineError unless ``installed`` (a TensorRT version) on ``device`` runs the plan of this manifest."""
+    built = str(manifest.builder.get("version"))
+    if not (installed == built or (manifest.builder.get("version_compatible") and _newer(installed, built))):
+        raise EngineError(
+            f"{path} was built with {manifest.backend} {built}, this machine has {installed}; "
+            f"run `pip install {manifest.backend}=={built}`, or {_rebuild(manifest)}."
+        )
+    here = device.compute_capability
+    if manifest.builder.get("hardware_compatible"):
+        fits, expected = _numbers(here) >= _numbers(AMPERE), f"{AMPERE} or later"
+    else:
+        named = str((manifest.gpu or {}).get("compute_capability") or here).replace(" ", "").split(",")
+        fits, expected = here in named, " or ".join(named)
+    if not fits:
+        ahead = manifest.backend == "tensorrt-rtx"
+        raise EngineError(
+            f"{path} is for compute capability {expected}, this machine's {device.name} has {here}; "
+            + _rebuild(manifest, f" --compute-capability {here}" if ahead else "")
+            + ("." if ahead else " on this machine.")
+        )
+
+
+def check_library(path: str | Path, manifest: Manifest, trt: Any, device: Device) -> None:
+    """Raise EngineError if TensorRT-RTX runs no plan at all on this device, whatever the plan was built for."""
+    supported = compute_capabilities(trt)
+    if supported and device.compute_capability not in supported:
+        raise EngineError(
+            f"{path} needs tensorrt-rtx, and release {trt.__version__} runs on compute capability "
+            f"{', '.join(supported)}, not on {device.compute_capability} of this machine's {device.name}; build an "
+            f"engine with `cgd-deploy build-engine --{manifest.precision.value} --backend tensorrt`."
+        )
+
+
+def _newer(installed: str, built: str) -> bool:
+    """A version-compatible plan runs on every later TensorRT of the same major version."""
+    here, there = _numbers(installed), _numbers(built)
+    return bool(there) and here[:1] == there[:1] and here >= there
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def _rebuild(manifest: Manifest, more: str = "") -> str:
+    options = f"--{manifest.precision.value} --backend {manifest.backend}{more}"
+    return f"build it again with `cgd-deploy build-engine {options}`"

@@ -1,0 +1,1 @@
+"""Stream batching on NVIDIA GPUs."""

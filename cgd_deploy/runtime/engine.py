@@ -1,0 +1,406 @@
+"""Engine: pictures in, unit descriptors out, on the backend that its file was built for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from pathlib import Path
+from threading import RLock
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError, InputError
+from ..hardware.cpu import available_threads
+from ..pictures.images import ImageList
+from ..pictures.preprocess import Picture, ahead, batches, preprocess
+from ..spec import ModelSpec, Precision
+from .backends import BACKENDS, DEVICES, Backend
+from .backends.parallel import Parallel
+from .calls import Calls
+from .compatibility import check_compatibility, is_proven_here, repair
+from .cuda.streams import LANES
+from .descriptors import Descriptor, Descriptors, cosines
+from .enginefile import EngineFile, Manifest, read_engine
+from .interop import array_length, host_array, on_device
+from .scheduler import Batching, Scheduler
+from .tuning import setting_here
+
+log = logging.getLogger(__name__)
+
+SELF_TEST_COSINE = 0.999
+CPU_BATCH = 8
+"""Pictures of a full batch where nothing was measured: a CPU gains nothing from more, and each waits longer."""
+
+
+class Engine:
+    """A loaded .cgd file; make one with ``load``. A context manager, else call ``close``; threads may share it.
+
+    A process forked from the one that loaded it must load its own: the backends' threads do not come along.
+    """
+
+    def __init__(
+        self,
+        file: EngineFile,
+        backend: Backend,
+        streams: int = 1,
+        batching: Batching | None = None,
+        decode_threads: int | None = None,
+    ) -> None:
+        self._file = file
+        self._backend = backend
+        self._batches = batches = backend if streams == 1 else Parallel(backend, streams)
+        self._batching = batching or Batching()
+        self._decode_threads = decode_threads
+        self._process = os.getpid()
+        self._lock = RLock()  # a signal handler may close while its thread submits
+        self._scheduler: Scheduler | None = None
+        self._calls = Calls(str(file.path), lambda: batches.close())
+        weakref.finalize(self, _free, self._calls)
+
+    def __repr__(self) -> str:
+        name, spec = self._file.path.name, self.spec
+        runs = f"{self.manifest.backend} {self.precision.value} on {self.device}"
+        return f"<Engine {name}: {runs}, {spec.summary}{', closed' if self._calls.closed else ''}>"
+
+    @property
+    def manifest(self) -> Manifest:
+        """Everything that the engine file records about itself."""
+        return self._file.manifest
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model: its descriptors, their length, the input size and the ``space_id``."""
+        return self.manifest.spec
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the backbone's convolutions."""
+        return self.manifest.precision
+
+    @property
+    def device(self) -> str:
+        """Where it runs, "cpu" or "cuda"."""
+        return "cuda" if self._backend.streams else "cpu"
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch that the backend runs; ``embed`` splits larger ones."""
+        return self.manifest.profile["max"]
+
+    def embed(self, images: NDArray[np.uint8] | Sequence[Picture]) -> Descriptors:
+        """Describe pictures.
+
+        images   uint8 RGB [N, H, W, 3] already at the spec's input size, or a sequence of anything that
+                 ``preprocess`` takes: paths, encoded bytes, Pillow images, RGB arrays of any size
+        Returns unit descriptors float32 [N, dim] in the same order.
+        Raises InputError for pictures that cannot be used.
+        """
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            return self._embed_pixels(images)
+        if isinstance(images, (str, bytes, Path, np.ndarray)):
+            raise InputError("embed takes several pictures; pass a list, or uint8 [N, height, width, 3].")
+        with self._call():
+            pixels = [preprocess(image, self.spec) for image in images]
+            return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, *self._image_shape), np.uint8))
+
+    def submit(self, image: Picture) -> Future[Descriptor]:
+        """Describe one picture together with those that other threads submit, as ``load``'s ``batching`` says.
+
+        image   uint8 RGB [H, W, 3] at the spec's input size, which is read later and must not change until then, or
+                anything that ``preprocess`` takes; that is decoded here, in the caller's thread
+        The future's result is float32 [dim]; cancelling it takes the picture out of the queue. Its callbacks run in the
+        thread that computes, and hold it up.
+
+        Raises Overloaded if too many pictures wait, InputError for a picture that cannot be used.
+        """
+        pixels = preprocess(image, self.spec)
+        return self._queue().submit(pixels)
+
+    async def aembed(self, image: Picture) -> Descriptor:
+        """``submit`` for asyncio: decodes in another thread, and cancelling the task takes the picture out again."""
+        pixels = await asyncio.to_thread(preprocess, image, self.spec)
+        return await asyncio.wrap_future(self._queue().submit(pixels))
+
+    def embed_into(self, images: Any, descriptors: Any, *, rows: int | None = None, stream: Any = None) -> None:
+        """Describe pixels where they lie, into memory of the caller's; nothing is copied on the CPU.
+
+        images        uint8 RGB [N, H, W, 3] at the spec's input size, C-contiguous
+        descriptors   float32 [N, dim], C-contiguous
+        rows          N, needed where ``images`` is a bare address
+        stream        device memory only: of pycuda, torch, CuPy or cuda.core, or a handle; None: the streams that the
+                      arrays name in ``__cuda_array_interface__``, else the legacy default stream
+
+        Each is a NumPy array, anything with DLPack or a buffer, or an address as an integer; or, for an engine on CUDA,
+        both have ``__cuda_array_interface__`` or DLPack on CUDA, or are device addresses with a ``stream``. The call
+        then returns at once. The batch starts after all earlier work on ``stream`` and on the arrays' own streams, and
+        later work on these streams starts after the batch: keep both arrays until then.
+
+        Raises InputError for another shape, dtype, layout or place.
+        """
+        self._check_open()
+        rows = array_length(images) if rows is None else rows
+        if stream is not None or on_device(images) or on_device(descriptors):
+            if self._backend.streams is None:
+                raise InputError("this engine runs on the CPU; pass arrays in host memory and no stream.")
+            with self._call():
+                self._backend.streams.run_on(stream, rows, images, descriptors)
+            return
+        pixels = host_array(images, (rows, *self._image_shape), np.uint8)
+        self._run_into(pixels, host_array(descriptors, (rows, self.spec.dim), np.float32, writable=True))
+
+    def embed_list(
+        self,
+        images: ImageList,
+        batch_size: int | None = None,
+        on_error: Callable[[int, InputError], None] | None = None,
+        fast_decode: bool = False,
+    ) -> Generator[tuple[list[int], Descriptors], None, None]:
+        """Yield (indices, descriptors float32 [n, dim]) of each batch, in list order.
+
+        batch_size    pictures of a batch, no more than ``max_batch``; None: on CUDA ``max_batch``, on the CPU what
+                      ``autotune`` found to be fastest here, else 8
+        on_error      told of each bad picture, which is then left out; without it the first bad picture raises its
+                      InputError as soon as it is met, and batches that still compute are not yielded
+        fast_decode   see ``preprocess``
+
+        The engine computes as many batches at a time as the backend runs, and threads decode the next ones meanwhile.
+        All these threads have ended when the iteration ends, raises, or is closed.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size={batch_size} cannot be used; expected at least 1.")
+
+        def described(batch: tuple[list[int], NDArray[np.uint8]]) -> tuple[list[int], Descriptors]:
+            indices, pixels = batch
+            return indices, self._embed_pixels(pixels)
+
+        size, at_once = self._batch_size(batch_size), self._backend.concurrency
+        decoded = batches(images, self.spec, size, self._decode_threads, on_error, fast_decode)
+        # One batch more than the backend runs is ready, so that none of its streams waits for this thread.
+        with closing(decoded), closing(ahead(described, decoded, at_once, depth=at_once + 1)) as made:
+            yield from made
+
+    def self_test(self) -> float:
+        """Replay the golden pictures and return the smallest cosine with the descriptors stored at build time.
+
+        Raises EngineError below 0.999.
+        """
+        images, expected = self._file.golden
+        smallest = float(cosines(self._embed_pixels(images), expected).min())
+        if not smallest >= SELF_TEST_COSINE:
+            raise EngineError(
+                f"{self._file.path} gives other descriptors than when it was built (cosine {smallest:.4f} < "
+                f"{SELF_TEST_COSINE}); {repair(self.manifest)}."
+            )
+        return smallest
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        return (*self.spec.input_size, 3)
+
+    def _embed_pixels(self, images: NDArray[np.uint8]) -> Descriptors:
+        height, width = self.spec.input_size
+        if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3):
+            raise InputError(
+                f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, {height}, {width}, 3]."
+            )
+        descriptors = np.empty((len(images), self.spec.dim), np.float32)
+        self._run_into(np.ascontiguousarray(images), descriptors)
+        return descriptors
+
+    def _run_into(self, images: NDArray[np.uint8], descriptors: Descriptors) -> None:
+        # CUDA lanes cut the pictures into batches by themselves, and these overlap.
+        size = len(images) if self._backend.streams else self.max_batch
+        with self._call():
+            for start in range(0, len(images), max(size, 1)):
+                part = slice(start, start + size)
+                self._batches.run_into(images[part], descriptors[part])
+
+    def _call(self) -> Calls:
+        """For ``with``: a call that ``close`` waits for. Raises EngineError if the engine is closed or of a fork."""
+        self._check_process()
+        return self._calls
+
+    def _queue(self) -> Scheduler:
+        """The scheduler, whose threads start with the first picture submitted."""
+        self._check_open()  # before the lock, which a fork may have copied locked
+        with self._lock:
+            self._check_open()
+            if self._scheduler is None:
+                batching = self._batching
+                self._scheduler = Scheduler(
+                    self._backend.run,
+                    workers=self._backend.concurrency,
+                    max_batch=self._batch_size(batching.max_batch),
+                    max_delay=batching.max_delay_ms / 1000,
+                    max_queue=batching.max_queue,
+                    calls=self._calls,
+                )
+                weakref.finalize(self, self._scheduler.close)
+            return self._scheduler
+
+    def _batch_size(self, asked: int | None) -> int:
+        """Pictures in a full batch: as many as ``asked``, or the best number here for None; ``max_batch`` at most."""
+        if asked is None and self._backend.streams:
+            return self.max_batch
+        tuned = setting_here(self._file.tunings, "throughput")
+        return min(asked or (tuned.batch if tuned else CPU_BATCH), self.max_batch)
+
+    def _check_open(self) -> None:
+        self._calls.check()
+        self._check_process()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineError(
+                f"{self._file.path} was loaded before this process was forked, and its threads stayed behind; "
+                "load it in the new process."
+            )
+
+    def close(self, drain: bool = True) -> None:
+        """Free the engine, once running calls are done and what was submitted is computed. In a fork: nothing.
+
+        Other threads may be in calls; their next ones get an EngineError. From inside a call or a future's callback
+        it returns at once, and the engine is freed when the last call is done.
+
+        drain   False: what was submitted and is not being computed yet is cancelled
+        """
+        if os.getpid() != self._process:
+            return
+        with self._lock:  # no scheduler is made after this
+            was_open = self._calls.refuse()
+        if self._scheduler:
+            self._scheduler.close(drain)
+        self._calls.close()
+        if was_open:
+            log.info("closed %s", self._file.path)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _free(calls: Calls) -> None:
+    """Free an engine that was dropped without ``close``, or at the end of the process."""
+    try:
+        calls.close()
+    except EngineError as error:  # nobody could catch it here
+        log.warning("an engine was dropped without close, and freeing it failed: %s", error)
+
+
+def load(
+    path: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    streams: int | None = None,
+    batching: Batching | None = None,
+    warm_up: bool = True,
+) -> Engine:
+    """Open a .cgd engine.
+
+    device    "cpu" or "cuda"; None: what the engine was built for. Never another one in silence.
+    threads   CPU threads, and how many threads decode in ``embed_list``; None: what ``autotune`` found to be fastest
+              for one picture on this machine, else every core this process may use (affinity and cgroup quota); then
+              ``embed_list`` decodes on every such core
+    streams   on CUDA, execution contexts whose batches overlap, None: 2; on the CPU, parts of a batch that run at the
+              same time, or batches of ``submit``, that share the threads, None: 1
+    batching  how ``submit`` gathers pictures
+    warm_up   on CUDA, run every batch size on every buffer before returning, so that no request waits for execution
+              contexts, CUDA graphs or a search for algorithms; False: the first batch of each size makes them. On the
+              CPU it changes nothing
+
+    An INT8 engine replays its golden pictures first where this CPU differs from the one that built it.
+
+    Raises EngineError if the file is damaged or not for this machine, or if the GPU has not the memory;
+    MissingDependency without its backend.
+    """
+    return open_engine(read_engine(path), device, threads, streams, batching, warm_up)
+
+
+def open_engine(
+    file: EngineFile,
+    device: str | None = None,
+    threads: int | None = None,
+    streams: int | None = None,
+    batching: Batching | None = None,
+    warm_up: bool = True,
+) -> Engine:
+    """``load`` for a file that has been read, so that what its manifest says can be looked at before."""
+    path = file.path
+    for name, value in (("threads", threads), ("streams", streams)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} cannot be used; expected at least 1.")
+    backend = file.manifest.backend
+    if backend not in BACKENDS:
+        raise EngineError(f"{path} is for backend {backend!r}; this release has {', '.join(BACKENDS)}.")
+    device = device or DEVICES[backend][0]
+    if device not in DEVICES[backend]:
+        raise EngineError(
+            f"{path} is for {backend}, which runs on {' or '.join(DEVICES[backend])}, not on {device!r}; "
+            "build an engine with `cgd-deploy build-engine --backend onnxruntime`, which runs on cpu and cuda."
+        )
+    if device == "cuda" and backend == "onnxruntime" and file.manifest.precision is Precision.INT8:
+        raise EngineError(
+            f"{path} is INT8 for the CPU, and ONNX Runtime computes such a model in float on CUDA; build one with "
+            "`cgd-deploy build-engine --int8 --backend tensorrt`."
+        )
+    check_compatibility(path, file.manifest)
+    decode_threads = threads
+    options: dict[str, Any] = {"device": device}
+    if device == "cuda":
+        streams, parts = streams or LANES, 1
+        options["max_batch"] = file.manifest.profile["max"]
+    else:
+        if file.untuned:
+            log.warning("%s", file.untuned)
+        tuned = setting_here(file.tunings, "latency")
+        threads = threads or (tuned.threads if tuned else available_threads())
+        streams = parts = streams or 1
+        if streams > threads:
+            raise InputError(f"streams={streams} cannot share threads={threads}; ask for no more streams than threads.")
+    started = perf_counter()
+    runner = BACKENDS[backend](file.payload, threads=threads, streams=streams, **options)
+    log.debug("%s: %s took %.0f ms to load the model", path, backend, 1000 * (perf_counter() - started))
+    if warm_up:
+        _warm_up(path, runner)
+    engine = Engine(file, runner, parts, batching, decode_threads)
+    if device == "cpu" and not is_proven_here(file.manifest):
+        _replay(engine)
+    precision, space_id = file.manifest.precision.value, file.manifest.spec.space_id
+    settings = f"device={device} threads={threads or 'default'} streams={streams}"
+    log.info("loaded %s: backend=%s precision=%s %s space_id=%s", path, backend, precision, settings, space_id)
+    return engine
+
+
+def _warm_up(path: Path, runner: Backend) -> None:
+    """Make what every batch size needs on CUDA, if it runs there; close the backend if that fails."""
+    if runner.streams is None:
+        return
+    started = perf_counter()
+    try:
+        runner.streams.warm_up()
+    except BaseException:
+        runner.close()
+        raise
+    log.debug("%s: warm-up took %.0f ms", path, 1000 * (perf_counter() - started))
+
+
+def _replay(engine: Engine) -> None:
+    """Close the engine and raise EngineError if it gives other descriptors here than when it was built."""
+    try:
+        engine.self_test()
+    except EngineError:
+        engine.close()
+        raise

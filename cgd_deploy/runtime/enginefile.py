@@ -1,0 +1,272 @@
+"""The .cgd file: one stored zip of manifest.json, a payload for one backend, and golden pictures with descriptors.
+
+Everything is checked here, before a backend sees a byte. Knows nothing of how a payload is made or run. Equal parts
+make equal files, whenever they are written, so that a checksum of the file names the engine.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError, SpecError, in_one_line
+from ..files import check_file, parse_json, replacing, sha256_bytes
+from ..limits import check_size
+from ..spec import ModelSpec, Precision
+from .tuning import check_counts, check_tuning, read_tunings
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+GOLDEN_IMAGES = "golden/images.npy"
+GOLDEN_DESCRIPTORS = "golden/descriptors.npy"
+PLAIN = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
+"""Names of members: no root, no "..", no drive; nothing is unpacked, but what others write by them stays below."""
+REBUILD = "build it again with `cgd-deploy build-engine`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an engine file says of itself.
+
+    spec       the model
+    backend    name of the runtime that the payload is for
+    precision  of the backbone's convolutions
+    payload    member that holds the model
+    profile    smallest, best and largest batch: {"min", "opt", "max"}
+    builder    what made the payload: {"name", "version", "cgd_deploy"}
+    gpu        {"name", "compute_capability"} where the payload is tied to one, else None
+    source     sha256 of the ONNX file, the checkpoint, the calibration list and the list of test pictures, and where
+               the checkpoint was
+    parity     measured against the FP32 graph when the engine was built
+    proof      how much of the convolution work has the asked precision, and how that is known
+    retrieval  what test pictures find with it, what its descriptors and FP32's find together, and whether they may
+               share a gallery; None where that was not measured
+    tuning     what runs fastest on the machine that release 0.1.0 tuned it on; later ones keep that beside the engine,
+               see ``tuning``, and write None
+    sha256     of every other member; filled in when written
+    """
+
+    spec: ModelSpec
+    backend: str
+    precision: Precision
+    payload: str
+    profile: Mapping[str, int]
+    builder: Mapping[str, str]
+    gpu: Mapping[str, str] | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] | None = None
+    proof: Mapping[str, Any] | None = None
+    retrieval: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Manifest: {self.backend} {self.precision.value}, {self.spec.summary}>"
+
+    @property
+    def statement(self) -> str | None:
+        """Whether its descriptors and FP32's may share a gallery: begins with "safe" or "not safe"; None: unknown."""
+        return (self.retrieval or {}).get("statement")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain tables, lists, texts and numbers, as manifest.json has them."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {"schema": SCHEMA, **fields, "spec": self.spec.to_dict(), "precision": self.precision.value}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], path: Path) -> Manifest:
+        """Raises EngineError for a manifest of another schema or with fields missing, unknown or of the wrong type."""
+        schema = data.pop("schema", None)
+        if schema != SCHEMA:
+            raise EngineError(
+                f"{path} has schema {schema!r:.60}, this release reads {SCHEMA}; upgrade cgd-deploy or {REBUILD}."
+            )
+        try:
+            spec = ModelSpec.from_dict(data.pop("spec"))
+            manifest = cls(spec=spec, precision=Precision(data.pop("precision")), **data)
+            manifest._check()
+            return manifest
+        except (KeyError, TypeError, ValueError, SpecError) as error:
+            raise EngineError(f"{path} has a damaged manifest ({in_one_line(error)}); {REBUILD}.") from error
+
+    def _check(self) -> None:
+        tables = (self.profile, self.builder, self.source, self.sha256)
+        optional = (self.gpu, self.parity, self.proof, self.retrieval)
+        if not all(isinstance(table, Mapping) for table in (*tables, *(o for o in optional if o is not None))):
+            raise TypeError("a field that is no table")
+        texts = (self.backend, self.payload, *self.sha256, *self.sha256.values())
+        texts += tuple(text for text in (*self.source.values(), self.statement) if text is not None)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a field that is no text")
+        check_counts(self.profile, "min", "opt", "max")
+        if self.tuning is not None:
+            check_tuning(self.tuning)
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A .cgd file whose checksums have been verified, and what lies beside it.
+
+    manifest_sha256   of manifest.json, which holds the checksum of every other member
+    tunings           what runs fastest, by machine: of the file beside, then of the manifest, see ``tuning``
+    untuned           why the file beside is not used, or None
+    """
+
+    path: Path
+    manifest: Manifest
+    members: Mapping[str, bytes]
+    manifest_sha256: str
+    tunings: Sequence[Mapping[str, Any]] = ()
+    untuned: str | None = None
+
+    def __repr__(self) -> str:
+        manifest, size = self.manifest, sum(map(len, self.members.values()))
+        made = f"{manifest.backend} {manifest.precision.value}, {manifest.spec.summary}"
+        return f"<EngineFile {self.path.name}: {made}, {size / 1e6:.1f} MB>"
+
+    @property
+    def payload(self) -> bytes:
+        """The model, as the backend takes it."""
+        return self.members[self.manifest.payload]
+
+    @property
+    def golden(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Pictures uint8 [n, H, W, 3] and the descriptors float32 [n, D] that the engine gave when it was built."""
+        images, descriptors = (_array(self.members[name]) for name in (GOLDEN_IMAGES, GOLDEN_DESCRIPTORS))
+        return images, descriptors
+
+
+def write_engine(
+    path: str | Path,
+    manifest: Manifest,
+    payload: bytes,
+    golden_images: NDArray[np.uint8],
+    golden_descriptors: NDArray[np.float32],
+) -> Path:
+    """Write an engine file atomically; the same arguments give the same bytes."""
+    members = {
+        manifest.payload: payload,
+        GOLDEN_IMAGES: _npy(golden_images),
+        GOLDEN_DESCRIPTORS: _npy(golden_descriptors),
+    }
+    checked = replace(manifest, sha256={name: sha256_bytes(data) for name, data in members.items()})
+    text = json.dumps(checked.to_dict(), indent=1).encode()
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in {MANIFEST: text, **members}.items():
+            archive.writestr(zipfile.ZipInfo(name), data)  # an info of its own has no time of writing
+        archive.comment = sha256_bytes(text).encode()
+    return Path(path)
+
+
+def read_engine(path: str | Path) -> EngineFile:
+    """Open an engine file and verify every checksum, the manifest's before it is believed.
+
+    Raises EngineError if it is missing, truncated, edited, of another schema, or larger than ``limits()``. A file
+    beside it whose tuning cannot be used is told in ``untuned``: the engine runs without.
+    """
+    path, started = Path(path), perf_counter()
+    if not path.is_file():
+        raise EngineError(f"there is no engine at {path}; make it with `cgd-deploy build-engine`.")
+    check_file(path, "engine_bytes", EngineError)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive, path)
+            text = archive.read(MANIFEST)
+            if sha256_bytes(text) != archive.comment.decode(errors="replace"):
+                raise EngineError(f"the manifest of {path} was edited after the engine was built; {REBUILD}.")
+            manifest = Manifest.from_dict(_table(text, path), path)
+            members = {name: archive.read(name) for name in archive.namelist() if name != MANIFEST}
+    except EngineError:
+        raise
+    except Exception as error:  # zipfile raises a dozen unrelated types for damaged files
+        raise EngineError(
+            f"{path} is not a whole .cgd file ({in_one_line(error)}); copy it again or {REBUILD}."
+        ) from error
+    for name in sorted({manifest.payload, GOLDEN_IMAGES, GOLDEN_DESCRIPTORS, *manifest.sha256, *members}):
+        if name not in members or sha256_bytes(members[name]) != manifest.sha256.get(name):
+            raise EngineError(
+                f"{name[:60]!r} in {path} does not have the checksum of its manifest; copy it again or {REBUILD}."
+            )
+    file = _with_tunings(EngineFile(path, manifest, members, sha256_bytes(text)))
+    _check_golden(file)
+    log.debug("%s: reading and checking took %.0f ms", path, 1000 * (perf_counter() - started))
+    return file
+
+
+def _with_tunings(file: EngineFile) -> EngineFile:
+    own = [file.manifest.tuning] if file.manifest.tuning else []
+    try:
+        return replace(file, tunings=[*read_tunings(file.path, file.manifest_sha256), *own])
+    except EngineError as error:
+        return replace(file, tunings=own, untuned=str(error))
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """By the directory alone: nothing compressed, twice, elsewhere or larger than the file itself."""
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise EngineError(f"{path} has compressed members, a .cgd file has none; {REBUILD}.")
+    if sum(info.file_size for info in infos) > path.stat().st_size:
+        raise EngineError(f"{path} claims more data than it holds; {REBUILD}.")
+    if len(set(names)) < len(names):
+        raise EngineError(f"{path} has two members of one name; {REBUILD}.")
+    if odd := next((name for name in names if not PLAIN.fullmatch(name)), None):
+        raise EngineError(f"{path} has a member named {odd[:60]!r}, which is no plain name; {REBUILD}.")
+    check_size(f"the manifest of {path}", archive.getinfo(MANIFEST).file_size, "manifest_bytes", EngineError)
+
+
+def _table(text: bytes, path: Path) -> dict[str, Any]:
+    data = parse_json(text)
+    if not isinstance(data, dict):
+        raise EngineError(f"{path} has a manifest that is not a table; {REBUILD}.")
+    return data
+
+
+def _check_golden(file: EngineFile) -> None:
+    """So the spec's sizes are ones that bytes of the file have."""
+    spec = file.manifest.spec
+    try:
+        images, descriptors = file.golden
+        if not (images.shape[1:] == (*spec.input_size, 3) and descriptors.shape == (len(images), spec.dim)):
+            raise ValueError(f"{list(images.shape)} and {list(descriptors.shape)}")
+        if not len(images) or images.dtype != np.uint8 or descriptors.dtype != np.float32:
+            raise ValueError(f"{len(images)} of {images.dtype} and {descriptors.dtype}")
+    except ValueError as error:
+        raise EngineError(
+            f"{file.path} has golden pictures and descriptors that do not fit its spec ({error}); {REBUILD}."
+        ) from error
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """The inverse; raises ValueError unless the header's shape, which NumPy would make room for, has as many bytes."""
+    file = io.BytesIO(data)
+    try:
+        np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # also SyntaxError and what its tokenizer raises
+        raise ValueError("no header of a .npy file") from error
+    start = file.tell()
+    if fortran_order or math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(f"{len(data) - start} bytes for {dtype} {list(shape)}")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape).copy()

@@ -1,0 +1,1 @@
+"""Galleries: descriptors on disk, compact forms, and exact nearest neighbours."""

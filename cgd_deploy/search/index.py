@@ -1,0 +1,252 @@
+"""Descriptors on disk with where they came from: .npy (with a .npy.json beside it), .parquet, or a folder of those.
+
+A PCA lies beside a file as .pca.npy. How descriptors are rounded and projected is ``compact``'s; what a folder of
+Parquet files is, ``shards``'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError, in_one_line
+from ..files import replacing, sha256_file, sync
+from ..pictures.images import ImageList
+from ..runtime.descriptors import Descriptors
+from ..runtime.engine import Engine
+from ..spec import Precision
+from .compact import Compact, Stored, check_form, fit
+from .parquet import import_pyarrow, load_table, save_table
+from .paths import RELATIVE, index_names, paths_from_here
+from .retrieval import Indices, neighbours
+from .shards import load_shards
+
+SUFFIXES = (".npy", ".parquet")
+
+
+class Mixing(NamedTuple):
+    """Whether an engine of one precision may search an index of another.
+
+    safe   True if a measurement found it safe, False if not, or if nobody measured
+    told   the measurement, or that there is none, and what to do: a sentence without its full stop
+    """
+
+    safe: bool
+    told: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """Descriptors of pictures, with what must be known to search them.
+
+    stored      the descriptors, in the form ``compact``
+    paths       of the pictures, as they can be opened from the current folder
+    space_id    of the engine that made it, as precision
+    statement   what that engine says of sharing a gallery with FP32, see ``Manifest``
+    """
+
+    stored: Stored
+    paths: Sequence[str]
+    space_id: str
+    precision: str
+    compact: Compact
+    statement: str | None = None
+
+    def __repr__(self) -> str:
+        form = f"{self.compact.length} values as {self.compact.dtype}"
+        return f"<Index: {len(self.paths)} pictures, {form}, space {self.space_id}>"
+
+    @cached_property
+    def descriptors(self) -> Descriptors:
+        """Unit float32 [N, L], as they are searched; L is the engine's dim, or how many components a PCA kept."""
+        return self.compact.restore(self.stored)
+
+    def search(self, engine: Engine, queries: Descriptors, k: int) -> tuple[Indices, Descriptors]:
+        """The k nearest of each query, unit float32 [Q, dim] as the engine gives it: indices and cosines [Q, k].
+
+        Raises InputError if ``engine`` describes another space than the index or k is too large.
+        """
+        self._check_space(engine)
+        return neighbours(self.compact.project(queries), self.descriptors, k)
+
+    def mixing(self, engine: Engine) -> Mixing | None:
+        """Whether ``engine`` may search this index although it has another precision; None if it has the same.
+
+        `build-engine --data` measures mixing with FP32 alone. The engine that it builds keeps the statement, and so
+        does every index of that engine. Raises InputError if ``engine`` describes another space than the index.
+        """
+        self._check_space(engine)
+        indexed, asking = self.precision, engine.precision.value
+        if indexed == asking:
+            return None
+        told = f"the index holds {indexed} descriptors and the engine makes {asking} ones"
+        statement = {indexed: engine.manifest.statement, asking: self.statement}.get(Precision.FP32.value)
+        again = "make the index again with this engine"
+        if statement is None:
+            return Mixing(False, f"{told}, and whether they may be mixed was not measured; {again}")
+        safe = statement.startswith("safe")
+        return Mixing(safe, f"{told}, measured as {statement}" + ("" if safe else f"; {again}"))
+
+    def _check_space(self, engine: Engine) -> None:
+        if engine.spec.space_id != self.space_id:
+            raise InputError(
+                f"the index describes space {self.space_id}, the engine {engine.spec.space_id}; "
+                "make the index again with this model's engine."
+            )
+
+
+def check_index_path(path: str | Path) -> None:
+    """Refuse an output that is neither .npy nor .parquet, or .parquet without pyarrow, before any work is done."""
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path} ends in {suffix or 'nothing'}; expected one of {' '.join(SUFFIXES)}.")
+    if suffix == ".parquet":
+        import_pyarrow()
+
+
+def index_images(
+    engine: Engine,
+    images: ImageList,
+    batch_size: int | None = None,
+    on_error: Callable[[int, InputError], None] | None = None,
+    on_pictures: Callable[[int], None] | None = None,
+    *,
+    fast_decode: bool = False,
+    descriptor_dtype: str = "float32",
+    pca: int | None = None,
+) -> Index:
+    """Embed a list; pictures that ``on_error`` is told of are left out, without it the first one raises InputError.
+
+    batch_size, fast_decode see ``Engine.embed_list``
+    descriptor_dtype, pca   the form they are kept in, see ``compact.fit``; InputError if they cannot have it
+    """
+    check_form(descriptor_dtype, pca, engine.spec.dim, len(images))
+    kept: list[int] = []
+    parts: list[Descriptors] = []
+    for indices, descriptors in engine.embed_list(images, batch_size, on_error, fast_decode):
+        kept += indices
+        parts.append(descriptors)
+        if on_pictures:
+            on_pictures(len(indices))
+    if not kept:
+        raise InputError(f"none of the {len(images)} pictures could be read; the index was not written.")
+    paths = [str(images.path(index)) for index in kept]
+    descriptors = np.concatenate(parts)
+    compact = fit(descriptors, descriptor_dtype, pca)
+    stored, manifest = compact.store(descriptors), engine.manifest
+    return Index(stored, paths, engine.spec.space_id, engine.precision.value, compact, manifest.statement)
+
+
+def write_index(index: Index, path: str | Path, paths_are: str = RELATIVE) -> Path:
+    """Write atomically; a .npy gets its paths and space_id in a .npy.json, a PCA lies beside as .pca.npy.
+
+    paths_are   "relative" to the index's folder, or "absolute", see ``paths``
+
+    All are whole before the first gets its name, so a full disk leaves an older index as it was. The descriptors get
+    theirs last, so files of two runs, as a killed process leaves them, are recognised by their checksums.
+    """
+    check_index_path(path)
+    path = Path(path)
+    compact = index.compact
+    facts = {
+        "space_id": index.space_id,
+        "precision": index.precision,
+        "statement": index.statement,
+        "paths_are": paths_are,
+        **compact.facts,
+    }
+    with ExitStack() as files:
+        temporary = files.enter_context(replacing(path))
+        if compact.projection is not None:
+            projection = files.enter_context(replacing(beside(path)))
+            _save(projection, compact.projection)
+            facts["pca_sha256"] = sha256_file(projection)
+        if path.suffix == ".parquet":
+            save_table(temporary, index.stored, index.paths, facts)
+        else:
+            _save(temporary, index.stored)
+            facts["sha256"] = sha256_file(temporary)
+            names = index_names(index.paths, path.parent, paths_are)
+            told = json.dumps({**facts, "paths": names}, indent=0)
+            files.enter_context(replacing(sidecar(path))).write_text(told, encoding="utf-8")
+        sync(temporary)  # the largest; what lies beside would have its name long before it
+    if compact.projection is None:
+        with suppress(OSError):
+            beside(path).unlink()  # of an index that was here before
+    return path
+
+
+def read_index(path: str | Path) -> Index:
+    """Raises InputError if the index is missing, damaged, or what lies beside it belongs to other descriptors.
+
+    A folder is read as the one index that its shards are, and refused if one is missing. An index that says nothing of
+    its form is one of before there were any: float32.
+    """
+    check_index_path(path)
+    path = Path(path)
+    try:
+        stored, paths, facts = _loader(path)(path)
+        dim = facts["dim"] if "dim" in facts else stored.shape[1]
+        compact = Compact(facts.get("descriptor_dtype", "float32"), dim, _projection(path, facts))
+        compact.check(stored)
+        if len(paths) != len(stored):
+            raise ValueError(f"{len(paths)} paths for {len(stored)} descriptors")
+        statement = facts.get("statement")
+        texts = (*paths, facts["space_id"], facts["precision"], *([] if statement is None else [statement]))
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a path or a name that is no text")
+        return Index(stored, paths, facts["space_id"], facts["precision"], compact, statement)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not an index of cgd-deploy embed ({in_one_line(error)}); make it again."
+        ) from error
+
+
+def sidecar(path: Path) -> Path:
+    """index.npy -> index.npy.json, where the paths and the space_id are."""
+    return path.with_name(f"{path.name}.json")
+
+
+def beside(path: Path) -> Path:
+    """index.npy -> index.npy.pca.npy, where its PCA is."""
+    return path.with_name(f"{path.name}.pca.npy")
+
+
+def _save(path: Path, array: Stored) -> None:
+    array = np.ascontiguousarray(array)
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)  # np.save does not tell why it could not write
+
+
+def _loader(path: Path) -> Callable[[Path], tuple[Stored, list[str], dict[str, Any]]]:
+    if path.suffix == ".parquet":
+        return load_shards if path.is_dir() else load_table
+    return _load
+
+
+def _load(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
+    facts = json.loads(sidecar(path).read_text(encoding="utf-8"))
+    if sha256_file(path) != facts["sha256"]:
+        raise InputError(f"{path} and {sidecar(path)} belong to different runs; make the index again.")
+    paths = paths_from_here(facts["paths"], path.parent, facts.get("paths_are"))
+    return np.load(path, allow_pickle=False), paths, facts
+
+
+def _projection(path: Path, facts: dict[str, Any]) -> Descriptors | None:
+    if facts.get("pca") is None:
+        return None
+    if not beside(path).is_file():
+        raise InputError(
+            f"{beside(path)} is missing, which {path} was made with; put it back, or make the index again."
+        )
+    if sha256_file(beside(path)) != facts["pca_sha256"]:
+        raise InputError(f"{beside(path)} and {path} belong to different runs; make the index again.")
+    return np.load(beside(path), allow_pickle=False)

@@ -1,0 +1,114 @@
+"""Exact nearest neighbours among unit descriptors, and what is measured on them. Arrays in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..runtime.descriptors import Descriptors
+
+Indices = NDArray[np.int64]
+Groups = tuple[Indices, Indices]
+"""Group numbers of the queries int64 [Q] and of the gallery int64 [G]."""
+
+CHUNK = 1024
+NEVER = 1 << 62
+RECALL_AT = (1, 2, 4, 8)
+"""The K of recall@K on CARS196 and CUB200."""
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Descriptors of all pictures [N, D] and what each query found: picture numbers and cosine similarities [Q, K]."""
+
+    descriptors: Descriptors
+    indices: Indices
+    similarities: Descriptors
+
+
+def neighbours(
+    queries: Descriptors, gallery: Descriptors, k: int, *, skip_self: bool = False, groups: Groups | None = None
+) -> tuple[Indices, Descriptors]:
+    """The k most similar gallery rows of each query, best first; equal similarities go to the smaller index.
+
+    queries, gallery   unit descriptors float32 [Q, D] and [G, D]
+    skip_self          query i is gallery row i and may not find itself
+    groups             a query may not find gallery rows of its own group; if fewer than k rows are left to a query,
+                       those come last with a similarity of -inf
+    Returns indices int64 [Q, k] and cosine similarities float32 [Q, k]; at most CHUNK x G similarities are held.
+    Raises InputError if the gallery has fewer than k rows to offer or the lengths of the descriptors differ.
+    """
+    parts = list(neighbour_chunks(queries, gallery, k, skip_self=skip_self, groups=groups))
+    indices = [found for _, found, _ in parts] or [np.empty((0, k), np.int64)]
+    similarities = [similar for _, _, similar in parts] or [np.empty((0, k), np.float32)]
+    return np.concatenate(indices), np.concatenate(similarities)
+
+
+def neighbour_chunks(
+    queries: Descriptors, gallery: Descriptors, k: int, *, skip_self: bool = False, groups: Groups | None = None
+) -> Iterator[tuple[slice, Indices, Descriptors]]:
+    """``neighbours`` of CHUNK queries at a time, with which rows they are: what is large need not be held whole."""
+    offered = len(gallery) - skip_self
+    if not 1 <= k <= offered:
+        raise InputError(f"{k} neighbours were asked of a gallery that offers {offered}; ask for 1 to {offered}.")
+    if queries.shape[1] != gallery.shape[1]:
+        raise InputError(f"queries have {queries.shape[1]} values, the gallery has {gallery.shape[1]}; use one model.")
+    for start in range(0, len(queries), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(queries)))
+        scores = queries[rows] @ gallery.T  # (n, G)
+        if skip_self:
+            scores[np.arange(len(scores)), np.arange(rows.start, rows.stop)] = -np.inf
+        if groups:
+            scores[groups[0][rows, None] == groups[1]] = -np.inf
+        # Everything that could be among the k best is sorted, so that equal scores are always told apart alike.
+        bounds = _lower_bounds(scores, k)
+        indices = np.empty((len(scores), k), np.int64)
+        for row, score in enumerate(scores):
+            candidates = np.flatnonzero(score >= bounds[row])
+            indices[row] = candidates[np.argsort(-score[candidates], kind="stable")[:k]]
+        yield rows, indices, np.take_along_axis(scores, indices, axis=1)
+
+
+def _lower_bounds(scores: Descriptors, k: int) -> Descriptors:
+    """At most the k-th best of each row of [n, G]: the k-th best among the maxima of small groups of columns.
+
+    A partition of the maxima is ten times as fast as one of all scores.
+    """
+    width = max(1, scores.shape[1] // (8 * k))
+    groups = scores[:, : scores.shape[1] // width * width].reshape(len(scores), -1, width)
+    return np.partition(groups.max(axis=2), -k, axis=1)[:, -k]
+
+
+def first_correct(correct: NDArray[np.bool_]) -> Indices:
+    """Of bool [Q, K'], whether each neighbour is of its query's class: the place of the first that is, or NEVER."""
+    return np.where(correct.any(axis=1), correct.argmax(axis=1), NEVER)
+
+
+def recall_at(first: Indices, ks: Sequence[int]) -> dict[str, float]:
+    """Recall@K by K: the fraction of queries with one of their class among the first K found (CGD section 4).
+
+    first   int64 [Q] from ``first_correct``; a K above the number of neighbours counts those that are there
+    """
+    return {str(k): float((first < k).mean()) for k in ks}
+
+
+def precision_at_r(correct: NDArray[np.bool_], relevant: Indices) -> NDArray[np.float64]:
+    """Average precision at R of each query, float64 [Q]; its mean is mAP@R (Musgrave et al. 2020, section 3.2).
+
+    correct    bool [Q, K'] as for ``first_correct``, with K' at least the largest R
+    relevant   int64 [Q]: R, how many gallery pictures of the query's class there are; where R is 0 so is the precision
+    AP@R = 1/R * sum over ranks i <= R that are correct of (correct ones among the first i) / i.
+    """
+    ranks = np.arange(1, correct.shape[1] + 1)
+    counted = correct & (ranks <= relevant[:, None])  # (Q, K')
+    precision = counted.cumsum(axis=1) / ranks
+    return (precision * counted).sum(axis=1) / np.maximum(relevant, 1)
+
+
+def overlap(found: Indices, reference: Indices) -> float:
+    """Mean fraction of the reference's K neighbours that are found too, in any order; both int64 [Q, K]."""
+    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, reference, strict=True)]))

@@ -1,0 +1,1 @@
+"""Engines in services: Triton, Ray, and the C library."""

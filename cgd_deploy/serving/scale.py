@@ -1,0 +1,387 @@
+"""Bulk embedding on Ray Data: an actor pool of engines, each writing the shards of the ranges it is given.
+
+Ray starts workers, places them, hands them ranges and replaces those that die. What makes a run resumable, and keeps a
+picture from being lost or doubled, is in ``shards`` and needs no Ray.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import errors
+from ..errors import CgdError, InputError, not_installed
+from ..files import sha256_file
+from ..hardware.cpu import available_threads
+from ..hardware.packages import package_version
+from ..limits import Limits, limits, set_limits
+from ..pictures.images import ImageList
+from ..runtime.backends import DEVICES
+from ..runtime.engine import Engine, open_engine
+from ..runtime.enginefile import EngineFile
+from ..search.compact import Compact
+from ..search.paths import RELATIVE, check_paths_are
+from ..search.shards import Run, Shard, Shards
+
+SHARD = 1024
+"""Pictures a shard: what a killed worker has to do again, and a multiple of the usual batches."""
+TRIES = 3
+"""Workers that may die over one shard; Ray itself would go on for ever with a file that kills its decoder."""
+STAT_THREADS = 32
+"""Threads that ask for sizes and times of picture files: a network file system answers many of them at once."""
+QUEUE = 2
+"""Ranges that a worker has been given: one that it computes and the next, so that the last ones are shared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """How workers embed; what they embed comes in ranges.
+
+    images       an empty list with the root that names start from
+    folder       where a relative root starts, None for an absolute one
+    strict       stop at the first bad picture
+    paths_are    see ``paths``
+    limits       of the driver's process, for the workers'
+    release      of cgd-deploy, which every node must have
+    """
+
+    images: ImageList
+    folder: str | None
+    batch: int | None
+    threads: int
+    streams: int | None
+    strict: bool
+    paths_are: str
+    limits: Limits
+    release: str | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a run found and did.
+
+    pictures, left_out      in all its shards: how many, and why each of the others is not there
+    shards, resumed         how many there are, and how many of them a run before had written and this one kept
+    redone                  shards that a run before had written and this one wrote again: picture files had changed,
+                            the shard is of release 0.1.0, which did not notice that, or paths were asked in another way
+    killed                  workers that died over a shard, which another one then wrote
+    """
+
+    pictures: int
+    left_out: list[str]
+    shards: int
+    resumed: int
+    redone: int
+    killed: int
+
+
+def embed_on_ray(
+    images: ImageList,
+    file: EngineFile,
+    out: Path,
+    batch_size: int | None = None,
+    on_error: Callable[[int, InputError], None] | None = None,
+    on_pictures: Callable[[int], None] | None = None,
+    on_killed: Callable[[str], None] | None = None,
+    *,
+    fast_decode: bool = False,
+    descriptor_dtype: str = "float32",
+    paths_are: str = RELATIVE,
+    shard: int = SHARD,
+    workers: int | None = None,
+    threads: int | None = None,
+    streams: int | None = None,
+    address: str | None = None,
+) -> Written:
+    """Embed a list into the folder ``out``, see ``shards``; only shards that are missing or out of date are computed.
+
+    batch_size   see ``Engine.embed_list``; None: each worker's engine chooses
+    on_error     told of each picture that is left out, also by runs before; without it the first raises InputError
+    on_pictures  told of how many have been embedded since, those that were there first
+    on_killed    told of a worker that died
+    paths_are    "relative" to ``out``, or "absolute", see ``paths``
+    workers      engines at the same time; None: as many as fit
+    threads      CPU threads of each, and how many decode; None: as many as leave room for ``workers``, or for one on
+                 each node or GPU
+    streams      see ``load``
+    address      of a Ray cluster, "auto" for the one this machine belongs to; None: a Ray of its own on this machine,
+                 or the one that this process is connected to
+
+    Pictures and ``out`` lie where every node finds them under the same path; the engine travels by itself.
+    Raises InputError for what does not fit together, MissingDependency without Ray.
+    """
+    _import_ray()
+    check_paths_are(paths_are)
+    shards = Shards(out, _run(images, file, descriptor_dtype, shard, fast_decode))
+    shards.check()
+
+    def count(part: range, left_out: Mapping[int, str]) -> None:
+        for number, reason in left_out.items():
+            if on_error is None:
+                raise InputError(reason)
+            on_error(number, InputError(reason))
+        if on_pictures:
+            on_pictures(len(part) - len(left_out))
+
+    before = shards.done()
+    kept = _up_to_date(before, images, paths_are)
+    for part in kept:
+        count(part, before[part].left_out)
+    missing = [part for part in shards.run.ranges if part not in kept]
+    killed = 0
+    if missing:
+        with _connected(address) as ray:
+            workers, threads = _places(ray.nodes(), workers, threads, _on_gpu(file), may_grow=address is not None)
+            shards.begin()
+            job = _job(images, batch_size, threads, streams, strict=on_error is None, paths_are=paths_are)
+            for part, tries, left_out in _results(ray, images, missing, file, shards, job, workers):
+                killed += tries - 1
+                if tries > 1 and on_killed:
+                    on_killed(f"a worker died over pictures {part[0]} to {part[-1]}; another one has done them.")
+                count(part, left_out)
+    done = shards.done()
+    shards.check_complete(done)
+    shards.end()
+    reasons = [reason for written in done.values() for reason in written.left_out.values()]
+    if len(reasons) == len(images):
+        raise InputError(f"none of the {len(images)} pictures could be read ({reasons[0].rstrip('.')}); list others.")
+    return Written(len(images) - len(reasons), reasons, len(done), len(kept), len(before) - len(kept), killed)
+
+
+class Worker:
+    """An engine in a process of Ray's, which embeds the range it is called with and writes its shard."""
+
+    def __init__(self, file: Any, shards: Shards, job: Job) -> None:
+        import ray
+
+        self._shards, self._job = shards, job
+        self._engine: Engine | CgdError
+        try:
+            self._engine = _open(ray.get(file), job)
+        except CgdError as error:  # told for the first range: Ray would start another worker
+            self._engine = error
+
+    def __call__(self, rows: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        (task,) = map(json.loads, rows["task"])
+        part = range(task["first"], task["first"] + len(task["names"]))
+        told: dict[str, Any] = {"first": part[0], "last": part[-1], "tries": 1, "left_out": [], "error": None}
+        try:
+            told["tries"] = self._shards.begin_shard(part)
+            told["left_out"] = sorted(self._embed(part, task, told["tries"]).items())
+        except CgdError as error:
+            told.update(error=type(error).__name__, message=str(error))
+        return {"told": [json.dumps(told)]}
+
+    def _embed(self, part: range, task: Mapping[str, Any], tries: int) -> dict[int, str]:
+        """Write the shard; returns number in the list -> why for each picture left out."""
+        if isinstance(self._engine, CgdError):
+            raise self._engine
+        if tries > TRIES:
+            raise InputError(
+                f"{TRIES} workers died over pictures {part[0]} to {part[-1]}; look there for a file that crashes its "
+                "decoder, or use fewer workers if memory is short."
+            )
+        run, job = self._shards.run, self._job
+        boxes = tuple(tuple(box) for box in task["boxes"]) if task["boxes"] else None
+        images = replace(job.images, names=tuple(task["names"]), boxes=boxes)
+        files_sha256 = images.files_sha256  # before reading, so that the next run notices a change in between
+        left_out: dict[int, str] = {}
+
+        def leave_out(index: int, error: InputError) -> None:
+            left_out[part[index]] = str(error)
+
+        on_error = None if job.strict else leave_out
+        kept: list[int] = []
+        parts = [np.empty((0, run.dim), np.float32)]
+        for indices, descriptors in self._engine.embed_list(images, job.batch, on_error, run.fast_decode):
+            kept += indices
+            parts.append(descriptors)
+        stored = Compact(run.descriptor_dtype, run.dim).store(np.concatenate(parts))
+        shard = Shard(
+            left_out=left_out,
+            files_sha256=files_sha256,
+            paths_are=job.paths_are,
+            statement=self._engine.manifest.statement,
+        )
+        self._shards.write(part, stored, [str(images.path(index)) for index in kept], shard)
+        return left_out
+
+
+def _open(file: EngineFile, job: Job) -> Engine:
+    here = package_version("cgd-deploy")
+    if here != job.release:
+        raise InputError(f"node {os.uname().nodename} has cgd-deploy {here}, not {job.release}; install one release.")
+    set_limits(**asdict(job.limits))
+    if job.folder:
+        try:
+            os.chdir(job.folder)  # the process is this worker's alone
+        except OSError as error:
+            raise InputError(
+                f"node {os.uname().nodename} has no {job.folder}, where {job.images.root} starts ({error.strerror}); "
+                "pass pictures by an absolute path that every node has."
+            ) from error
+    return open_engine(file, threads=job.threads, streams=job.streams)
+
+
+def _run(images: ImageList, file: EngineFile, descriptor_dtype: str, shard: int, fast_decode: bool) -> Run:
+    spec = file.manifest.spec
+    return Run(
+        pictures=len(images),
+        shard=shard,
+        root=str(images.root),
+        list_sha256=images.sha256,
+        engine_sha256=sha256_file(file.path),
+        space_id=spec.space_id,
+        precision=file.manifest.precision.value,
+        dim=spec.dim,
+        descriptor_dtype=Compact(descriptor_dtype, spec.dim).dtype,
+        fast_decode=fast_decode,
+    )
+
+
+def _up_to_date(there: Mapping[range, Shard], images: ImageList, paths_are: str) -> list[range]:
+    """The shards whose picture files have not changed since, and whose paths are stored as asked."""
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        now = pool.map(lambda part: images.subset(part).files_sha256, there)
+        return [
+            part
+            for (part, shard), files_sha256 in zip(there.items(), now, strict=True)
+            if (shard.files_sha256, shard.paths_are) == (files_sha256, paths_are)
+        ]
+
+
+def _job(images: ImageList, batch: int | None, threads: int, streams: int | None, strict: bool, paths_are: str) -> Job:
+    return Job(
+        images=replace(images, names=(), classes=None, boxes=None),
+        folder=None if images.root.is_absolute() else os.getcwd(),
+        batch=batch,
+        threads=threads,
+        streams=streams,
+        strict=strict,
+        paths_are=paths_are,
+        limits=limits(),
+        release=package_version("cgd-deploy"),
+    )
+
+
+def _on_gpu(file: EngineFile) -> bool:
+    return DEVICES[file.manifest.backend][0] == "cuda"
+
+
+def _results(
+    ray: Any, images: ImageList, missing: Sequence[range], file: EngineFile, shards: Shards, job: Job, workers: int
+) -> Iterator[tuple[range, int, dict[int, str]]]:
+    """(range, tries, left out) of each range as soon as it is done; raises what a worker raised."""
+
+    def task(part: range) -> dict[str, str]:
+        boxes = images.boxes[part.start : part.stop] if images.boxes else None
+        return {"task": json.dumps({"first": part[0], "names": images.names[part.start : part.stop], "boxes": boxes})}
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = ray.data.from_items([task(part) for part in missing], override_num_blocks=len(missing)).map_batches(
+        Worker,
+        batch_size=1,
+        fn_constructor_args=(ray.put(file), replace(shards, folder=shards.folder.absolute()), job),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing)), max_tasks_in_flight_per_actor=QUEUE),
+        num_cpus=job.threads,
+        num_gpus=1 if _on_gpu(file) else 0,
+    )
+    for row in rows.iter_rows():
+        told = json.loads(row["told"])
+        if told["error"]:
+            raise getattr(errors, told["error"])(told["message"])
+        yield range(told["first"], told["last"] + 1), told["tries"], dict(told["left_out"])
+
+
+def _places(
+    nodes: Sequence[Mapping[str, Any]], workers: int | None, threads: int | None, on_gpu: bool, may_grow: bool
+) -> tuple[int, int]:
+    """Workers and threads of each, as asked or as many as Ray's nodes have room for.
+
+    Raises InputError for what Ray would wait for without end: a worker larger than every node, or more workers than
+    there is room for on a Ray that cannot grow.
+    """
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    cores = [int(resource.get("CPU", 0)) for resource in resources]
+    gpus = [int(resource.get("GPU", 0)) for resource in resources]
+
+    def room(each: int) -> int:
+        return sum(min(core // each, gpu if on_gpu else core) for core, gpu in zip(cores, gpus, strict=True))
+
+    if threads is None:
+        wanted = workers or (sum(gpus) if on_gpu else sum(core > 0 for core in cores))
+        threads = next((each for each in range(max(cores), 0, -1) if room(each) >= wanted), 1)
+    if not room(threads):
+        needs = f"{threads} threads{' and a GPU' if on_gpu else ''}"
+        raise InputError(
+            f"no node of this Ray has room for an engine with {needs}; the largest has {max(cores)} cores."
+        )
+    if workers and workers > room(threads) and not may_grow:
+        raise InputError(f"{workers} workers of {threads} threads do not fit on {sum(cores)} cores; ask for fewer.")
+    return workers or room(threads), threads
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Ray's module, connected to the cluster at ``address``, to what it was connected to, or to a Ray of its own.
+
+    What Ray prints goes to stderr, and of a Ray of our own nowhere: what matters of it is told by us.
+    """
+    ray = _import_ray()
+    if ray.is_initialized():
+        if address:
+            raise InputError(f"this process is connected to a Ray already; leave {address} out.")
+        yield ray
+        return
+    own = {} if address else {"num_cpus": available_threads(), "include_dashboard": False}
+    with redirect_stdout(sys.stderr if address else io.StringIO()):
+        try:
+            with _without_stderr():
+                ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise InputError(
+                f"Ray does not start at {address or 'this machine'} ({reason}); start a cluster with `ray start "
+                "--head`, or leave the address out."
+            ) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's C++ part warns of every actor that may be restarted, unless told not to, and then says that it was told."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise not_installed(error, "ray") from error
+    return ray

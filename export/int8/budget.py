@@ -1,0 +1,168 @@
+"""What INT8 may lose on which pictures, what a model of it lost, and what that means for a gallery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.datasets.layouts import read_evaluation
+from cgd_deploy.errors import InputError
+from cgd_deploy.files import sha256_file
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.quality.significance import Drop
+
+from .recipe import Recipe
+
+NEIGHBOURS = 10
+OPTIONS = {"calibration": "--calib", "distillation": "--distill"}
+SAFE_DROP_PP, SAFE_HIGH_PP, SAFE_OVERLAP = 0.3, 1.0, 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What an INT8 model retrieves, compared with FP32.
+
+    recipe             how it was made
+    keep_float         the convolutions that it leaves float, by node name
+    int8_share         of the convolution work
+    pictures           how many it was measured on
+    overlap_at_10      fraction of the ten nearest neighbours that are FP32's too
+    recall_drop        of recall@1, or None without classes, or where only a sample ranked candidates
+    cross_recall_drop  the same when one of the two models' queries search the other's gallery
+    cross_overlap      overlap@10 of those searches
+    recipes            overlap@10 on the sample of each recipe that was tried until then, with no more in float
+    """
+
+    recipe: Recipe
+    keep_float: tuple[str, ...]
+    int8_share: float
+    pictures: int
+    overlap_at_10: float
+    recall_drop: Drop | None = None
+    cross_recall_drop: dict[str, Drop] = field(default_factory=dict)
+    cross_overlap: dict[str, float] = field(default_factory=dict)
+    recipes: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain tables, lists and numbers, drops by K as in the bench's JSON."""
+        return {
+            "pictures": self.pictures,
+            "recipe": str(self.recipe),
+            "keep_float": list(self.keep_float),
+            "int8_share": round(self.int8_share, 5),
+            "overlap_at_10": round(self.overlap_at_10, 5),
+            "cross_overlap_at_10": {name: round(value, 5) for name, value in self.cross_overlap.items()},
+            "recall_drop_pp": {"1": self.recall_drop._asdict()} if self.recall_drop else {},
+            "cross_recall_drop_pp": {name: {"1": drop._asdict()} for name, drop in self.cross_recall_drop.items()},
+            "recipes": {name: round(value, 5) for name, value in self.recipes.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What INT8 may lose, on which test pictures; at least one limit is given.
+
+    max_recall_drop_pp   percentage points of recall@1
+    min_overlap          overlap@10 with FP32
+
+    Raises InputError for limits that are missing, out of range or without classes, and for too few pictures.
+    """
+
+    evaluation: Evaluation
+    max_recall_drop_pp: float | None = None
+    min_overlap: float | None = None
+
+    def __post_init__(self) -> None:
+        images, drop, least = self.evaluation.images, self.max_recall_drop_pp, self.min_overlap
+        if drop is None and least is None:
+            raise InputError(
+                "test pictures guard INT8 by limits; pass --max-recall-drop 0.1, --min-overlap 0.98 or both."
+            )
+        if drop is not None and not 0 <= drop <= 100:
+            raise InputError(f"a largest recall drop of {drop} cannot be used; expected 0 to 100 percentage points.")
+        if least is not None and not 0 <= least <= 1:
+            raise InputError(f"a smallest overlap of {least} cannot be used; expected 0 to 1.")
+        if drop is not None and images.classes is None:
+            raise InputError(f"{images.root} has no classes, so no recall can drop; pass --min-overlap instead.")
+        if drop is not None:
+            self.evaluation.check_recall()
+        if self.evaluation.offered <= NEIGHBOURS:
+            raise InputError(
+                f"the guard compares {NEIGHBOURS} neighbours a picture and got {len(images)} pictures; "
+                f"pass at least {NEIGHBOURS + 2}, and {NEIGHBOURS + 1} to search in."
+            )
+        images.check_present("test", "--data")
+
+    def holds(self, trial: Trial) -> bool:
+        drops = self.max_recall_drop_pp is None or (
+            trial.recall_drop is not None and trial.recall_drop.drop <= self.max_recall_drop_pp
+        )
+        return drops and (self.min_overlap is None or trial.overlap_at_10 >= self.min_overlap)
+
+    def __str__(self) -> str:
+        drop = [] if self.max_recall_drop_pp is None else [f"a recall@1 drop of at most {self.max_recall_drop_pp} pp"]
+        least = [] if self.min_overlap is None else [f"an overlap@10 of at least {self.min_overlap}"]
+        return " and ".join(drop + least)
+
+
+def read_budget(
+    data: str | Path | None, max_recall_drop_pp: float | None = None, min_overlap: float | None = None
+) -> Budget | None:
+    """The budget on the test pictures of ``data``, see ``read_evaluation``; None if nothing was given."""
+    if data is None:
+        if max_recall_drop_pp is None and min_overlap is None:
+            return None
+        raise InputError("limits are measured on test pictures; pass --data FOLDER or LIST.tsv with them.")
+    return Budget(evaluation=read_evaluation(data), max_recall_drop_pp=max_recall_drop_pp, min_overlap=min_overlap)
+
+
+def check_disjoint(images: ImageList, testing: ImageList, purpose: str = "calibration") -> None:
+    """Raise InputError if a picture is in both lists, by its resolved path or by its bytes."""
+    images.check_present(purpose, OPTIONS[purpose])
+    tested = {path.resolve() for path in testing.paths}
+    sizes = set(images.sizes)
+    # Only files of one size can have the same bytes, so few of a large test set are read.
+    digests = {
+        sha256_file(path)
+        for path, size in zip(testing.paths, testing.sizes, strict=True)
+        if size in sizes and path.is_file()
+    }
+    present = [path for path in images.paths if path.is_file()]
+    shared = [path for path in present if path.resolve() in tested or sha256_file(path) in digests]
+    if shared:
+        raise InputError(
+            f"{len(shared)} of {len(images)} {purpose} pictures are among the test pictures, {shared[0]} for "
+            f"one; pass others with {OPTIONS[purpose]} or --data."
+        )
+
+
+def statement(trial: Trial) -> str:
+    """Whether INT8 and FP32 descriptors may share a gallery, in one line with the numbers that say so.
+
+    The rule: safe, if recall@1 of each of the two mixed searches drops by at most 0.3 percentage points, and by at
+    most 1 at the worse end of the 95 % interval; without classes, if overlap@10 of each is at least 0.95. The numbers
+    are those of the worse search.
+    """
+    shared = min(trial.cross_overlap.values())
+    told = f"overlap@10 {100 * shared:.1f} %"
+    safe = shared >= SAFE_OVERLAP
+    if trial.cross_recall_drop:
+        drops = trial.cross_recall_drop.values()
+        safe = all(drop.drop <= SAFE_DROP_PP and drop.high <= SAFE_HIGH_PP for drop in drops)
+        worst = max(drops)
+        change, low, high = (0.0 - value for value in (worst.drop, worst.high, worst.low))
+        told = f"recall@1 {change:+.2f} pp (95 %: {low:+.2f} to {high:+.2f}), {told}"
+    return f"{'safe' if safe else 'not safe'} to mix with an FP32 gallery: {told}"
+
+
+def retrieval_facts(trial: Trial, budget: Budget) -> dict[str, Any]:
+    """What the engine's manifest says of ``trial``, on pictures of which list, and whether galleries may be mixed."""
+    return {
+        **trial.to_dict(),
+        "pictures_sha256": budget.evaluation.images.sha256,
+        "queries": budget.evaluation.asked,
+        "limits": {"max_recall_drop_pp": budget.max_recall_drop_pp, "min_overlap_at_10": budget.min_overlap},
+        "statement": statement(trial),
+    }

@@ -1,0 +1,177 @@
+"""Activation ranges for INT8, measured on real pictures with the FP32 graph. Knows no codes but how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from cgd_deploy.hardware.cpu import available_threads
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.runtime.backends.onnxruntime import import_onnxruntime
+from cgd_deploy.spec import ModelSpec
+
+from ..metadata import INPUT
+from .histogram import BINS, Counts, entropy_bins, mse_bins, percentile_bins
+
+Ranges = dict[str, float]
+"""Largest magnitude that each activation tensor's INT8 codes cover."""
+
+Channels = Mapping[str, NDArray[np.floating]]
+"""A number for each channel of a tensor, [C]."""
+
+BATCH = 4
+LEAST_TOP = BINS * float(np.finfo(np.float32).tiny)
+"""Below it, a part of a histogram is narrower than numbers are apart."""
+
+
+class Calibration(str, Enum):
+    """What a tensor's range is, of its magnitudes on the calibration pictures.
+
+    MEAN         the mean over pictures of the largest. One picture's outlier would stretch the scale of all: on
+                 ResNet-50 SG and 480 CARS196 pictures it keeps 0.872 of the ten nearest neighbours, MIN_MAX 0.837, the
+                 99.999 and 99.99 percentiles 0.871 and 0.859, MSE 0.872.
+    MIN_MAX      the largest of all
+    PERCENTILE   what 99.99 % stay below
+    ENTROPY      what loses the least information, see ``entropy_bins``
+    MSE          what has the least squared error, see ``mse_bins``
+    """
+
+    MEAN = "mean"
+    MIN_MAX = "min-max"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+    MSE = "mse"
+
+
+COVERED = {Calibration.PERCENTILE: percentile_bins, Calibration.ENTROPY: entropy_bins, Calibration.MSE: mse_bins}
+"""How many bins of a histogram the codes 0..high had better cover."""
+
+
+class Activations:
+    """What pictures make of a model's tensors; a pass over the pictures is made when it is first needed.
+
+    ranged        tensors to have a range -> the code that stands for its end, 127 or 255
+    convolved     tensors to have channels -> their axis
+    on_pictures   called with the number of pictures just measured
+
+    Only one batch's tensors are held, and nothing depends on how pictures are batched. Whatever needs a pass raises
+    InputError if a picture cannot be decoded, MissingDependency without ONNX Runtime.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        ranged: Mapping[str, int],
+        convolved: Mapping[str, int],
+        images: ImageList,
+        spec: ModelSpec,
+        on_pictures: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model = model
+        self._ranged, self._convolved = dict(ranged), dict(convolved)
+        self._images, self._spec, self._on_pictures = images, spec, on_pictures
+
+    def ranges(self, method: Calibration) -> Ranges:
+        """The range of each ranged tensor; one that is zero throughout or not finite has its largest magnitude."""
+        largest = self._extremes.largest
+        if method is Calibration.MEAN:
+            return self._extremes.means
+        if method is Calibration.MIN_MAX:
+            return largest
+        bins = {name: COVERED[method](counts, self._ranged[name]) for name, counts in self._histograms.items()}
+        return {name: top * bins.get(name, BINS) / BINS for name, top in largest.items()}
+
+    @property
+    def means(self) -> Channels:
+        """Of each convolved tensor, the mean of each channel over pictures and positions."""
+        return {name: channels.mean for name, channels in self._extremes.channels.items()}
+
+    @property
+    def largest(self) -> Channels:
+        """Of each convolved tensor, the largest magnitude of each channel."""
+        return {name: channels.largest for name, channels in self._extremes.channels.items()}
+
+    @cached_property
+    def _extremes(self) -> _Extremes:
+        """First pass."""
+        totals, largest = dict.fromkeys(self._ranged, 0.0), dict.fromkeys(self._ranged, 0.0)
+        channels = {name: _Channels(axis) for name, axis in self._convolved.items()}
+        for values in self._passed({**self._ranged, **channels}):
+            for name in self._ranged:
+                tops = np.abs(values[name]).max(axis=tuple(range(1, values[name].ndim)))
+                totals[name] += float(tops.sum())
+                largest[name] = float(np.maximum(largest[name], tops.max()))
+            for name, found in channels.items():
+                found.add(values[name])
+        return _Extremes({name: total / len(self._images) for name, total in totals.items()}, largest, channels)
+
+    @cached_property
+    def _histograms(self) -> dict[str, Counts]:
+        """Second pass: up to the largest magnitude, where there is one."""
+        tops = {name: top for name, top in self._extremes.largest.items() if LEAST_TOP < top < np.inf}
+        counts = {name: np.zeros(BINS, np.int64) for name in tops}
+        for values in self._passed(tops) if tops else ():
+            for name, top in tops.items():
+                counts[name] += _histogram(values[name], top)
+        return counts
+
+    def _passed(self, tensors: Iterable[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """The values of ``tensors``, by name, for each batch of pictures."""
+        ort = import_onnxruntime()
+        probe = onnx.ModelProto()
+        probe.CopyFrom(self.model)
+        declared = {output.name for output in probe.graph.output}
+        probe.graph.output.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors if name not in declared
+        )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = available_threads()
+        session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for indices, pixels in batches(self._images, self._spec, BATCH):
+            yield dict(zip(tensors, session.run(list(tensors), {INPUT: pixels}), strict=True))
+            if self._on_pictures:
+                self._on_pictures(len(indices))
+
+
+@dataclass(frozen=True)
+class _Extremes:
+    """Of each ranged tensor the mean over pictures of the largest magnitude and the largest of all; the channels."""
+
+    means: Ranges
+    largest: Ranges
+    channels: dict[str, _Channels]
+
+
+class _Channels:
+    """Mean and largest magnitude of each channel of a tensor, [C], over all that was added."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._sum: NDArray[np.floating] = np.zeros(1)
+        self._positions = 0
+        self.largest: NDArray[np.floating] = np.zeros(1)
+
+    def add(self, value: NDArray[np.float32]) -> None:
+        rows = np.moveaxis(value, self._axis, 0).reshape(value.shape[self._axis], -1)
+        self._sum = self._sum + rows.sum(axis=1, dtype=np.float64)
+        self._positions += rows.shape[1]
+        self.largest = np.maximum(self.largest, np.abs(rows).max(axis=1))
+
+    @property
+    def mean(self) -> NDArray[np.floating]:
+        return self._sum / self._positions
+
+
+def _histogram(value: NDArray[np.float32], top: float) -> Counts:
+    """How many magnitudes lie in each of BINS equal parts of 0..top; rounding may put one a little above."""
+    bins = np.abs(value).ravel()
+    bins /= np.float32(top / BINS)
+    return np.bincount(np.minimum(bins, BINS - 1, out=bins).astype(np.int32), minlength=BINS)

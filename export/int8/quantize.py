@@ -1,0 +1,265 @@
+"""FP32 ONNX -> Q/DQ ONNX: which tensors become INT8, in the layout that each runtime is fast at.
+
+Only what lies upstream of the feature map is ever looked at, so the descriptor head stays FP32 by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from cgd_deploy.errors import ExportError
+from cgd_deploy.spec import Precision
+
+from ..metadata import FEATURES, Metadata, get_metadata, set_metadata
+from .calibrate import Ranges
+
+CONVOLUTIONS = {"Conv": 0, "MatMul": 1}
+"""Operator -> axis of its weight's output channels; MatMul is a pointwise convolution over channels that come last."""
+
+CUT_AT_ZERO = {"Relu", "Sigmoid", "HardSigmoid"}
+POOL_OR_MOVE = ("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Transpose")
+KEEPS_SIGN = {**dict.fromkeys(POOL_OR_MOVE, 1), "Add": 2, "Mul": 2}
+"""Operator -> how many of its inputs, the first ones, must never be negative so that its output never is."""
+
+FULL_RANGE, REDUCED_RANGE = 127, 64
+"""The largest magnitude of a weight's code. CPUs without VNNI, AMX or i8mm add two products of codes in 16 bits. An
+activation's code is at most 255, so 2 x 255 x 64 fits and 2 x 255 x 127 does not."""
+
+SMALLEST_SCALE = 2.0**-24
+"""The smallest FP16 above zero, for a tensor or a weight row that is zero throughout."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The integers of an activation: clip(round(x / scale), low, high), written down with ``zero_point`` added."""
+
+    low: int
+    high: int
+    zero_point: np.int8 | np.uint8
+
+    def scale(self, largest: float) -> NDArray[np.float32]:
+        """The scale (a scalar) with which ``high`` stands for ``largest``."""
+        return _scales(np.array(largest / self.high))
+
+
+SIGNED = Codes(-128, 127, np.int8(0))
+OFFSET = Codes(-128, 127, np.uint8(128))
+UNSIGNED = Codes(0, 255, np.uint8(0))
+
+
+class Layout(str, Enum):
+    """How INT8 is written down: which tensors have codes, and which codes. One table of ranges serves all three.
+
+    SYMMETRIC   int8 with zero point 0, on convolution inputs and on the branch that a residual addition does not
+                compute itself: TensorRT fuses convolution, addition and ReLU around it, and takes no zero points.
+    MIXED       the same places, and what a MaxPool reads of an INT8 convolution, but uint8 with zero point 0 for what
+                is never negative, which leaves twice as many codes to it: OpenVINO fuses both types alike.
+    UINT8       uint8 throughout, with zero point 128 for what may be negative, and also between a convolution or
+                addition and what reads it: ONNX Runtime's x86 kernels take only integers in *and* out, and of one
+                type (ResNet-50: 3 times FP32, SYMMETRIC 0.7 times).
+    """
+
+    SYMMETRIC = "symmetric"
+    MIXED = "mixed"
+    UINT8 = "uint8"
+
+    def codes(self, never_negative: bool) -> Codes:
+        if never_negative and self is not Layout.SYMMETRIC:
+            return UNSIGNED
+        return OFFSET if self is Layout.UINT8 else SIGNED
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Input ``position`` of ``node`` reads ``tensor`` through ``codes`` that cover the range of ``ranged``.
+
+    A maximum is ranged as what it was taken of, so that a MaxPool can be computed on the codes.
+    """
+
+    node: str
+    position: int
+    tensor: str
+    ranged: str
+    codes: Codes
+
+
+def quantized(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    layout: Layout,
+    keep_float: Collection[str] = (),
+    weight_range: int = FULL_RANGE,
+) -> onnx.ModelProto:
+    """A copy of ``model`` with QuantizeLinear/DequantizeLinear around its convolutions; biases stay FP32.
+
+    ranges       of every tensor that some edge of ``int8_edges`` is ranged by, see ``Activations.ranges``
+    keep_float   names of convolutions to leave in FP32
+    weight_range FULL_RANGE or REDUCED_RANGE
+
+    Raises ExportError for a model without a marked feature map or without convolutions.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    edges = {(edge.node, edge.position): edge for edge in int8_edges(result, layout, keep_float)}
+    read = {edge.tensor: edge for edge in edges.values()}
+    pairs = {tensor: _pair(graph, tensor, edge.codes, ranges[edge.ranged]) for tensor, edge in read.items()}
+    nodes = []
+    for node in graph.node:
+        if node.op_type in CONVOLUTIONS and (node.name, 0) in edges and node.name not in keep_float:
+            nodes.append(_quantize_weight(graph, node, weight_range))
+        for position, tensor in enumerate(node.input):
+            if (node.name, position) in edges:
+                node.input[position] = f"{tensor}_dq"
+        nodes.append(node)
+        for output in node.output:
+            nodes += pairs.get(output, [])
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    before = get_metadata(model)
+    set_metadata(result, Metadata(spec=before.spec, precision=Precision.INT8, source=before.source))
+    return result
+
+
+def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The backbone's convolutions, in graph order: Conv, and MatMul by a weight."""
+    return [node for node in backbone(model) if node.op_type in CONVOLUTIONS]
+
+
+def by_group(convolution: onnx.NodeProto, weight: NDArray[np.floating]) -> NDArray[np.floating]:
+    """A view of a Conv's weight as [groups, output channels of a group, input channels of a group, kernel]."""
+    groups = next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
+    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+
+
+def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that FEATURES is computed from, in graph order; raises ExportError if no convolution is among them."""
+    needed = {FEATURES}
+    nodes = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    if not any(node.op_type == "Conv" for node in nodes):
+        raise ExportError("the model has no convolutions under a tensor named 'features'; export it with cgd-deploy.")
+    return nodes[::-1]
+
+
+def int8_edges(model: onnx.ModelProto, layout: Layout, keep_float: Collection[str] = ()) -> list[Edge]:
+    """What reads codes, in graph order; raises ExportError for a model without convolutions."""
+    unsigned = never_negative(model)
+    ranged: dict[str, str] = {}
+    for node in backbone(model):
+        if node.op_type == "MaxPool":
+            ranged[node.output[0]] = ranged.get(node.input[0], node.input[0])
+    floats = set(keep_float)
+    if layout is Layout.UINT8:
+        places = _throughout(model, floats)
+    else:
+        places = _around_convolutions(model, floats, pools=layout is Layout.MIXED)
+    return [
+        Edge(node.name, position, tensor, ranged.get(tensor, tensor), layout.codes(tensor in unsigned))
+        for node, position in places
+        for tensor in [node.input[position]]
+    ]
+
+
+def never_negative(model: onnx.ModelProto) -> set[str]:
+    """Tensors of the backbone that no picture can make negative, whatever the trained weights are."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: set[str] = set()
+    for node in backbone(model):
+        cut = node.op_type in CUT_AT_ZERO
+        if node.op_type == "Clip" and len(node.input) > 1 and node.input[1] in constants:
+            cut = bool((numpy_helper.to_array(constants[node.input[1]]) >= 0).all())
+        kept = node.op_type in KEEPS_SIGN and found.issuperset(node.input[: KEEPS_SIGN[node.op_type]])
+        if cut or kept:
+            found.update(node.output)
+    return found
+
+
+def _around_convolutions(
+    model: onnx.ModelProto, keep_float: set[str], pools: bool
+) -> Iterator[tuple[onnx.NodeProto, int]]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    computed: set[str] = set()  # by convolutions
+    integer: set[str] = set()  # by INT8 convolutions
+    rectified: set[str] = set()  # ... and then a ReLU
+    for node in backbone(model):
+        if node.op_type in CONVOLUTIONS:
+            computed.add(node.output[0])
+            if node.name not in keep_float:
+                integer.add(node.output[0])
+                yield node, 0
+        elif _joins(node, integer, constants):
+            yield node, next((i for i in (0, 1) if node.input[i] not in computed), 1)
+        elif node.op_type == "Relu" and integer.intersection(node.input):
+            rectified.add(node.output[0])
+        elif pools and node.op_type == "MaxPool" and rectified.intersection(node.input):
+            yield node, 0
+
+
+def _throughout(model: onnx.ModelProto, keep_float: set[str]) -> Iterator[tuple[onnx.NodeProto, int]]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    integer: set[str] = set()  # what INT8 convolutions compute, also through an addition
+    rectified: set[str] = set()  # ... and then a ReLU
+    for node in backbone(model):
+        positions = [i for i, tensor in enumerate(node.input) if tensor in integer | rectified]
+        if node.op_type in CONVOLUTIONS and node.name not in keep_float:
+            positions = [0]
+            integer.add(node.output[0])
+        elif _joins(node, integer, constants):
+            positions = [0, 1]
+            integer.add(node.output[0])
+        elif node.op_type == "Relu" and integer.intersection(node.input):
+            # The codes of its output, cut at zero, are the ReLU: ONNX Runtime fuses it away.
+            positions = []
+            rectified.add(node.output[0])
+        for position in positions:
+            yield node, position
+
+
+def _joins(node: onnx.NodeProto, integer: set[str], constants: set[str]) -> bool:
+    """Whether it is an addition of two branches, of which INT8 convolutions compute one."""
+    return node.op_type == "Add" and not integer.isdisjoint(node.input) and constants.isdisjoint(node.input)
+
+
+def _pair(graph: onnx.GraphProto, tensor: str, codes: Codes, largest: float) -> list[onnx.NodeProto]:
+    constants = {f"{tensor}_scale": codes.scale(largest), f"{tensor}_zero": np.array(codes.zero_point)}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return [
+        helper.make_node("QuantizeLinear", [tensor, *constants], [f"{tensor}_q"], name=f"{tensor}_quantize"),
+        helper.make_node(
+            "DequantizeLinear", [f"{tensor}_q", *constants], [f"{tensor}_dq"], name=f"{tensor}_dequantize"
+        ),
+    ]
+
+
+def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto, weight_range: int) -> onnx.NodeProto:
+    """Replace a convolution's weight by int8 codes, one scale an output channel, behind a DequantizeLinear."""
+    name, axis = convolution.input[1], CONVOLUTIONS[convolution.op_type]
+    position = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == name)
+    weight = numpy_helper.to_array(graph.initializer[position])  # (out, in / groups, h, w) or (in, out)
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = _scales(np.abs(weight).max(axis=others, keepdims=True) / weight_range)
+    codes = np.clip(np.round(weight / scale), -weight_range, weight_range).astype(np.int8)
+    del graph.initializer[position]
+    zero = np.zeros(scale.size, np.int8)
+    tensors: dict[str, NDArray[Any]] = {f"{name}_q": codes, f"{name}_scale": scale.ravel(), f"{name}_zero": zero}
+    graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in tensors.items())
+    convolution.input[1] = f"{name}_dq"
+    return helper.make_node("DequantizeLinear", list(tensors), [f"{name}_dq"], name=f"{name}_dequantize", axis=axis)
+
+
+def _scales(exact: NDArray[np.floating]) -> NDArray[np.float32]:
+    """FP16 values, so that an engine whose remainder is FP16 has the codes of one whose remainder is FP32."""
+    return np.maximum(exact, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
