@@ -102,11 +102,11 @@ def test_a_caller_may_ask_for_onnxruntimes_telemetry(monkeypatch):
 
 
 def test_the_name_of_an_unknown_cpu_starts_no_process(monkeypatch):
-    from cgd_deploy.hardware import cpu as hardware
+    from cgd_deploy.hardware import cpu
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(hardware, "_cpuinfo", lambda: [])
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: [])
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    assert hardware.cpu_name()
+    assert cpu.cpu_name()

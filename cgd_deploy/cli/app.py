@@ -82,7 +82,7 @@ class StderrHandler(logging.Handler):
 def log_to_stderr(level: LogLevel) -> None:
     handler = StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger(__package__)
+    logger = logging.getLogger("cgd_deploy")
     logger.handlers = [handler]
     logger.setLevel(level.name)
 

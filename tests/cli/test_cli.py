@@ -19,7 +19,7 @@ import pytest
 import typer
 from conftest import FAKE_SPEC, listing, write_fake_engine
 
-from cgd_deploy.cli import app as cli_module
+from cgd_deploy.cli import app
 from cgd_deploy.files import sha256_bytes, sha256_file
 from cgd_deploy.limits import Limits
 from cgd_deploy.pictures.images import read_images
@@ -28,7 +28,7 @@ from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.search.index import read_index
 from cgd_deploy.spec import Precision
 
-COMMANDS = list(cli_module.COMMANDS)
+COMMANDS = list(app.COMMANDS)
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_help_uses_a_wide_terminal(cli, monkeypatch):
 
 
 def test_every_option_says_in_words_what_it_takes():
-    group = typer.main.get_command(cli_module.app)
+    group = typer.main.get_command(app.app)
     for command in (group, *group.commands.values()):
         for param in command.params:
             assert getattr(param, "is_flag", False) or param.metavar, (command.name, param.name)
@@ -707,7 +707,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, fake):
     monkeypatch.setattr(sys, "argv", ["cgd-deploy", "inspect", str(fake)])
     monkeypatch.setattr("cgd_deploy.runtime.enginefile.read_engine", lambda _: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        cli_module.main()
+        app.main()
 
 
 def test_the_module_is_the_command(fake):

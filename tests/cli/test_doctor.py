@@ -9,9 +9,9 @@ import pytest
 from cgd_deploy.cli import doctor
 from cgd_deploy.cli.doctor import ROLES, examine
 from cgd_deploy.errors import EngineError, MissingDependency
-from cgd_deploy.hardware import cpu as hardware
+from cgd_deploy.hardware import cpu, packages
 from cgd_deploy.hardware.packages import check_runtime
-from cgd_deploy.runtime.cuda import driver as cuda
+from cgd_deploy.runtime.cuda import facts
 from cgd_deploy.runtime.cuda.driver import Device
 
 
@@ -20,7 +20,8 @@ def installed(monkeypatch):
     """Pretend that exactly these packages are installed."""
 
     def pretend(*names: str) -> None:
-        monkeypatch.setattr(doctor, "package_version", lambda name: "1.0" if name in names else None)
+        for module in (packages, doctor):
+            monkeypatch.setattr(module, "package_version", lambda name: "1.0" if name in names else None)
 
     return pretend
 
@@ -59,9 +60,9 @@ def test_two_wheels_of_onnx_runtime_are_refused_with_the_remedy(installed):
 def test_two_wheels_in_two_folders_do_no_harm(installed, monkeypatch):
     """As with a folder on PYTHONPATH: nothing is overwritten, and Python takes the first."""
     installed("onnxruntime", "onnxruntime-gpu")
-    monkeypatch.setattr(doctor, "package_folder", {"onnxruntime": "site-packages", "onnxruntime-gpu": "extra"}.get)
+    monkeypatch.setattr(packages, "package_folder", {"onnxruntime": "site-packages", "onnxruntime-gpu": "extra"}.get)
     check_runtime()
-    monkeypatch.setattr(doctor, "package_folder", lambda name: "site-packages")
+    monkeypatch.setattr(packages, "package_folder", lambda name: "site-packages")
     with pytest.raises(MissingDependency, match="overwrite each other"):
         check_runtime()
 
@@ -71,21 +72,21 @@ def test_two_wheels_in_two_folders_do_no_harm(installed, monkeypatch):
     [([], False), (["avx2", "avx512f"], False), (["avx512_vnni"], True), (["avx_vnni"], True), (["i8mm"], True)],
 )
 def test_fast_int8_needs_its_instructions(monkeypatch, found, fast):
-    monkeypatch.setattr(hardware, "instruction_sets", lambda: found)
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: found)
     assert examine()["fast_int8"] is fast
 
 
 def test_the_gpu_is_told_with_its_driver(cli, monkeypatch, tmp_path):
     h100 = Device(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", cuda="13.0")
-    monkeypatch.setattr(cuda, "find_device", lambda: h100)
+    monkeypatch.setattr(facts, "find_device", lambda: h100)
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.03  Release\nGCC 12.3.0\n")
-    monkeypatch.setattr(doctor, "DRIVER_VERSION", version)
+    monkeypatch.setattr(facts, "DRIVER_VERSION", version)
     expected = {"name": h100.name, "compute_capability": "9.0", "cuda": "13.0", "driver": "580.159.03"}
     assert json.loads(cli("doctor", "--json")[1])["gpu"] == expected
     told = "gpu               name NVIDIA H100 80GB HBM3, compute capability 9.0, cuda 13.0, driver 580.159.03\n"
     assert told in cli("doctor")[1]
-    monkeypatch.setattr(doctor, "DRIVER_VERSION", tmp_path / "absent")
+    monkeypatch.setattr(facts, "DRIVER_VERSION", tmp_path / "absent")
     assert examine()["gpu"]["driver"] == "unknown"
 
 
@@ -93,7 +94,7 @@ def test_without_a_gpu_the_reason_is_told(monkeypatch):
     def find_device() -> None:
         raise EngineError("this machine has no NVIDIA driver, which CUDA needs; install it.")
 
-    monkeypatch.setattr(cuda, "find_device", find_device)
+    monkeypatch.setattr(facts, "find_device", find_device)
     assert examine()["gpu"] == "none: this machine has no NVIDIA driver, which CUDA needs"
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from cgd_deploy.errors import CgdError, ExportError, InputError, SpecError
 from cgd_deploy.files import sha256_file
-from cgd_deploy.hardware import cpu as hardware
+from cgd_deploy.hardware import cpu
 from cgd_deploy.pictures.images import read_images
 from cgd_deploy.runtime.descriptors import cosines
 from cgd_deploy.spec import Precision
@@ -188,7 +188,7 @@ def test_threads_are_no_more_than_a_quota_grants(checkpoint, tmp_path, monkeypat
     calls = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    monkeypatch.setattr(hardware, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: 1.5)
     onnx_from_checkpoint(checkpoint, tmp_path / "model.onnx")
     assert calls == [1]
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import listing
 
 from cgd_deploy.errors import EngineError, ExportError, GateError, InputError, MissingDependency
-from cgd_deploy.runtime.cuda import driver as cuda
+from cgd_deploy.runtime.cuda import driver
 from cgd_deploy.runtime.cuda.driver import Device, has_gpu
 from cgd_deploy.runtime.descriptors import cosines
 from cgd_deploy.runtime.engine import load
@@ -361,7 +361,7 @@ def test_an_engine_that_overflows_is_refused(
 
 def test_auto_takes_tensorrt_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "find_spec", lambda name: object())
-    monkeypatch.setattr(cuda, "find_device", lambda: L4)
+    monkeypatch.setattr(driver, "find_device", lambda: L4)
     assert choose_backend() == "tensorrt"
     monkeypatch.setattr(packing, "find_spec", lambda name: None)
     assert choose_backend() in ("openvino", "onnxruntime")
@@ -370,7 +370,7 @@ def test_auto_takes_tensorrt_only_with_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
         raise EngineError("no GPU")
 
     monkeypatch.setattr(packing, "find_spec", lambda name: object())
-    monkeypatch.setattr(cuda, "find_device", none)
+    monkeypatch.setattr(driver, "find_device", none)
     assert choose_backend() in ("openvino", "onnxruntime")
     with pytest.raises(InputError, match="expected auto, onnxruntime, openvino, tensorrt, tensorrt-rtx"):
         choose_backend("cuda")

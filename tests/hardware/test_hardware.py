@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from cgd_deploy.hardware import cpu as hardware
+from cgd_deploy.hardware import cpu
 from cgd_deploy.hardware.cpu import available_threads, cpu_clock, cpu_name, instruction_sets
 from cgd_deploy.hardware.packages import package_version
 
@@ -18,7 +18,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
 
     def make(quota: float | None = None) -> None:
-        monkeypatch.setattr(hardware, "cpu_quota", lambda: quota)
+        monkeypatch.setattr(cpu, "cpu_quota", lambda: quota)
 
     return make
 
@@ -42,16 +42,16 @@ def test_threads_where_there_is_no_affinity(machine, monkeypatch):
 
 def test_instruction_sets_of_x86_and_arm(monkeypatch):
     flags = ["model name\t: Some CPU @ 2 GHz", "flags\t\t: fpu avx2 avx512f avx512_vnni sse"]
-    monkeypatch.setattr(hardware, "_cpuinfo", lambda: flags)
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: flags)
     assert instruction_sets() == ["avx2", "avx512f", "avx512_vnni"]
     assert cpu_name() == "Some CPU @ 2 GHz"
-    monkeypatch.setattr(hardware, "_cpuinfo", lambda: ["Features\t: fp asimd asimddp i8mm"])
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: ["Features\t: fp asimd asimddp i8mm"])
     assert instruction_sets() == ["asimddp", "i8mm"]
     assert cpu_name()
 
 
 def test_a_machine_that_tells_nothing(monkeypatch):
-    monkeypatch.setattr(hardware, "_cpuinfo", lambda: [])
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: [])
     assert instruction_sets() == []
     assert isinstance(cpu_name(), str)
 
@@ -71,7 +71,7 @@ intr 12345
 
 def test_the_clock_counts_the_cores_that_this_process_may_use(machine, monkeypatch, tmp_path):
     machine()
-    monkeypatch.setattr(hardware, "PROC_STAT", tmp_path / "stat")
+    monkeypatch.setattr(cpu, "PROC_STAT", tmp_path / "stat")
     monkeypatch.setattr(os, "sysconf", lambda _: 100)
     (tmp_path / "stat").write_text(STAT)
     clock = cpu_clock()
@@ -84,7 +84,7 @@ def test_the_clock_counts_the_cores_that_this_process_may_use(machine, monkeypat
 )
 def test_a_system_that_does_not_count_has_no_clock(machine, monkeypatch, tmp_path, text):
     machine()
-    monkeypatch.setattr(hardware, "PROC_STAT", tmp_path / "stat")
+    monkeypatch.setattr(cpu, "PROC_STAT", tmp_path / "stat")
     if text is not None:
         (tmp_path / "stat").write_text(text)
     assert cpu_clock() is None

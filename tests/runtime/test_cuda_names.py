@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cgd_deploy.errors import CgdError, EngineError, MissingDependency
-from cgd_deploy.runtime.cuda import driver as cuda
+from cgd_deploy.runtime.cuda import driver
 from cgd_deploy.runtime.cuda.driver import CudaDriver, Driver, OutOfDeviceMemory, find_device
 
 HOST = np.zeros(8, np.uint8)
@@ -192,8 +192,8 @@ def test_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(name=b"NVIDIA L4\0\0", major=8, minor=9)
     runtime = Runtime(cudaGetDeviceProperties=properties, cudaDriverGetVersion=13020)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Libcuda(0))
-    monkeypatch.setattr(cuda, "import_cudart", lambda: runtime)
-    assert find_device() == cuda.Device(name="NVIDIA L4", compute_capability="8.9", cuda="13.2")
+    monkeypatch.setattr(driver, "import_cudart", lambda: runtime)
+    assert find_device() == driver.Device(name="NVIDIA L4", compute_capability="8.9", cuda="13.2")
 
 
 def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Every name of TensorRT's that the source touches, against what three releases have.
 
 ``tests/data`` holds an extract of each release: the names used here that it has. After touching a new name, write the
-extracts again where the bindings are installed: ``python tests/runtime/test_tensorrt_names.py MODULE > tests/data/FILE.json``.
+extracts again where the bindings are installed, here for MODULE:
+``python tests/runtime/test_tensorrt_names.py MODULE > tests/data/FILE.json``.
 """
 
 from __future__ import annotations

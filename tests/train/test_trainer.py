@@ -18,7 +18,7 @@ from PIL import Image
 
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.errors import CgdError, CheckpointError, InputError, SpecError
-from cgd_deploy.hardware import cpu as hardware
+from cgd_deploy.hardware import cpu
 from cgd_deploy.pictures.images import ImageList, read_images
 from cgd_deploy.pictures.preprocess import preprocess
 from cgd_train import trainer
@@ -399,7 +399,7 @@ def test_threads_are_no_more_than_a_quota_grants(folder, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    monkeypatch.setattr(hardware, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: 1.5)
     train(tiny(folder, tmp_path, epochs=0, threads=None))
     assert calls == [1]
 

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from PIL import Image, ImageOps
 
 from cgd_deploy.errors import ExportError, InputError
-from cgd_deploy.hardware import cpu as hardware
+from cgd_deploy.hardware import cpu
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.runtime.backends.openvino import OpenVinoBackend
 from cgd_deploy.runtime.descriptors import cosines
@@ -272,7 +272,7 @@ def test_threads_are_no_more_than_a_quota_grants(model, ranges, images, monkeypa
     calls: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
-    monkeypatch.setattr(hardware, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: 1.5)
     distilled(model, ranges, images, steps=1, batch_size=2)
     assert calls == [1]
 
