@@ -3,7 +3,7 @@
 #
 #     bash benchmarks/on_gpu.sh runtime|train|onnxruntime|tensorrt|tensorrt-rtx
 #
-# runtime        the stream runtime on CUDA: the tests marked gpu
+# runtime        the stream runtime on CUDA: the tests marked gpu, and nvJPEG against Pillow
 # train          training in BF16, for each of $DESCRIPTORS
 # onnxruntime    an FP32 engine on ONNX Runtime's CUDA provider, against torch
 # tensorrt       FP32, FP16 and INT8 plans of TensorRT, against torch
@@ -101,6 +101,8 @@ case "$STAGE" in
 runtime)
     need_gpu
     "$PYTHON" -m pytest tests/runtime/test_gpu.py -m gpu -rs --junitxml="$OUT/runtime.xml"
+    need_module nvidia.nvimgcodec
+    "$PYTHON" benchmarks/decoders.py --seconds "$SECONDS_EACH" -o "$OUT/decoders.json"
     ;;
 train)
     need_files "$PICTURES" "$WEIGHTS"

@@ -19,6 +19,7 @@ ROLES = {
     "tensorrt-rtx": "TensorRT-RTX engines, built ahead of time without a GPU",
     "tensorrt-rtx-cu13-bindings": "the part of tensorrt-rtx that Python imports",
     "cuda-python": "streams and CUDA graphs",
+    "nvidia-nvimgcodec-cu13": "embed --decoder nvjpeg, which decodes JPEG files on the GPU",
     "torch": "training, export, the reference of bench",
     "torchvision": "backbones",
     "onnxscript": "export",
@@ -68,6 +69,10 @@ def _why_broken(name: str) -> str | None:
             from ..runtime.backends.onnxruntime import import_onnxruntime
 
             import_onnxruntime()
+        elif name.startswith("nvidia-nvimgcodec"):
+            from ..pictures.nvjpeg import import_nvimgcodec
+
+            import_nvimgcodec()
         else:
             importlib.import_module(MODULES.get(name, name))
     except Exception as error:  # a library may raise anything when one of its own libraries is missing

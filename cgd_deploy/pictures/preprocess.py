@@ -40,6 +40,8 @@ FAST_DECODE_MARGIN = 2
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Picture = str | Path | bytes | Image.Image | NDArray[Any]
+Attempt = NDArray[np.uint8] | InputError
+"""What became of a picture: uint8 [H, W, 3] at the spec's input size, or why it cannot be used."""
 
 
 def decode(source: Picture, box: Box | None = None, least: int | None = None) -> Image.Image:
@@ -62,7 +64,7 @@ def decode(source: Picture, box: Box | None = None, least: int | None = None) ->
         unknown = f"no picture in one of the formats {', '.join(readable(limits().formats))}"
         reason = unknown if isinstance(error, Image.UnidentifiedImageError) else in_one_line(error)
         raise InputError(f"{name} cannot be decoded ({reason}); replace or remove the file.") from error
-    return image if box is None else _crop(image, box, name)
+    return crop(image, box, name)
 
 
 def preprocess(
@@ -82,6 +84,20 @@ def preprocess(
     resized = rule.shorter or max(spec.input_size)
     image = decode(source, box, FAST_DECODE_MARGIN * resized if fast_decode else None)
     return np.asarray(fit(image, rule, spec.input_size, _name(source)))
+
+
+def crop(image: Image.Image, box: Box | None, name: str = "the picture") -> Image.Image:
+    """Cut ``box`` (x1, y1, x2, y2 in pixels) out of the upright ``image``; None: all of it.
+
+    Raises InputError that names the box if less than 8x8 pixels of it lie in the image.
+    """
+    if box is None:
+        return image
+    x1, y1 = box[:2]
+    x2, y2 = min(box[2], image.width), min(box[3], image.height)  # some boxes of CUB200 and CARS196 reach beyond
+    if min(x1, y1) < 0 or min(x2 - x1, y2 - y1) < MIN_SIDE:
+        raise InputError(f"box {box} does not cut at least {MIN_SIDE}x{MIN_SIDE} pixels out of {name} ({image.size}).")
+    return image.crop((x1, y1, x2, y2))
 
 
 def fit(image: Image.Image, rule: ResizeRule, size: Size, name: str = "the picture") -> Image.Image:
@@ -115,18 +131,27 @@ def batches(
     A bad picture is reported to ``on_error`` and left out; without ``on_error`` its InputError is raised.
     """
 
-    def attempt(index: int) -> NDArray[np.uint8] | InputError:
+    def attempt(index: int) -> Attempt:
         try:
             return preprocess(images.path(index), spec, images.box(index), fast_decode=fast_decode)
         except InputError as error:
             return error
 
     workers = available_threads() if workers is None else workers
+    attempts = ahead(attempt, range(len(images)), workers, depth=2 * batch_size + workers)
+    return gathered(attempts, batch_size, on_error)
+
+
+def gathered(
+    attempts: Generator[Attempt, None, None],
+    batch_size: int,
+    on_error: Callable[[int, InputError], None] | None = None,
+) -> Generator[tuple[list[int], NDArray[np.uint8]], None, None]:
+    """Gather the pictures of a list, which ``attempts`` yields in order, as ``batches`` does; closes ``attempts``."""
     indices: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
-    made = ahead(attempt, range(len(images)), workers, depth=2 * batch_size + workers)
-    with closing(made):
-        for index, picture in enumerate(made):
+    with closing(attempts):
+        for index, picture in enumerate(attempts):
             if isinstance(picture, InputError):
                 if on_error is None:
                     raise picture
@@ -158,6 +183,16 @@ def ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def check_sides(image: Image.Image, name: str) -> None:
+    """Raise InputError that starts with ``name`` if the picture is too small, or has more pixels than the limit."""
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more.")
+    check_size(f"{name} ({width}x{height})", width * height, "pixels")
+    tags = getattr(image, "tag_v2", {})
+    check_size(f"a tile of {name}", math.prod(int(tags.get(tag, 1)) for tag in TILE), "pixels")
+
+
 def _name(source: Picture) -> str:
     return str(source) if isinstance(source, (str, Path)) else "the picture"
 
@@ -176,7 +211,7 @@ def _decoded(source: Picture, name: str, least: int | None) -> Image.Image:
         check_size(name, len(source), "picture_bytes")
         return _from_file(io.BytesIO(source), io.BytesIO(source), name, least)
     image = source if isinstance(source, Image.Image) else _from_array(source, name)
-    _check_size(image, name)
+    check_sides(image, name)
     return upright_rgb(image, name)
 
 
@@ -186,7 +221,7 @@ def _from_file(source: str | Path | BinaryIO, file: BinaryIO, name: str, least: 
     for reading in chain([source], without_metadata(file)):
         try:
             with Image.open(reading, formats=readable(limits().formats)) as opened:
-                _check_size(opened, name)
+                check_sides(opened, name)
                 if least:
                     opened.draft(None, (least, least))
                 _drop_directories(opened)
@@ -213,20 +248,3 @@ def _drop_directories(image: Image.Image) -> None:
         exif = image.getexif()
         for tag in [tag for tag in exif if tag in TAGS_V2_GROUPS]:
             del exif[tag]
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if min(width, height) < MIN_SIDE:
-        raise InputError(f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more.")
-    check_size(f"{name} ({width}x{height})", width * height, "pixels")
-    tags = getattr(image, "tag_v2", {})
-    check_size(f"a tile of {name}", math.prod(int(tags.get(tag, 1)) for tag in TILE), "pixels")
-
-
-def _crop(image: Image.Image, box: Box, name: str) -> Image.Image:
-    x1, y1 = box[:2]
-    x2, y2 = min(box[2], image.width), min(box[3], image.height)  # some boxes of CUB200 and CARS196 reach beyond
-    if min(x1, y1) < 0 or min(x2 - x1, y2 - y1) < MIN_SIDE:
-        raise InputError(f"box {box} does not cut at least {MIN_SIDE}x{MIN_SIDE} pixels out of {name} ({image.size}).")
-    return image.crop((x1, y1, x2, y2))

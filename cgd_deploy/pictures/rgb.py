@@ -52,7 +52,7 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """
     stored_as = _raw_mode(image)
     image.load()
-    turn = _turn(image)
+    turn = upright_turn(image)
     if image.mode[0] in "IF" or (image.mode == "L" and _is_signed(image)):
         image = _grey(image, name)
     elif ";16" in stored_as:
@@ -68,7 +68,8 @@ def _raw_mode(image: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def upright_turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns ``image`` upright, by its EXIF orientation; None for upright ones and for EXIF that is damaged."""
     try:
         return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow raises a dozen unrelated types for damaged EXIF

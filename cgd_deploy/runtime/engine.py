@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import EngineError, InputError
 from ..hardware.cpu import available_threads
 from ..pictures.images import ImageList
+from ..pictures.nvjpeg import check_decoder, nvjpeg_batches
 from ..pictures.preprocess import Picture, ahead, batches, preprocess
 from ..spec import ModelSpec, Precision
 from .backends import BACKENDS, DEVICES, Backend
@@ -163,6 +164,8 @@ class Engine:
         batch_size: int | None = None,
         on_error: Callable[[int, InputError], None] | None = None,
         fast_decode: bool = False,
+        decoder: str = "pillow",
+        on_note: Callable[[str], None] | None = None,
     ) -> Generator[tuple[list[int], Descriptors], None, None]:
         """Yield (indices, descriptors float32 [n, dim]) of each batch, in list order.
 
@@ -171,19 +174,32 @@ class Engine:
         on_error      told of each bad picture, which is then left out; without it the first bad picture raises its
                       InputError as soon as it is met, and batches that still compute are not yielded
         fast_decode   see ``preprocess``
+        decoder       who decodes JPEG files: "pillow" on the CPU, or "nvjpeg" on the GPU of an engine on CUDA. Pillow
+                      decodes what nvJPEG does not take
+        on_note       told at the end, in one sentence, how many pictures Pillow decoded for nvJPEG, if any; None:
+                      ``warnings.warn``
+
+        Raises InputError for nvJPEG without CUDA or with ``fast_decode``, MissingDependency without nvImageCodec, and
+        EngineError if nvJPEG does not decode on this machine.
 
         The engine computes as many batches at a time as the backend runs, and threads decode the next ones meanwhile.
         All these threads have ended when the iteration ends, raises, or is closed.
         """
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size} cannot be used; expected at least 1.")
+        check_decoder(decoder, fast_decode)
+        if decoder == "nvjpeg" and self.device != "cuda":
+            raise InputError("nvJPEG decodes on a GPU, and this engine runs on the CPU; decode with pillow.")
 
         def described(batch: tuple[list[int], NDArray[np.uint8]]) -> tuple[list[int], Descriptors]:
             indices, pixels = batch
             return indices, self._embed_pixels(pixels)
 
         size, at_once = self._batch_size(batch_size), self._backend.concurrency
-        decoded = batches(images, self.spec, size, self._decode_threads, on_error, fast_decode)
+        if decoder == "nvjpeg":
+            decoded = nvjpeg_batches(images, self.spec, size, self._decode_threads, on_error, on_note)
+        else:
+            decoded = batches(images, self.spec, size, self._decode_threads, on_error, fast_decode)
         # One batch more than the backend runs is ready, so that none of its streams waits for this thread.
         with closing(decoded), closing(ahead(described, decoded, at_once, depth=at_once + 1)) as made:
             yield from made

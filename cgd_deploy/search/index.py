@@ -119,18 +119,20 @@ def index_images(
     on_pictures: Callable[[int], None] | None = None,
     *,
     fast_decode: bool = False,
+    decoder: str = "pillow",
+    on_note: Callable[[str], None] | None = None,
     descriptor_dtype: str = "float32",
     pca: int | None = None,
 ) -> Index:
     """Embed a list; pictures that ``on_error`` is told of are left out, without it the first one raises InputError.
 
-    batch_size, fast_decode see ``Engine.embed_list``
+    batch_size, fast_decode, decoder, on_note   see ``Engine.embed_list``
     descriptor_dtype, pca   the form they are kept in, see ``compact.fit``; InputError if they cannot have it
     """
     check_form(descriptor_dtype, pca, engine.spec.dim, len(images))
     kept: list[int] = []
     parts: list[Descriptors] = []
-    for indices, descriptors in engine.embed_list(images, batch_size, on_error, fast_decode):
+    for indices, descriptors in engine.embed_list(images, batch_size, on_error, fast_decode, decoder, on_note):
         kept += indices
         parts.append(descriptors)
         if on_pictures:

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SPEC
 from torch_lane import LAYOUT, LONG, TorchLane, expected
 
 from cgd_deploy.errors import CgdError
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.pictures.nvjpeg import nvjpeg_batches
+from cgd_deploy.pictures.preprocess import batches
 from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.runtime.backends.tensorrt import TensorRtBackend
 from cgd_deploy.runtime.cuda.driver import CudaDriver, find_device, import_cudart
@@ -218,6 +222,16 @@ def test_nothing_of_the_device_is_left_behind(driver: CudaDriver, torch: Any) ->
     before = use_and_close()
     after = [use_and_close() for _ in range(20)][-1]
     assert after >= before
+
+
+def test_nvjpeg_gives_pixels_close_to_pillows(picture_list: ImageList) -> None:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed; the extra nvjpeg has it")
+    [(_, expected)] = batches(picture_list, SPEC, len(picture_list))
+    notes: list[str] = []
+    [(indices, found)] = nvjpeg_batches(picture_list, SPEC, len(picture_list), on_note=notes.append)
+    assert indices == list(range(len(picture_list))) and notes == []
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.mean() < 1 and difference.max() < 32
 
 
 def test_onnxruntime_lanes_give_what_torch_gives(

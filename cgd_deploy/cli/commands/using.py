@@ -175,6 +175,10 @@ def embed(
     fast_decode: Annotated[
         bool, typer.Option("--fast-decode", help="Decode large JPEG files smaller: pixels differ by about one level.")
     ] = False,
+    decoder: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Who decodes JPEG files: pillow, or for an engine on CUDA nvjpeg."),
+    ] = "pillow",
     threads: Threads = None,
     streams: Streams = None,
     ray: Annotated[
@@ -203,9 +207,14 @@ def embed(
         raise InputError("--pca needs every descriptor at once, and --ray has them in shards; leave one of them out.")
     if ray and out.suffix != ".parquet":
         raise InputError(f"{out} does not end in .parquet, and --ray writes a folder of Parquet files; call it so.")
+    if ray and decoder != "pillow":
+        raise InputError(
+            f"--decoder {decoder} is not for --ray, whose workers decode with pillow; leave one of them out."
+        )
     check_runtime()
     from ...datasets.left_out import LeftOut
     from ...pictures.images import read_images
+    from ...pictures.nvjpeg import check_decoder
     from ...runtime.engine import open_engine
     from ...runtime.enginefile import read_engine
     from ...runtime.tuning import setting_here
@@ -217,6 +226,7 @@ def embed(
 
     check_index_path(out)
     check_paths_are(paths)
+    check_decoder(decoder, fast_decode)
     listed = read_images(images)
     warn_all(listed.notes)
     left_out: list[LeftOut] = []
@@ -268,6 +278,8 @@ def embed(
                     on_error,
                     advance,
                     fast_decode=fast_decode,
+                    decoder=decoder,
+                    on_note=warn,
                     descriptor_dtype=descriptor_dtype,
                     pca=pca,
                 )
