@@ -77,8 +77,6 @@ class Soak:
                 sent.append((number, self.engine.submit(self.files[number][:40] if kind > 0.95 else picture)))
             except Overloaded:
                 self.count("shed")
-            except InputError:
-                self.count("refused")
         for number, future in sent:
             if random.random() < 0.05:
                 future.cancel()
@@ -86,6 +84,8 @@ class Soak:
                 self.check(number, future.result(60))
             except CancelledError:
                 self.count("cancelled")
+            except InputError:
+                self.count("refused")
 
     def gather(self, random: random.Random) -> None:
         """Tasks of an event loop of their own."""

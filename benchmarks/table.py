@@ -92,9 +92,35 @@ def load_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def batching_table(result: dict[str, Any]) -> str:
+    """Markdown of one line a device and policy, at the largest delay: 99th percentile of latency and rows a batch."""
+    delay = max(one["max_delay_ms"] for one in result["simulated"])
+    steps = [one for one in result["simulated"] if one["max_delay_ms"] == delay]
+    loads = list(dict.fromkeys(one["load"] for one in steps))
+    lines = [
+        "| p99 in ms (rows a batch) | partial batches leave while | "
+        + " | ".join(f"at {load:.0%}" for load in loads)
+        + " |",
+        "|---" * (len(loads) + 2) + "|",
+    ]
+    for device, enough in dict.fromkeys((one["device"], one["enough"]) for one in steps):
+        of = {one["load"]: one for one in steps if (one["device"], one["enough"]) == (device, enough)}
+        cells = [f"{of[load]['p99_ms']:.1f} ({of[load]['rows_a_batch']:.1f})" for load in loads]
+        some = enough < result["devices"][device]["workers"]
+        rule = f"fewer than {enough} in flight" if some else "a worker is idle"
+        lines.append(f"| {device} | {rule} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     """Markdown by the name that its markers have, of what there are results of."""
-    made = {"ablation": ablation_table, "cpu": cpu_table, "cpu-amd": cpu_table, "load": load_table}
+    made = {
+        "ablation": ablation_table,
+        "batching": batching_table,
+        "cpu": cpu_table,
+        "cpu-amd": cpu_table,
+        "load": load_table,
+    }
     found = {name: RESULTS / f"{name}.json" for name in made}
     return {name: made[name](json.loads(path.read_text())) for name, path in found.items() if path.is_file()}
 

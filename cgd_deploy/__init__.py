@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     CgdError,
     CheckpointError,
+    DeadlineExceeded,
     EngineError,
     ExportError,
     GateError,
@@ -30,6 +31,7 @@ __all__ = [
     "Batching",
     "CgdError",
     "CheckpointError",
+    "DeadlineExceeded",
     "Engine",
     "EngineError",
     "ExportError",

@@ -8,6 +8,7 @@ CgdError                 one sentence: what was wrong, what was expected, what t
 ├── EngineError          a .cgd file or ONNX model is damaged, too new, or made for another machine
 ├── MissingDependency    an optional package is not installed
 ├── Overloaded           too many pictures wait already
+│   └── DeadlineExceeded the picture's timeout was over before it was computed
 └── GateError            a measured limit was missed (exit status 3; every other error exits with 2)
 """
 
@@ -79,6 +80,10 @@ def reason(error: CgdError, path: str) -> str:
 
 class Overloaded(CgdError):
     """Too many pictures wait for an engine already; the caller may try again, or shed the request."""
+
+
+class DeadlineExceeded(Overloaded):
+    """A picture's timeout was over before it was computed; nothing computes it any more."""
 
 
 class GateError(CgdError):

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,7 @@ def preprocess(
 
     Raises InputError as ``decode`` does, and for a picture so narrow that its resized form is beyond ``limits()``.
     """
-    if isinstance(source, np.ndarray) and box is None and _is_ready(source, spec):
+    if box is None and is_ready(source, spec):
         return source
     rule = spec.rule
     resized = rule.shorter or max(spec.input_size)
@@ -98,6 +98,11 @@ def crop(image: Image.Image, box: Box | None, name: str = "the picture") -> Imag
     if min(x1, y1) < 0 or min(x2 - x1, y2 - y1) < MIN_SIDE:
         raise InputError(f"box {box} does not cut at least {MIN_SIDE}x{MIN_SIDE} pixels out of {name} ({image.size}).")
     return image.crop((x1, y1, x2, y2))
+
+
+def is_ready(source: Picture, spec: ModelSpec) -> TypeGuard[NDArray[np.uint8]]:
+    """Whether ``preprocess`` returns ``source`` as it is: uint8 [H, W, 3] of the spec's input size."""
+    return isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (*spec.input_size, 3)
 
 
 def fit(image: Image.Image, rule: ResizeRule, size: Size, name: str = "the picture") -> Image.Image:
@@ -195,10 +200,6 @@ def check_sides(image: Image.Image, name: str) -> None:
 
 def _name(source: Picture) -> str:
     return str(source) if isinstance(source, (str, Path)) else "the picture"
-
-
-def _is_ready(pixels: NDArray[Any], spec: ModelSpec) -> bool:
-    return pixels.dtype == np.uint8 and pixels.shape == (*spec.input_size, 3)
 
 
 def _decoded(source: Picture, name: str, least: int | None) -> Image.Image:

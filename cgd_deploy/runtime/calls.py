@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from threading import Condition, get_ident
+from threading import Condition, Thread, get_ident
 
 from ..errors import EngineError
 
@@ -32,19 +32,26 @@ class Calls:
         if self.closed:
             raise EngineError(f"{self._name} is closed; load it again.")
 
-    def enter(self, thread: int | None = None) -> bool:
-        """Begin a call of a thread, by default the current one; False if it is refused. ``leave`` ends it."""
-        thread = thread or get_ident()
+    def enter(self) -> bool:
+        """Begin a call of the current thread; False if it is refused. ``leave`` ends it."""
+        thread = get_ident()
         # No lock while open: a call is first written down, then looks at ``closed``; ``close`` does it the other way.
         self._threads.append(thread)
         if self.closed and self._threads.count(thread) == 1:
-            self.leave(thread)
+            self.leave()
             return False
         return True
 
-    def leave(self, thread: int | None = None) -> None:
-        """End a call of a thread, by default the current one."""
-        self._threads.remove(thread or get_ident())
+    def enter_thread(self, thread: Thread) -> None:
+        """Count a started thread as a running call, even after ``refuse``; that thread calls ``leave``.
+
+        The caller makes sure that another call runs meanwhile, and that the thread does not leave before this returns.
+        """
+        self._threads.append(thread.ident or 0)
+
+    def leave(self) -> None:
+        """End a call of the current thread."""
+        self._threads.remove(get_ident())
         if self.closed:
             with self._change:
                 self._change.notify_all()

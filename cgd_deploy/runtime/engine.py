@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from time import perf_counter
@@ -22,8 +23,9 @@ from ..errors import EngineError, InputError
 from ..hardware.cpu import available_threads
 from ..pictures.images import ImageList
 from ..pictures.nvjpeg import check_decoder, nvjpeg_batches
-from ..pictures.preprocess import Picture, ahead, batches, preprocess
+from ..pictures.preprocess import Picture, ahead, batches, is_ready, preprocess
 from ..spec import ModelSpec, Precision
+from .admission import Policy
 from .backends import BACKENDS, DEVICES, Backend
 from .backends.parallel import Parallel
 from .calls import Calls
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 SELF_TEST_COSINE = 0.999
 CPU_BATCH = 8
 """Pictures of a full batch where nothing was measured: a CPU gains nothing from more, and each waits longer."""
+ENOUGH_ON_CUDA = 2
+"""Batches in flight that keep a GPU busy: one computes while the next is copied. Chosen by benchmarks/batching.py."""
 
 
 class Engine:
@@ -113,23 +117,27 @@ class Engine:
             pixels = [preprocess(image, self.spec) for image in images]
             return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, *self._image_shape), np.uint8))
 
-    def submit(self, image: Picture) -> Future[Descriptor]:
+    def submit(self, image: Picture, timeout_ms: float | None = None) -> Future[Descriptor]:
         """Describe one picture together with those that other threads submit, as ``load``'s ``batching`` says.
 
-        image   uint8 RGB [H, W, 3] at the spec's input size, which is read later and must not change until then, or
-                anything that ``preprocess`` takes; that is decoded here, in the caller's thread
-        The future's result is float32 [dim]; cancelling it takes the picture out of the queue. Its callbacks run in the
-        thread that computes, and hold it up.
+        image        uint8 RGB [H, W, 3] at the spec's input size, or anything that ``preprocess`` takes; a pool of
+                     threads decodes the latter. An array or Pillow image is read later: until the future is done, it
+                     must not change, be closed, or, if it is a file that Pillow has not loaded, be used elsewhere
+        timeout_ms   milliseconds from now after which the picture is not computed any more; None: no limit
 
-        Raises Overloaded if too many pictures wait, InputError for a picture that cannot be used.
+        The future's result is float32 [dim]. It raises InputError for a picture that cannot be used, and
+        DeadlineExceeded where the timeout was over when the picture's turn came, to be decoded or to be computed.
+        Cancelling it gives its place in the queue back. Its callbacks run in a thread of the engine, and hold it up.
+
+        Returns or raises at once, and decodes nothing that it refuses. Raises Overloaded if ``max_queue`` pictures are
+        decoded or wait already, EngineError if the engine is closed, InputError for a timeout that is not above 0.
         """
-        pixels = preprocess(image, self.spec)
-        return self._queue().submit(pixels)
+        pixels = image if is_ready(image, self.spec) else partial(preprocess, image, self.spec)
+        return self._queue().submit(pixels, timeout_ms)
 
-    async def aembed(self, image: Picture) -> Descriptor:
-        """``submit`` for asyncio: decodes in another thread, and cancelling the task takes the picture out again."""
-        pixels = await asyncio.to_thread(preprocess, image, self.spec)
-        return await asyncio.wrap_future(self._queue().submit(pixels))
+    async def aembed(self, image: Picture, timeout_ms: float | None = None) -> Descriptor:
+        """``submit`` for asyncio. The event loop never decodes or waits; cancelling the task cancels the request."""
+        return await asyncio.wrap_future(self.submit(image, timeout_ms))
 
     def embed_into(self, images: Any, descriptors: Any, *, rows: int | None = None, stream: Any = None) -> None:
         """Describe pixels where they lie, into memory of the caller's; nothing is copied on the CPU.
@@ -246,17 +254,21 @@ class Engine:
         return self._calls
 
     def _queue(self) -> Scheduler:
-        """The scheduler, whose threads start with the first picture submitted."""
+        """The scheduler; its workers start with the first picture submitted, its decoders with the first to decode."""
         self._check_open()  # before the lock, which a fork may have copied locked
         with self._lock:
             self._check_open()
             if self._scheduler is None:
-                batching = self._batching
+                batching, workers = self._batching, self._backend.concurrency
                 self._scheduler = Scheduler(
                     self._backend.run,
-                    workers=self._backend.concurrency,
-                    max_batch=self._batch_size(batching.max_batch),
-                    max_delay=batching.max_delay_ms / 1000,
+                    workers=workers,
+                    decoders=self._decode_threads or available_threads(),
+                    policy=Policy(
+                        max_batch=self._batch_size(batching.max_batch),
+                        max_delay=batching.max_delay_ms / 1000,
+                        enough=ENOUGH_ON_CUDA if self._backend.streams else workers,
+                    ),
                     max_queue=batching.max_queue,
                     calls=self._calls,
                 )
@@ -282,12 +294,12 @@ class Engine:
             )
 
     def close(self, drain: bool = True) -> None:
-        """Free the engine, once running calls are done and what was submitted is computed. In a fork: nothing.
+        """Free the engine, once running calls are done and submitted pictures decoded and computed. In a fork: nothing.
 
         Other threads may be in calls; their next ones get an EngineError. From inside a call or a future's callback
         it returns at once, and the engine is freed when the last call is done.
 
-        drain   False: what was submitted and is not being computed yet is cancelled
+        drain   False: cancel the pictures that were submitted and are not being computed yet
         """
         if os.getpid() != self._process:
             return
@@ -327,9 +339,9 @@ def load(
     """Open a .cgd engine.
 
     device    "cpu" or "cuda"; None: what the engine was built for. Never another one in silence.
-    threads   CPU threads, and how many threads decode in ``embed_list``; None: what ``autotune`` found to be fastest
-              for one picture on this machine, else every core this process may use (affinity and cgroup quota); then
-              ``embed_list`` decodes on every such core
+    threads   CPU threads, and how many threads decode for ``embed_list``, and for ``submit`` and ``aembed`` together;
+              None: what ``autotune`` found to be fastest for one picture on this machine, else every core this process
+              may use (affinity and cgroup quota); then every such core decodes
     streams   on CUDA, execution contexts whose batches overlap, None: 2; on the CPU, parts of a batch that run at the
               same time, or batches of ``submit``, that share the threads, None: 1
     batching  how ``submit`` gathers pictures

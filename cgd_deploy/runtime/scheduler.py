@@ -1,24 +1,26 @@
-"""Single pictures of many callers gathered into batches: one leaves when it is full or its oldest has waited enough.
+"""Single pictures of many callers, decoded in a bounded pool of threads and computed in batches.
 
-Knows no backend and no picture formats: rows go in, rows come out.
+Knows no backend and no picture formats: rows go in, or functions that make them, and rows come out.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from threading import Condition, Thread, current_thread
-from time import monotonic
+from threading import Thread, current_thread
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, InputError, Overloaded
+from ..errors import InputError
+from .admission import Pixels, Policy, Queue, Request
 from .calls import Calls
 from .descriptors import Descriptor
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +29,11 @@ class Batching:
 
     max_batch      pictures of a full batch; None: on CUDA the engine's largest, on the CPU what ``autotune`` found
                    to be fastest here, else 8
-    max_delay_ms   how long a picture waits for others while nothing else computes
-    max_queue      pictures that may wait; one more raises ``Overloaded``
+    max_delay_ms   how long the oldest picture of a partial batch waits for others, from when it is decoded
+    max_queue      pictures that are being decoded or wait, for a decoder or a batch; one more raises ``Overloaded``
+
+    A full batch leaves as soon as a worker is free. A partial batch leaves after ``max_delay_ms``, on the CPU once one
+    of the engine's streams is idle, on CUDA once fewer than two batches are on their way.
     """
 
     max_batch: int | None = None
@@ -44,20 +49,13 @@ class Batching:
             raise InputError(f"max_delay_ms={self.max_delay_ms} cannot be used; expected 0 or more milliseconds.")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    pixels: NDArray[np.uint8]
-    future: Future[Descriptor]
-    arrived: float
-
-
 class Scheduler:
     """``run`` called with batches in ``workers`` threads, which are there until ``close``.
 
     run         uint8 [n, H, W, 3] -> float32 [n, D]; several threads call it
-    max_batch   the largest n
-    max_delay   seconds
-    max_queue   rows that may wait, beside those being computed
+    decoders    threads that decode, at most; each picture to decode starts one more of them
+    policy      when a batch leaves
+    max_queue   pictures that are decoded or wait, beside those being computed
     calls       each thread counts as a running call here, so ``run``'s resource lives until the threads have ended
     """
 
@@ -66,103 +64,110 @@ class Scheduler:
         run: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
         *,
         workers: int,
-        max_batch: int,
-        max_delay: float,
+        decoders: int,
+        policy: Policy,
         max_queue: int,
         calls: Calls | None = None,
     ) -> None:
         self._run = run
-        self._max_batch = max_batch
-        self._max_delay = max_delay
-        self._max_queue = max_queue
-        self._waiting: deque[Request] = deque()
-        self._change = Condition()
-        self._closed = False
+        self._max_decoders = decoders
+        self._queue = Queue(max_queue, policy)
         self._process = os.getpid()
-        self._threads = [Thread(target=self._work, name=f"cgd-deploy-{i}", daemon=True) for i in range(workers)]
+        self._workers: list[Thread] = []
+        self._decoders: list[Thread] = []
         self._calls = calls or Calls("the scheduler", lambda: None)
         try:
-            for thread in self._threads:
-                thread.start()
-                self._calls.enter(thread.ident)
+            for number in range(workers):
+                self._start(self._workers, f"cgd-deploy-{number}", self._compute_next)
         except BaseException:  # the system may refuse a thread
             self.close()
             raise
 
-    def submit(self, pixels: NDArray[np.uint8]) -> Future[Descriptor]:
-        """Queue uint8 [H, W, 3], which must stay as it is until the future is done; cancelling it leaves the queue.
+    def submit(self, pixels: Pixels | Callable[[], Pixels], timeout_ms: float | None = None) -> Future[Descriptor]:
+        """Queue a picture; cancelling its future gives the place back.
 
-        Raises Overloaded if ``max_queue`` rows wait, EngineError after ``close``.
+        pixels       uint8 [H, W, 3], which must stay as they are until the future is done, or a function that makes
+                     them, which a decoder thread calls; its exception becomes the future's
+        timeout_ms   as in ``Request``
+
+        Raises Overloaded if ``max_queue`` pictures are in the queue, EngineError after ``close``, InputError for a
+        timeout that is not above 0.
         """
-        future: Future[Descriptor] = Future()
-        with self._change:
-            if self._closed:
-                raise EngineError("the engine is closed; load it again.")
-            if len(self._waiting) >= self._max_queue:
-                self._waiting = deque(request for request in self._waiting if not request.future.cancelled())
-            if len(self._waiting) >= self._max_queue:
-                raise Overloaded(
-                    f"{self._max_queue} pictures wait already; send fewer at a time, or try again in a moment."
-                )
-            self._waiting.append(Request(pixels, future, monotonic()))
-            if len(self._waiting) % self._max_batch in (
-                0,
-                1,
-            ):  # a batch is full, or another begins, which needs watching
-                self._change.notify()
-        return future
+        request = Request(pixels, timeout_ms)
+        with self._queue.lock:
+            self._queue.admit(request)
+            if callable(pixels) and len(self._decoders) < self._max_decoders:
+                try:
+                    self._start(self._decoders, f"cgd-deploy-decode-{len(self._decoders)}", self._decode_next)
+                except BaseException:  # the system may refuse a thread
+                    request.future.cancel()
+                    raise
+        return request.future
 
     def close(self, drain: bool = True) -> None:
-        """Take no more; compute what waits, or cancel it without ``drain``; end the threads. In a fork: nothing.
+        """Take no more; compute the pictures in the queue, or cancel them without ``drain``; end the threads.
 
-        Waits for the threads, unless it is called in one of them by a future's callback: they end by themselves.
+        Waits for the threads, unless it is called in one of them by a future's callback: they end by themselves. In a
+        fork it does nothing.
         """
         if os.getpid() != self._process:
             return
-        with self._change:
-            self._closed = True
-            while self._waiting and not drain:
-                self._waiting.popleft().future.cancel()
-            self._change.notify_all()
-        if current_thread() not in self._threads:
-            for thread in filter(Thread.is_alive, self._threads):
+        self._queue.close(drain)
+        threads = [*self._workers, *self._decoders]
+        if current_thread() not in threads:
+            for thread in filter(Thread.is_alive, threads):
                 thread.join()
 
-    def _work(self) -> None:
+    def _start(self, threads: list[Thread], name: str, step: Callable[[], bool]) -> None:
+        """Start a thread that repeats ``step`` until that returns False."""
+        thread = Thread(target=self._repeat, args=(step,), name=name, daemon=True)
+        with self._queue.lock:  # a step begins with this lock, so the thread cannot leave before it is counted
+            thread.start()
+            self._calls.enter_thread(thread)
+            threads.append(thread)
+
+    def _repeat(self, step: Callable[[], bool]) -> None:
         try:
-            while batch := self._next_batch():
-                self._compute(batch)
+            while step():
+                pass
         finally:
             self._calls.leave()
 
-    def _next_batch(self) -> list[Request]:
-        """The oldest requests, once they are enough or have waited enough; none if there will be no more."""
-        with self._change:
-            while not self._ready():
-                if self._closed:
-                    return []
-                oldest = self._waiting[0].arrived if self._waiting else None
-                self._change.wait(None if oldest is None else max(0.0, oldest + self._max_delay - monotonic()))
-            return [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-
-    def _ready(self) -> bool:
-        if not self._waiting:
+    def _decode_next(self) -> bool:
+        request = self._queue.next_undecoded()
+        if request is None:
             return False
-        waited = monotonic() - self._waiting[0].arrived
-        return self._closed or len(self._waiting) >= self._max_batch or waited >= self._max_delay
+        if error := request.late():
+            self._queue.decoded(request, error)
+        elif callable(request.pixels):
+            self._queue.decoded(request, _attempt(request.pixels))
+        return True
 
-    def _compute(self, batch: list[Request]) -> None:
+    def _compute_next(self) -> bool:
+        batch = self._queue.next_batch()
+        if batch is None:
+            return False
         wanted = [request for request in batch if request.future.set_running_or_notify_cancel()]
-        if not wanted:
-            return
-        try:
-            rows = self._run(_stacked([request.pixels for request in wanted]))
-        except BaseException as error:  # whatever the backend raises is these callers', and the thread goes on
+        outcome = _attempt(self._computed, [request.pixels for request in wanted])
+        self._queue.finished()
+        if isinstance(outcome, BaseException):
             for request in wanted:
-                request.future.set_exception(error)
-            return
-        for request, row in zip(wanted, rows, strict=True):
-            request.future.set_result(row)
+                request.future.set_exception(outcome)
+        else:
+            for request, row in zip(wanted, outcome, strict=True):
+                request.future.set_result(row)
+        return True
+
+    def _computed(self, pixels: Sequence[Pixels]) -> Sequence[Descriptor]:
+        return list(self._run(_stacked(pixels))) if pixels else []
+
+
+def _attempt(function: Callable[..., Result], *arguments: object) -> Result | BaseException:
+    """The result, or whatever was raised: that is the callers', and the thread goes on."""
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        return error
 
 
 def _stacked(pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -67,6 +67,26 @@ def test_a_call_inside_a_running_call_is_not_refused(calls, events):
     assert events == ["inside", "freed"]
 
 
+def test_a_thread_that_a_running_call_starts_is_not_refused(calls, events):
+    go = threading.Event()
+
+    def work() -> None:
+        assert go.wait(SOON)
+        events.append("worked")
+        calls.leave()
+
+    with calls:
+        calls.refuse()
+        thread = threading.Thread(target=work)
+        thread.start()
+        calls.enter_thread(thread)
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(calls.close)
+        go.set()
+        closing.result(SOON)
+    assert events == ["worked", "freed"]
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_close_inside_a_call_leaves_freeing_to_the_last_call(calls, events, depth):
     entered, go = threading.Event(), threading.Event()

@@ -91,6 +91,21 @@ def test_no_request_waits_for_a_graph(driver: FakeDriver, cuda_engine: Path) -> 
         assert driver.calls.count("capture") == BUCKETS * LANES * DEPTH
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_partial_batches_leave_while_fewer_than_two_are_in_flight(
+    driver: FakeDriver, cuda_engine: Path, lanes: int
+) -> None:
+    with load(cuda_engine, streams=lanes) as engine:
+        policy = engine._queue()._queue._policy
+        assert (policy.max_batch, policy.enough) == (8, 2)
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_on_the_cpu_partial_batches_leave_while_a_stream_is_idle(fake_engine: Path, streams: int) -> None:
+    with load(fake_engine, threads=3, streams=streams) as engine:
+        assert engine._queue()._queue._policy.enough == streams
+
+
 def test_without_warm_up_the_first_batch_makes_what_it_needs(driver: FakeDriver, cuda_engine: Path) -> None:
     with load(cuda_engine, warm_up=False) as engine:
         assert driver.log == []

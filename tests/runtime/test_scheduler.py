@@ -20,6 +20,7 @@ from PIL import Image
 from cgd_deploy import Batching, EngineError, InputError, Overloaded, load
 from cgd_deploy.pictures.preprocess import preprocess
 from cgd_deploy.runtime import engine as module
+from cgd_deploy.runtime.admission import Policy
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.runtime.scheduler import Scheduler
 
@@ -51,8 +52,11 @@ class Gate:
         return described(images)
 
 
-def scheduler(run=described, *, workers=1, max_batch=4, max_delay=0.0, max_queue=100) -> Scheduler:
-    return Scheduler(run, workers=workers, max_batch=max_batch, max_delay=max_delay, max_queue=max_queue)
+def scheduler(
+    run=described, *, workers=1, decoders=2, max_batch=4, max_delay=0.0, enough=9, max_queue=100
+) -> Scheduler:
+    policy = Policy(max_batch=max_batch, max_delay=max_delay, enough=enough)
+    return Scheduler(run, workers=workers, decoders=decoders, policy=policy, max_queue=max_queue)
 
 
 @pytest.fixture
@@ -222,7 +226,7 @@ def test_submit_gives_what_embed_gives(fake_engine, picture_list):
     with load(fake_engine, streams=2, threads=2) as engine:
         found = [future.result(SOON) for future in [engine.submit(path) for path in picture_list.paths]]
         assert np.allclose(np.stack(found), engine.embed(picture_list.paths), atol=1e-6)
-        assert len(threads()) == 2
+        assert len(threads()) == 4  # two that compute and two that decode
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -238,7 +242,7 @@ def test_a_bad_picture_fails_only_itself(fake_engine):
     with load(fake_engine) as engine:
         good = engine.submit(Image.new("RGB", (40, 40)))
         with pytest.raises(InputError, match="cannot be decoded"):
-            engine.submit(b"not a picture")
+            engine.submit(b"not a picture").result(SOON)
         assert good.result(SOON).shape == (24,)
 
 
@@ -318,6 +322,7 @@ def test_a_process_ends_by_itself_with_its_pictures_computed(fake_engine):
 import sys
 from cgd_deploy import Batching, load
 from cgd_deploy.runtime import engine as module
+from cgd_deploy.runtime.admission import Policy
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.pictures.preprocess import preprocess
 engine = load(sys.argv[1], batching=Batching(max_delay_ms=60000))

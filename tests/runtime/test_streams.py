@@ -14,6 +14,7 @@ from fake_cuda import FakeContext, FakeDriver, Misuse, described
 from numpy.typing import NDArray
 
 from cgd_deploy.errors import EngineError, InputError
+from cgd_deploy.runtime.admission import Policy
 from cgd_deploy.runtime.cuda.driver import OutOfDeviceMemory
 from cgd_deploy.runtime.cuda.lane import Layout
 from cgd_deploy.runtime.cuda.streams import Streams, bucket_sizes
@@ -290,7 +291,8 @@ def test_threads(driver: FakeDriver, lanes: int, depth: int) -> None:
 
 def test_single_pictures_gathered_into_batches_keep_every_lane_at_work(driver: FakeDriver) -> None:
     with Rig(driver, lanes=2, graphs=0) as streams:
-        scheduler = Scheduler(streams.run, workers=streams.capacity, max_batch=8, max_delay=0.001, max_queue=400)
+        policy = Policy(max_batch=8, max_delay=0.001, enough=streams.capacity)
+        scheduler = Scheduler(streams.run, workers=streams.capacity, decoders=1, policy=policy, max_queue=400)
         pictures = [batch(1, seed)[0] for seed in range(300)]
         for picture, future in [(picture, scheduler.submit(picture)) for picture in pictures]:
             np.testing.assert_array_equal(future.result(10), described(picture[None])[0])

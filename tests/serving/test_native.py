@@ -20,8 +20,10 @@ import pytest
 from conftest import FAKE_SPEC, listing, write_fake_engine
 from native_build import EXAMPLES, NEEDS_NATIVE, ROOT, STRICT, compiled, needs_pkg_config, run
 
-from cgd_deploy import InputError, load
+from cgd_deploy import DeadlineExceeded, InputError, load
 from cgd_deploy.pictures.images import ImageList, read_images
+from cgd_deploy.pictures.preprocess import preprocess
+from cgd_deploy.runtime import engine as engine_module
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.search.compact import DTYPES
 from cgd_deploy.search.index import index_images, read_index, sidecar, write_index
@@ -511,8 +513,9 @@ def test_a_call_that_comes_after_close_is_told(library, fake_engine, picture_lis
     assert capfd.readouterr().err == ""
 
 
-def test_an_interrupted_call_ends_after_its_pixels_are_read():
-    """In a host with a Python, Ctrl-C comes out of the wait for the result."""
+@pytest.mark.parametrize("running", [False, True], ids=["a thread may decode", "computed"])
+def test_an_interrupted_call_ends_after_its_pixels_are_read(running):
+    """In a host with a Python, Ctrl-C comes out of the wait for the result; a cancelled picture may still be read."""
 
     class Interrupted(Future):
         def result(self, timeout: float | None = None) -> object:
@@ -522,14 +525,42 @@ def test_an_interrupted_call_ends_after_its_pixels_are_read():
             self.set_result(None)
             return super().result(timeout)
 
-    for running in (False, True):
-        events: list[str] = []
-        future = Interrupted()
-        if running:
-            future.set_running_or_notify_cancel()
-        with pytest.raises(KeyboardInterrupt):
-            embedded._result(future)
-        assert (future.cancelled(), future.done()) == (not running, True)
+    events: list[str] = []
+    future = Interrupted()
+    if running:
+        future.set_running_or_notify_cancel()
+    with pytest.raises(KeyboardInterrupt):
+        embedded._result(future)
+    assert (future.cancelled(), future.done()) == (False, True)
+
+
+def encoded(library: Library, engine: object, file: bytes) -> str:
+    """The status of one encoded picture."""
+    data, size, out = ctypes.c_char_p(file), ctypes.c_size_t(len(file)), np.zeros(24, np.float32)
+    code = library.embed_encoded(engine, ctypes.byref(data), ctypes.byref(size), ctypes.c_size_t(1), _at(out), 24)
+    return library.status(code)
+
+
+def test_single_pictures_are_decoded_in_the_pool_of_the_engine(library, opened, pictures, monkeypatch):
+    names = []
+
+    def noted(picture, spec):
+        names.append(threading.current_thread().name)
+        return preprocess(picture, spec)
+
+    monkeypatch.setattr(engine_module, "preprocess", noted)
+    assert encoded(library, opened, (pictures / "kind-0" / "0.jpg").read_bytes()) == "CGD_OK"
+    assert encoded(library, opened, b"no picture at all") == "CGD_BAD_INPUT" and "cannot be decoded" in library.error
+    assert library.describe(opened, [image(np.zeros((40, 50, 3), np.uint8))])[0] == "CGD_OK"
+    assert len(names) == 3 and all(name.startswith("cgd-deploy-decode") for name in names)
+
+
+def test_a_late_picture_is_an_overload(library, opened, monkeypatch):
+    def late(*_: object) -> Future:
+        raise DeadlineExceeded("the picture was late.")
+
+    monkeypatch.setattr(embedded.Engine, "submit", late)
+    assert encoded(library, opened, b"a picture") == "CGD_OVERLOADED" and "late" in library.error
 
 
 def test_a_prefix_that_cannot_be_is_told(tmp_path):

@@ -211,11 +211,14 @@ def _embed(engine: Engine, pictures: Sequence[Picture], descriptors: NDArray[np.
 
 
 def _result(future: Future[Descriptor]) -> Descriptor:
-    """The result. An interrupt is raised once the pixels, which are C's, are no longer read."""
+    """The result. An interrupt is raised once the future is done, as until then the engine reads pixels of C's.
+
+    Cancelling would not do: a thread may be decoding them.
+    """
     try:
         return future.result()
     except BaseException:
-        if not (future.done() or future.cancel()):
+        if not future.done():
             _result(future)
         raise
 

@@ -73,7 +73,7 @@ typedef struct cgd_options {
     uint32_t threads;      /* 0: what was found to be fastest here, else every core allowed */
     uint32_t streams;      /* batches at the same time; 0: 1 on the CPU, 2 on CUDA */
     uint32_t max_batch;    /* images of a full batch; 0: the engine's choice */
-    uint32_t max_queue;    /* single images that may wait */
+    uint32_t max_queue;    /* single images that are decoded or wait */
     double max_delay_ms;   /* how long one waits for others */
 } cgd_options;
 
