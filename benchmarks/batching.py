@@ -2,7 +2,7 @@
 
     python benchmarks/batching.py -o benchmarks/results/batching.json
 
-Pictures arrive at random (Poisson) at a share of the device's peak. The policy of ``cgd_deploy.runtime.admission`` decides when
+Pictures arrive at random (Poisson) at a share of the device's peak. ``admission.Policy`` of the runtime decides when
 a batch leaves. Its ``enough`` takes several values: a partial batch only leaves while fewer batches are in flight. If
 ``enough`` is the number of workers, every idle worker takes the pictures that have waited for the delay. No time is
 measured, so the numbers are the same on every machine.

@@ -25,9 +25,9 @@ from cgd_deploy.hardware.cpu import available_threads
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import interleaved
 from cgd_deploy.pictures.images import ImageList, read_images
-from cgd_deploy.pictures.nvjpeg import GROUP, NvJpeg, nvjpeg_batches, read_jpeg
 from cgd_deploy.pictures.preprocess import batches
 from cgd_deploy.runtime.cuda.driver import find_device
+from cgd_deploy.runtime.cuda.nvjpeg import GROUP, NvJpeg, nvjpeg_batches, read_jpeg
 from cgd_deploy.spec import ModelSpec
 
 SPEC = ModelSpec(backbone="resnet50", descriptors="SG", dim=1536, input_size=(224, 224))

@@ -70,7 +70,7 @@ def _why_broken(name: str) -> str | None:
 
             import_onnxruntime()
         elif name.startswith("nvidia-nvimgcodec"):
-            from ..pictures.nvjpeg import import_nvimgcodec
+            from ..runtime.cuda.nvjpeg import import_nvimgcodec
 
             import_nvimgcodec()
         else:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from ..errors import EngineError, InputError
 from ..hardware.cpu import available_threads
 from ..pictures.images import ImageList
-from ..pictures.nvjpeg import check_decoder, nvjpeg_batches
 from ..pictures.preprocess import Picture, ahead, batches, is_ready, preprocess
 from ..spec import ModelSpec, Precision
 from .admission import Policy
@@ -30,6 +29,7 @@ from .backends import BACKENDS, DEVICES, Backend
 from .backends.parallel import Parallel
 from .calls import Calls
 from .compatibility import check_compatibility, is_proven_here, repair
+from .cuda.nvjpeg import check_decoder, nvjpeg_batches
 from .cuda.streams import LANES
 from .descriptors import Descriptor, Descriptors, cosines
 from .enginefile import EngineFile, Manifest, read_engine

@@ -14,11 +14,11 @@ from torch_lane import LAYOUT, LONG, TorchLane, expected
 
 from cgd_deploy.errors import CgdError
 from cgd_deploy.pictures.images import ImageList
-from cgd_deploy.pictures.nvjpeg import nvjpeg_batches
 from cgd_deploy.pictures.preprocess import batches
 from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.runtime.backends.tensorrt import TensorRtBackend
 from cgd_deploy.runtime.cuda.driver import CudaDriver, find_device, import_cudart
+from cgd_deploy.runtime.cuda.nvjpeg import nvjpeg_batches
 from cgd_deploy.runtime.cuda.streams import Streams
 from cgd_deploy.runtime.descriptors import cosines
 from cgd_deploy.runtime.enginefile import read_engine

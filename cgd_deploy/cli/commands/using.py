@@ -214,7 +214,7 @@ def embed(
     check_runtime()
     from ...datasets.left_out import LeftOut
     from ...pictures.images import read_images
-    from ...pictures.nvjpeg import check_decoder
+    from ...runtime.cuda.nvjpeg import check_decoder
     from ...runtime.engine import open_engine
     from ...runtime.enginefile import read_engine
     from ...runtime.tuning import setting_here

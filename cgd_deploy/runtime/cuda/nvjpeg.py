@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import EngineError, InputError, MissingDependency, in_one_line, install_line
-from ..files import check_file
-from ..formats import readable
-from ..hardware.cpu import available_threads
-from ..limits import limits
-from ..runtime.cuda.driver import ORDINAL
-from ..spec import ModelSpec
-from .images import ImageList
-from .preprocess import Attempt, ahead, check_sides, crop, fit, gathered, preprocess
-from .rgb import upright_turn
+from ...errors import EngineError, InputError, MissingDependency, in_one_line, install_line
+from ...files import check_file
+from ...formats import readable
+from ...hardware.cpu import available_threads
+from ...limits import limits
+from ...pictures.images import ImageList
+from ...pictures.preprocess import Attempt, ahead, check_sides, crop, fit, gathered, preprocess
+from ...pictures.rgb import upright_turn
+from ...spec import ModelSpec
+from .driver import ORDINAL
 
 DECODERS = ("pillow", "nvjpeg")
 GROUP, GROUP_PIXELS = 64, 64 << 20

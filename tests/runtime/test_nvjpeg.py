@@ -22,12 +22,12 @@ from PIL import Image, ImageOps
 
 from cgd_deploy.errors import EngineError, InputError, MissingDependency, install_line
 from cgd_deploy.limits import set_limits
-from cgd_deploy.pictures import nvjpeg as module
 from cgd_deploy.pictures.images import ImageList
-from cgd_deploy.pictures.nvjpeg import NvJpeg, nvjpeg_batches, read_jpeg
 from cgd_deploy.pictures.preprocess import batches
 from cgd_deploy.pictures.rgb import ORIENTATION
+from cgd_deploy.runtime.cuda import nvjpeg as module
 from cgd_deploy.runtime.cuda.driver import has_gpu
+from cgd_deploy.runtime.cuda.nvjpeg import NvJpeg, nvjpeg_batches, read_jpeg
 from cgd_deploy.runtime.engine import Engine, load
 from cgd_deploy.search.index import read_index
 from cgd_deploy.spec import ModelSpec
