@@ -2,21 +2,30 @@
 
     python benchmarks/gpu.py ckpt.pt fp16.cgd int8.cgd -o benchmarks/results/gpu.json
 
-Contestants are torch eager and torch.compile (with CUDA graphs), in FP16 and BF16 autocast and channels last, and each
-engine at each number of streams, with CUDA graphs where its library allows them. They take turns, so that a GPU growing
-warm slows all alike. Each is timed with transfers (pixels in host memory to descriptors in host memory, torch through
-pinned memory too) and without (on the device alone); latency is one batch alone, throughput many batches in flight.
+Contestants are torch eager and torch.compile (with CUDA graphs), in FP16 and BF16 autocast and channels last, torch
+eager in TF32 if an engine is TF32, and each engine at each number of streams, with CUDA graphs where its library allows
+them. They take turns, so that a GPU growing warm slows all alike. Each is timed with transfers (pixels in host memory
+to descriptors in host memory, torch through pinned memory too) and without (on the device alone); latency is one batch
+alone, throughput many batches in flight.
 The reference for recall and neighbours is torch in FP32 on the same GPU. The peak is the speed of torch's largest
 matrix multiplications there. The JSON files in benchmarks/results say where this has run.
+
+Each engine also describes single pictures while its threads wait for the GPU asleep, as they do by default, and while
+they poll it: latency against CPU time. TensorRT plans run in trtexec too, if that is on the PATH. ``aims`` says what
+should be reached.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
+import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,19 +34,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aims import judged, lines
 from cgd_deploy.cli.doctor import examine
 from cgd_deploy.errors import InputError
 from cgd_deploy.files import replacing, sha256_file
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import interleaved, percentiles_ms
+from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress
 from cgd_deploy.quality.comparison import retrieval_quality
-from cgd_deploy.runtime.backends import BACKENDS
+from cgd_deploy.quality.reference import products
+from cgd_deploy.runtime.backends import BACKENDS, precision_settings
 from cgd_deploy.runtime.compatibility import check_compatibility
-from cgd_deploy.runtime.cuda.driver import find_device
+from cgd_deploy.runtime.cuda.driver import CudaDriver, Driver, find_device
 from cgd_deploy.runtime.cuda.streams import Streams
 from cgd_deploy.runtime.descriptors import Descriptors
 from cgd_deploy.runtime.enginefile import read_engine
+from cgd_deploy.spec import ModelSpec, Precision
 from contest import evaluation_of, gflop_per_image, retrieve
 from running import run as run_benchmark
 
@@ -48,7 +61,10 @@ PACKAGES = (
     "nvidia-cudnn-cu13",
 )  # fmt: skip
 MATMUL_SIDE = 8192
-COLOURS = {"fp32": "#8a8a8a", "fp16": "#2c7fb8", "bf16": "#7fcdbb", "int8": "#d95f0e"}
+WAITING_SECONDS = 5.0
+TRTEXEC_SECONDS = 3
+TRTEXEC_TIMEOUT = 120
+COLOURS = {"fp32": "#8a8a8a", "tf32": "#5e4fa2", "fp16": "#2c7fb8", "bf16": "#7fcdbb", "int8": "#d95f0e"}
 
 Pixels = NDArray[np.uint8]
 
@@ -80,14 +96,16 @@ class Case:
 
 
 def by_torch(model: Any, title: str, precision: str) -> Contestant:
-    """A torch model on the GPU, in autocast unless ``precision`` is fp32."""
+    """A torch model on the GPU."""
     import torch
 
-    kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    autocast = torch.autocast("cuda", kinds.get(precision, torch.float16), enabled=precision in kinds)
+    def arithmetic() -> AbstractContextManager[Any]:
+        if precision in ("fp16", "bf16"):
+            return torch.autocast("cuda", torch.float16 if precision == "fp16" else torch.bfloat16)
+        return products(torch, "tf32" if precision == "tf32" else "ieee")
 
     def run(images: Pixels) -> Descriptors:
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), arithmetic():
             return model(torch.from_numpy(images).cuda()).float().cpu().numpy()
 
     def call(images: Pixels, batches: int, transfers: bool) -> Callable[[], object]:
@@ -96,7 +114,7 @@ def by_torch(model: Any, title: str, precision: str) -> Contestant:
         pinned: list[Any] = []
 
         def timed() -> None:
-            with torch.inference_mode(), autocast:
+            with torch.inference_mode(), arithmetic():
                 for number in range(batches):
                     found = model(host.to("cuda", non_blocking=True) if transfers else device)
                     if transfers:
@@ -110,22 +128,23 @@ def by_torch(model: Any, title: str, precision: str) -> Contestant:
     return Contestant(title, "torch", precision, 1, run, call)
 
 
-def torch_contestants(model: Any, compiled: bool) -> list[Contestant]:
-    """Eager, and compiled with CUDA graphs, of a DeployModel."""
+def torch_contestants(model: Any, compiled: bool, tf32: bool) -> list[Contestant]:
+    """Eager, and compiled with CUDA graphs, of a DeployModel; ``tf32``: also eager in TF32."""
     import torch
 
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # FP32 means FP32
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"  # FP32 means FP32
     eager = model.cuda().eval().to(memory_format=torch.channels_last)
-    found = [by_torch(eager, f"torch eager {precision}", precision) for precision in ("fp32", "fp16", "bf16")]
+    precisions = ("fp32", *(["tf32"] if tf32 else []), "fp16", "bf16")
+    found = [by_torch(eager, f"torch eager {precision}", precision) for precision in precisions]
     if compiled:
         fast = torch.compile(eager, mode="reduce-overhead", dynamic=False)
         found += [by_torch(fast, f"torch.compile {precision}", precision) for precision in ("fp16", "bf16")]
     return found
 
 
-def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> Contestant:
-    """A .cgd engine on CUDA with so many streams, its graphs captured; closed by the stack."""
+def open_lanes(stack: ExitStack, path: Path, streams: int, largest: int, driver: Driver | None = None) -> Streams:
+    """The lanes of a .cgd engine for batches to ``largest``, warmed up; closed by the stack."""
     file = read_engine(path)
     manifest = file.manifest
     if manifest.profile["max"] < largest:
@@ -134,17 +153,102 @@ def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> Conte
         )
     check_compatibility(path, manifest)
     make: Any = BACKENDS[manifest.backend]
-    backend = stack.enter_context(make(file.payload, device="cuda", streams=streams, max_batch=largest))
+    settings = {"streams": streams, "max_batch": largest, **precision_settings(manifest.backend, manifest.precision)}
+    backend = stack.enter_context(make(file.payload, device="cuda", driver=driver, **settings))
     lanes: Streams = backend.streams
     lanes.warm_up()
+    return lanes
+
+
+def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> Contestant:
+    """A .cgd engine on CUDA with so many streams, its graphs captured; closed by the stack."""
+    lanes = open_lanes(stack, path, streams, largest)
+    manifest = read_engine(path).manifest
 
     def call(images: Pixels, batches: int, transfers: bool) -> Callable[[], object]:
         if transfers:
             return lambda: deque(lanes.run_many(images for _ in range(batches)), maxlen=0)
         return lambda: lanes.compute(len(images), batches)
 
-    title = f"{path.stem}, {streams} stream{'s' * (streams > 1)}"
-    return Contestant(title, manifest.backend, manifest.precision.value, streams, lanes.run, call)
+    return Contestant(title_of(path, streams), manifest.backend, manifest.precision.value, streams, lanes.run, call)
+
+
+def title_of(path: Path, streams: int) -> str:
+    return f"{path.stem}, {streams} stream{'s' * (streams > 1)}"
+
+
+def metered(call: Callable[[], object], spent: list[tuple[float, float]]) -> Callable[[], None]:
+    """``call``, whose (wall, CPU of the process) seconds are added to ``spent``."""
+
+    def run() -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        spent.append((time.perf_counter() - wall, time.process_time() - cpu))
+
+    return run
+
+
+def waiting(path: Path, size: tuple[int, int], seconds: float, on_progress: OnProgress) -> list[dict[str, Any]]:
+    """Latency of one picture, and CPU seconds a second, with blocking events and with spinning ones, in turns."""
+    smallest = read_engine(path).manifest.profile["min"]
+    picture = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    spent: dict[str, list[tuple[float, float]]] = {"blocking": [], "spinning": []}
+    with ExitStack() as stack:
+        calls = {}
+        for kind, seen in spent.items():
+            lanes = open_lanes(stack, path, 1, smallest, CudaDriver(spinning=kind == "spinning"))
+            calls[kind] = metered(lambda lanes=lanes: lanes.run(picture), seen)
+        taken = interleaved(calls, seconds, lambda done: on_progress(f"waiting for {path.stem}", done))
+    return [
+        {
+            "engine": path.name,
+            "events": kind,
+            "latency_ms": percentiles_ms(taken[kind]),
+            "cpu_seconds_a_second": round(sum(cpu for _, cpu in seen) / sum(wall for wall, _ in seen), 3),
+        }
+        for kind, seen in spent.items()
+    ]
+
+
+def beside_trtexec(
+    engines: Sequence[Path], found: Sequence[Mapping[str, Any]], size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """Images a second, engine only, of each TensorRT plan at its fastest, by us and by NVIDIA's trtexec.
+
+    found   the rows of the result
+    Each is {"title", "batch", "ours", "trtexec", "why"}; "trtexec" is None where "why" says so.
+    """
+    runs = []
+    for path in engines:
+        titles = {title_of(path, row["streams"]) for row in found if row["backend"] == "tensorrt"}
+        ours = [row for row in found if row["title"] in titles and not row["transfers"]]
+        if ours:
+            best = max(ours, key=lambda row: row["images_per_second"])
+            theirs, why = trtexec(read_engine(path).payload, best["batch"], best["streams"], size)
+            told = {"title": best["title"], "batch": best["batch"], "ours": best["images_per_second"]}
+            runs.append({**told, "trtexec": theirs, "why": why})
+    return runs
+
+
+def trtexec(plan: bytes, batch: int, streams: int, size: tuple[int, int]) -> tuple[float | None, str | None]:
+    """Images a second of a plan in trtexec, with CUDA graphs and without transfers; or None, and why."""
+    if not (program := shutil.which("trtexec")):
+        return None, "trtexec is not here"
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "engine.plan").write_bytes(plan)
+        shape = "x".join(map(str, (batch, *size, 3)))
+        settings = {"loadEngine": f"{folder}/engine.plan", "shapes": f"images:{shape}", "infStreams": streams}
+        options = [f"--{name}={value}" for name, value in {**settings, "duration": TRTEXEC_SECONDS}.items()]
+        command = [program, *options, "--noDataTransfers", "--useCudaGraph"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TRTEXEC_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return None, f"trtexec took more than {TRTEXEC_TIMEOUT} s"
+    reached = re.search(r"Throughput: ([\d.]+) qps", done.stdout)
+    if done.returncode or not reached:
+        last = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
+        return None, f"trtexec failed: {last[:200]}"
+    return round(batch * float(reached[1]), 1), None
 
 
 def matmul_peaks() -> dict[str, float]:
@@ -270,6 +374,21 @@ def time_cases(
     return samples
 
 
+def settings_of(options: argparse.Namespace, spec: ModelSpec, gflop: float, pictures: ImageList) -> dict[str, Any]:
+    """What was measured, and how."""
+    return {
+        "checkpoint_sha256": sha256_file(options.checkpoint),
+        "engines": {path.name: sha256_file(path) for path in options.engines},
+        "model": f"{spec.backbone} {spec.descriptors} {spec.size_text}",
+        "input": spec.input_text,
+        "gflop": round(gflop, 4),
+        "pictures": len(pictures),
+        "pictures_sha256": pictures.sha256,
+        "batches_in_flight": options.batches,
+        "seconds_a_batch_size": options.seconds,
+    }
+
+
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Everything but the writing. Raises EngineError without a GPU, before anything is loaded."""
     find_device()
@@ -283,7 +402,8 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         onnx = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
         onnx_from_checkpoint(options.checkpoint, onnx)
         gflop = gflop_per_image(loaded.model, onnx)
-        contestants = torch_contestants(DeployModel(loaded.model), not options.no_compile)
+        tf32 = any(read_engine(path).manifest.precision is Precision.TF32 for path in options.engines)
+        contestants = torch_contestants(DeployModel(loaded.model), not options.no_compile, tf32)
         largest = max(*options.batch, QUALITY_BATCH)
         for path in options.engines:
             contestants += [by_engine(stack, path, streams, largest) for streams in options.streams]
@@ -291,23 +411,19 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         quality = {title: retrieval_quality(one, found[REFERENCE], evaluation) for title, one in found.items()}
         peaks = matmul_peaks()
         samples = time_cases(contestants, options, loaded.spec.input_size, on_progress)
-    return {
+    size, seconds = loaded.spec.input_size, min(options.seconds, WAITING_SECONDS)
+    found_rows = rows(samples, quality, gflop, peaks)
+    result = {
         "schema": 2,
         "gpu": examine()["gpu"],
         "versions": {"python": sys.version.split()[0], **{name: package_version(name) for name in PACKAGES}},
-        "settings": {
-            "checkpoint_sha256": sha256_file(options.checkpoint),
-            "engines": {path.name: sha256_file(path) for path in options.engines},
-            "input": loaded.spec.input_text,
-            "gflop": round(gflop, 4),
-            "pictures": len(evaluation.images),
-            "pictures_sha256": evaluation.images.sha256,
-            "batches_in_flight": options.batches,
-            "seconds_a_batch_size": options.seconds,
-        },
+        "settings": settings_of(options, loaded.spec, gflop, evaluation.images),
         "peak_tops": {precision: round(peak / 1e12, 1) for precision, peak in peaks.items()},
-        "rows": rows(samples, quality, gflop, peaks),
+        "rows": found_rows,
+        "waiting": [one for path in options.engines for one in waiting(path, size, seconds, on_progress)],
+        "trtexec": beside_trtexec(options.engines, found_rows, size),
     }
+    return {**result, "aims": judged(result)}
 
 
 def parse() -> argparse.Namespace:
@@ -330,7 +446,8 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    run_benchmark(measure, chart, parse())
+    result = run_benchmark(measure, chart, parse())
+    print(*lines(result["aims"]), sep="\n")
 
 
 if __name__ == "__main__":

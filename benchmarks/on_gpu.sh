@@ -5,8 +5,8 @@
 #
 # runtime        the stream runtime on CUDA: the tests marked gpu, and nvJPEG against Pillow
 # train          training in BF16, for each of $DESCRIPTORS
-# onnxruntime    an FP32 engine on ONNX Runtime's CUDA provider, against torch
-# tensorrt       FP32, FP16 and INT8 plans of TensorRT, against torch
+# onnxruntime    FP32 and TF32 engines on ONNX Runtime's CUDA provider, against torch
+# tensorrt       FP32, TF32, FP16 and INT8 plans of TensorRT, against torch, and trtexec if it is on the PATH
 # tensorrt-rtx   FP16 and INT8 plans of TensorRT-RTX, built without a GPU, against torch
 #
 # PICTURES, WEIGHTS    labelled pictures, and ImageNet weights of $BACKBONE
@@ -116,16 +116,16 @@ train)
     ;;
 onnxruntime)
     prepare_model
-    build fp32 onnxruntime
+    for precision in fp32 tf32; do build "$precision" onnxruntime; done
     need_gpu
-    measure "$WORK/onnxruntime-fp32.cgd"
+    measure "$WORK"/onnxruntime-{fp32,tf32}.cgd
     ;;
 tensorrt)
     need_module tensorrt
     prepare_model
     need_gpu
-    for precision in fp32 fp16 int8; do build "$precision" tensorrt; done
-    measure "$WORK"/tensorrt-{fp32,fp16,int8}.cgd
+    for precision in fp32 tf32 fp16 int8; do build "$precision" tensorrt; done
+    measure "$WORK"/tensorrt-{fp32,tf32,fp16,int8}.cgd
     ;;
 tensorrt-rtx)
     need_module tensorrt_rtx_bindings

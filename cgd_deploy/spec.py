@@ -22,11 +22,21 @@ STRETCH = "pillow-bilinear"
 
 
 class Precision(str, Enum):
-    """Arithmetic of the backbone's convolutions; the descriptor head is always FP32."""
+    """Arithmetic of the backbone's convolutions; the descriptor head is FP32, or TF32 in a TF32 engine.
+
+    TF32 lets an NVIDIA GPU round the factors of FP32 products to 10 bits of mantissa, as many as FP16 has. Sums and
+    stored values stay FP32, with the range of FP32.
+    """
 
     FP32 = "fp32"
+    TF32 = "tf32"
     FP16 = "fp16"
     INT8 = "int8"
+
+    @property
+    def in_graph(self) -> Precision:
+        """The precision that the types of the graph show. A TF32 engine has the FP32 graph and a setting of the GPU."""
+        return Precision.FP32 if self is Precision.TF32 else self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

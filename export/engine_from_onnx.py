@@ -20,7 +20,7 @@ from cgd_deploy.hardware.cpu import has_fast_int8, instruction_sets
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.runtime.backends import BACKENDS, DEVICES, Backend
+from cgd_deploy.runtime.backends import BACKENDS, DEVICES, Backend, default_device, precision_settings
 from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.runtime.backends.tensorrt import MODULES
 from cgd_deploy.runtime.compatibility import check_compatibility
@@ -109,7 +109,7 @@ def engine_from_onnx(
     """Build an engine and write it to ``output``; returns its manifest, proof and parity with FP32 included.
 
     model_path    an FP32 model from ``onnx_from_checkpoint``
-    calibration   pictures for INT8, see ``calibration_list``; FP16 measures its parity on them
+    calibration   pictures for INT8, see ``calibration_list``; FP16 and TF32 measure their parity on them
     recipe        how INT8 is made of FP32; None for the plain one, unless ``budget`` needs a better one
     reduced_range 7-bit weights, which sum right on CPUs without VNNI, AMX or i8mm; None: if this CPU is one of them
     on_pictures   called with the number of calibration pictures just measured, in each pass over them
@@ -210,7 +210,10 @@ def engine_from_onnx(
         pictures = calibration if runs_here else calibration.sample(GRAPH_PICTURES)
         images = np.concatenate([golden, *(pixels for _, pixels in batches(pictures, metadata.spec, BATCH))])
         compared = slice(len(golden), None)
-    descriptors = _engine_descriptors(backend, plan, images) if runs_here else run_onnx(rounded(typed), images, BATCH)
+    if runs_here:
+        descriptors = _engine_descriptors(backend, precision, plan, images)
+    else:
+        descriptors = run_onnx(rounded(typed), images, BATCH)
     if not np.isfinite(descriptors).all():
         raise ExportError(f"the {precision.value} engine gives descriptors that are not numbers; build with --fp32.")
     images, reference = images[compared], run_onnx(model, images[compared], BATCH)
@@ -238,12 +241,9 @@ def _typing(
     recipe: Recipe,
 ) -> Typing:
     """What types ``model``; ``tune`` starts from the ranges of ``recipe``, and what it made knows no other."""
-    if precision is Precision.FP16 and backend not in MODULES:
-        raise ExportError(
-            f"{backend} computes FP16 slower than FP32 on a CPU; use --int8 or --fp32, or --backend tensorrt-rtx."
-        )
+    _check_precision(backend, precision)
     if precision is not Precision.INT8:
-        return lambda recipe, keep_float: model if precision is Precision.FP32 else halved(model)
+        return lambda recipe, keep_float: halved(model) if precision is Precision.FP16 else model
     if not calibration:
         raise InputError("INT8 needs pictures to calibrate on; pass --calib FOLDER or LIST.tsv.")
     layout = LAYOUTS[backend]
@@ -257,6 +257,20 @@ def _typing(
         return halved(result) if backend in MODULES else result
 
     return typed
+
+
+def _check_precision(backend: str, precision: Precision) -> None:
+    """Raise ExportError for a precision that the backend lacks, or computes more slowly than FP32."""
+    if precision is Precision.FP16 and backend not in MODULES:
+        raise ExportError(
+            f"{backend} computes FP16 slower than FP32 on a CPU; use --int8 or --fp32, or --backend tensorrt-rtx."
+        )
+    if precision is Precision.TF32 and "cuda" not in DEVICES[backend]:
+        able = [name for name in LAYOUTS if "cuda" in DEVICES[name]]
+        raise ExportError(
+            f"{backend} runs on CPUs, which have no TF32; use --fp32, or for an NVIDIA GPU --backend "
+            f"{', '.join(able[:-1])} or {able[-1]}."
+        )
 
 
 def _tuning(
@@ -306,7 +320,7 @@ def _built(
     if backend not in MODULES:
         builder = {"name": backend, "version": package_version(backend) or "unknown"}
         return Plan(payload=typed.SerializeToString(), builder=builder), proof
-    plan = plan_from_onnx(typed, spec, backend, options, on_step)
+    plan = plan_from_onnx(typed, spec, backend, options, on_step, tf32=precision is Precision.TF32)
     source = "engine" if len(plan.engine) == proof["convolutions"] else "network"
     return plan, prove(source, {**plan.network, **plan.engine}, typed, precision, keep_float)
 
@@ -319,6 +333,7 @@ def _runs_here(path: str | Path, manifest: Manifest) -> bool:
     return True
 
 
-def _engine_descriptors(backend: str, plan: Plan, images: NDArray[np.uint8]) -> Descriptors:
-    with BACKENDS[backend](plan.payload, device=DEVICES[backend][0]) as runner:
+def _engine_descriptors(backend: str, precision: Precision, plan: Plan, images: NDArray[np.uint8]) -> Descriptors:
+    device, settings = default_device(backend, precision), precision_settings(backend, precision)
+    with BACKENDS[backend](plan.payload, device=device, **settings) as runner:
         return run_in_batches(runner, images, BATCH)

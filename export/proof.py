@@ -38,6 +38,7 @@ def prove(
 
     source       where ``found`` was read: "graph", "network" or "engine"
     model        the graph that was built, typed or not
+    asked        TF32 is proven as FP32: no graph, network or engine says which products the GPU computes in TF32
     keep_float   convolutions that were left out of ``asked`` on purpose
 
     Raises GateError if less than 95 % of the other convolutions' work has the precision ``asked``.
@@ -50,8 +51,9 @@ def prove(
         if names:
             layers[precision.value] = len(names)
             share[precision.value] = sum(work[name] for name in names) / total
+    typed = asked.in_graph
     meant = [name for name in work if name not in keep_float]
-    done = sum(work[name] for name in meant if found.get(name) is asked)
+    done = sum(work[name] for name in meant if found.get(name) is typed)
     if done < MIN_SHARE * sum(work[name] for name in meant):
         told = ", ".join(f"{100 * part:.0f} % {name}" for name, part in share.items()) or "no convolution at all"
         raise GateError(

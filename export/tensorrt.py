@@ -1,6 +1,6 @@
 """Typed ONNX -> a plan of TensorRT, or ahead of time and without a GPU one of TensorRT-RTX.
 
-Knows no precision: the graph is typed, both libraries obey its types, and ``proof`` looks at what came of them.
+Knows no precision but TF32: the graph is typed, both libraries obey its types, and ``proof`` checks the result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import onnx
 from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.files import replacing
 from cgd_deploy.runtime.backends.tensorrt import compute_capabilities, import_tensorrt
-from cgd_deploy.runtime.cuda.driver import find_device
+from cgd_deploy.runtime.compatibility import check_tf32
+from cgd_deploy.runtime.cuda.driver import Device, find_device
 from cgd_deploy.spec import ModelSpec
 
 from .build_options import RTX, BuildOptions
@@ -50,17 +51,24 @@ class Plan:
 
 
 def plan_from_onnx(
-    model: onnx.ModelProto, spec: ModelSpec, backend: str, options: BuildOptions, on_step: OnStep | None = None
+    model: onnx.ModelProto,
+    spec: ModelSpec,
+    backend: str,
+    options: BuildOptions,
+    on_step: OnStep | None = None,
+    tf32: bool = False,
 ) -> Plan:
-    """Build ``model`` for "tensorrt" or "tensorrt-rtx".
+    """Build ``model`` for "tensorrt" or "tensorrt-rtx"; ``tf32`` lets the library compute FP32 products in TF32.
 
     Ctrl-C, or an exception that ``on_step`` raises, stops the build at its next step and is passed on.
-    Raises MissingDependency without the library, EngineError without the GPU that TensorRT builds on, InputError for
-    options that do not fit, ExportError for a model that cannot be parsed or built.
+    Raises MissingDependency without the library, EngineError without the GPU that TensorRT builds on, or for TF32 on
+    one that has none, InputError for options that do not fit, ExportError for a model that cannot be parsed or built.
     """
     options.check(backend)
     trt = import_tensorrt(backend)
     device = None if backend == RTX else find_device()  # before any object of TensorRT's, which crash without a GPU
+    if tf32:
+        _check_tf32(backend, device, options)
     log = _log(trt)
     builder = trt.Builder(log)
     config = builder.create_builder_config()
@@ -75,7 +83,7 @@ def plan_from_onnx(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     config.builder_optimization_level = options.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.clear_flag(trt.BuilderFlag.TF32)  # FP32 means FP32
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)  # set by default; here FP32 means FP32
     profile = builder.create_optimization_profile()
     batches = (options.min_batch, options.opt_batch, options.max_batch)
     profile.set_shape(INPUT, *((batch, *spec.input_size, 3) for batch in batches))
@@ -108,6 +116,14 @@ def plan_from_onnx(
     if device:
         gpu = {"name": device.name, "compute_capability": device.compute_capability}
     return Plan(payload=payload, builder=made, gpu=gpu, network=known, engine=engine)
+
+
+def _check_tf32(backend: str, device: Device | None, options: BuildOptions) -> None:
+    """Raise EngineError if the GPU that builds, or one that was asked for, has no TF32."""
+    if device:
+        check_tf32("the engine", backend, device.compute_capability, f"this machine's {device.name}")
+    for capability in options.compute_capabilities:
+        check_tf32("the engine", backend, capability, "a GPU that was asked for")
 
 
 def _target(trt: Any, config: Any, options: BuildOptions) -> str:

@@ -20,6 +20,7 @@ from ..hardware.timing import load_warning
 from ..quality.report import form_name, headline, notes, warnings
 from ..runtime.enginefile import Manifest
 from ..runtime.tuning import Setting
+from ..spec import Precision
 
 NUMBER_WIDTH = 6
 FIRST = 10
@@ -122,11 +123,14 @@ def build_summary(path: Path, manifest: Manifest) -> str:
     parity, proof = manifest.parity or {}, manifest.proof or {}
     shares = ", ".join(f"{share:.1%} {name}" for name, share in proof["flops_share"].items())
     layers = ", ".join(f"{count} {name}" for name, count in proof["layers"].items())
-    close = _closeness(parity)
+    close, measured_on = _closeness(parity), parity["measured_on"]
+    if manifest.precision is Precision.TF32:
+        shares += ", which the GPU may multiply in TF32"
+        measured_on += ", in FP32" if measured_on == "graph" else ""
     lines = [
         f"{path}: {manifest.backend} {manifest.precision.value}, {path.stat().st_size / 1e6:.1f} MB",
         f"  convolution work: {shares} (layers: {layers}; read from the {proof['from']})",
-        f"  against FP32: {close} over {parity['pictures']} pictures (run on the {parity['measured_on']})",
+        f"  against FP32: {close} over {parity['pictures']} pictures (run on the {measured_on})",
     ]
     if full := parity.get("full_range"):
         lines.append(f"  weights have 7 bits (reduced range); with 8 bits it would be {_closeness(full)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +50,7 @@ PACKAGES = (
 
 LIMITS = {
     Precision.FP32: {"max_recall_drop_pp": 0.05, "min_overlap_at_10": 0.99},
+    Precision.TF32: {"max_recall_drop_pp": 0.2, "min_overlap_at_10": 0.98},
     Precision.FP16: {"max_recall_drop_pp": 0.2, "min_overlap_at_10": 0.98},
     Precision.INT8: {"max_recall_drop_pp": 1.0, "min_overlap_at_10": 0.8},
 }
@@ -97,7 +98,8 @@ def bench(
 ) -> tuple[dict[str, Any], list[QueryRow]]:
     """Measure engines against the model they came from; returns the bench JSON and example queries for the report.
 
-    A checkpoint runs in torch on the engines' device; on CUDA it is timed in FP16 autocast as well as in FP32.
+    A checkpoint runs in torch on the engines' device; on CUDA it is timed in FP16 autocast as well as in FP32, and
+    in TF32 if one of the engines is TF32.
 
     data        folder of a data set or LIST.tsv; by default the test pictures that the checkpoint records
     reference   a checkpoint (torch) or an engine; by default the checkpoint that the first engine was made from
@@ -120,7 +122,8 @@ def bench(
         ]
         device = _device(loaded)
         checkpoint = reference or _recorded_checkpoint(loaded[0].manifest)
-        base, others, recorded = _reference(stack, checkpoint, threads, device)
+        precisions = {engine.precision for engine in engines}
+        base, others, recorded = _reference(stack, checkpoint, threads, device, precisions)
         for engine in engines:
             if engine.spec.space_id != base.spec.space_id:
                 raise InputError(
@@ -244,9 +247,12 @@ def _device(engines: Sequence[Engine]) -> str:
 
 
 def _reference(
-    stack: ExitStack, path: str | Path, threads: int, device: str
+    stack: ExitStack, path: str | Path, threads: int, device: str, precisions: Collection[str]
 ) -> tuple[Contestant, list[Contestant], Evaluation | None]:
-    """The reference; the same model in other precisions; and the test pictures that a checkpoint records."""
+    """The reference; the same model in other precisions; and the test pictures that a checkpoint records.
+
+    precisions   of the engines: torch is timed in TF32 too if one of them is TF32
+    """
     path = Path(path)
     if path.suffix == ".cgd":
         return _engine(stack.enter_context(load(path, threads=threads)), path, "reference"), [], None
@@ -254,8 +260,13 @@ def _reference(
     base = Contestant(
         "reference: torch fp32", "torch", "fp32", torch.spec, torch.run, path, sha256_file(path), cudnn=torch.cudnn
     )
-    half = replace(base, title="reference: torch fp16", precision="fp16", run=torch.run_fp16)
-    return base, [half] if device == "cuda" else [], torch.evaluation
+    runs = {"tf32": torch.run_tf32, "fp16": torch.run_fp16}
+    others = [
+        replace(base, title=f"reference: torch {precision}", precision=precision, run=run)
+        for precision, run in runs.items()
+        if device == "cuda" and (precision == "fp16" or precision in precisions)
+    ]
+    return base, others, torch.evaluation
 
 
 def _recorded_checkpoint(manifest: Manifest) -> Path:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +17,25 @@ from ..runtime.backends.base import Backend
 from ..spec import ModelSpec
 
 
+@contextmanager
+def products(torch: Any, precision: str) -> Iterator[None]:
+    """In this block torch computes FP32 products on CUDA as ``precision`` says: "ieee", which is FP32, or "tf32".
+
+    torch itself allows TF32 in convolutions. Not ``cudnn.flags``: by default that switches cuDNN off.
+    """
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = precision
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
 class TorchBackend(Backend):
-    """A checkpoint in eager torch: ``run`` in FP32 without TF32, ``run_fp16`` in FP16 autocast.
+    """A checkpoint in eager torch: ``run`` in FP32, ``run_tf32`` in TF32 on CUDA, ``run_fp16`` in FP16 autocast.
 
     device       "cpu", or "cuda", where the model is channels last
     spec         the checkpoint's
@@ -49,7 +69,12 @@ class TorchBackend(Backend):
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self._device == "cpu":
             return self._run(images)
-        with self._torch.backends.cudnn.flags(allow_tf32=False):  # FP32 means FP32; in products it is torch's default
+        with products(self._torch, "ieee"):
+            return self._run(images)
+
+    def run_tf32(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The same in TF32, on CUDA."""
+        with products(self._torch, "tf32"):
             return self._run(images)
 
     def run_fp16(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

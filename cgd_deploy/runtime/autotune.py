@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import InputError
 from ..hardware.cpu import available_threads, cpu_clock
 from ..hardware.timing import interleaved, load_between
-from .backends import DEVICES
+from ..spec import Precision
+from .backends import default_device
 from .engine import open_engine
 from .enginefile import Manifest, read_engine
 from .golden import golden_images
@@ -22,10 +23,13 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 SECONDS = 20.0
 
 
-def check_tunable(backend: str) -> None:
-    """Raise InputError for a backend that runs on a GPU only."""
-    if "cpu" not in DEVICES[backend]:
-        raise InputError(f"autotuning chooses settings for CPUs, and {backend} runs on a GPU; leave --autotune out.")
+def check_tunable(backend: str, precision: Precision) -> None:
+    """Raise InputError for an engine that runs on a GPU only."""
+    if default_device(backend, precision) == "cuda":
+        raise InputError(
+            f"autotuning chooses settings for CPUs, and {backend} runs {precision.value} on a GPU; leave "
+            "--autotune out."
+        )
 
 
 def autotune(
@@ -46,7 +50,7 @@ def autotune(
     """
     file = read_engine(path)
     manifest = file.manifest
-    check_tunable(manifest.backend)
+    check_tunable(manifest.backend, manifest.precision)
     fitting = [batch for batch in batches or BATCHES if batch <= manifest.profile["max"]]
     settings = candidates(available_threads(), fitting)
     pixels = golden_images(manifest.spec, max(fitting))

@@ -17,14 +17,17 @@ from .cuda.driver import Device, find_device
 from .enginefile import Manifest
 
 AMPERE = "8.0"
-"""Where hardware compatibility begins."""
+"""The first compute capability with TF32, and the first that a hardware-compatible plan runs on."""
 
 
 def check_compatibility(path: str | Path, manifest: Manifest) -> None:
-    """Pass if the payload is no plan, or one for the GPU and the TensorRT that are here.
+    """Pass if the payload is no plan, or one for the GPU and the TensorRT that are here; for TF32, if the GPU has it.
 
     Raises EngineError or MissingDependency in one sentence that names what is missing or expected and what mends it.
     """
+    if manifest.precision is Precision.TF32:
+        device = find_device()
+        check_tf32(str(path), manifest.backend, device.compute_capability, f"this machine's {device.name}")
     if manifest.backend not in MODULES:
         return
     builder = manifest.builder.get("name")
@@ -78,6 +81,18 @@ def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Dev
             f"{path} is for compute capability {expected}, this machine's {device.name} has {here}; "
             + _rebuild(manifest, f" --compute-capability {here}" if ahead else "")
             + ("." if ahead else " on this machine.")
+        )
+
+
+def check_tf32(engine: str, backend: str, capability: str, gpu: str) -> None:
+    """Raise EngineError for a compute capability without TF32, where libraries would compute FP32 and say nothing.
+
+    engine, gpu   what the sentence calls them
+    """
+    if _numbers(capability) < _numbers(AMPERE):
+        raise EngineError(
+            f"{engine} is TF32, which needs compute capability {AMPERE} or later, and {gpu} has {capability}; build an "
+            f"engine with `cgd-deploy build-engine --fp32 --backend {backend}`."
         )
 
 

@@ -25,7 +25,7 @@ from ..pictures.images import ImageList
 from ..pictures.preprocess import Picture, ahead, batches, is_ready, preprocess
 from ..spec import ModelSpec, Precision
 from .admission import Policy
-from .backends import BACKENDS, DEVICES, Backend
+from .backends import BACKENDS, DEVICES, Backend, default_device, precision_settings
 from .backends.parallel import Parallel
 from .calls import Calls
 from .compatibility import check_compatibility, is_proven_here, repair
@@ -349,7 +349,8 @@ def load(
               contexts, CUDA graphs or a search for algorithms; False: the first batch of each size makes them. On the
               CPU it changes nothing
 
-    An INT8 engine replays its golden pictures first where this CPU differs from the one that built it.
+    A TF32 engine runs on CUDA only. An INT8 engine replays its golden pictures first where this CPU differs from the
+    one that built it.
 
     Raises EngineError if the file is damaged or not for this machine, or if the GPU has not the memory;
     MissingDependency without its backend.
@@ -370,23 +371,28 @@ def open_engine(
     for name, value in (("threads", threads), ("streams", streams)):
         if value is not None and value < 1:
             raise InputError(f"{name}={value} cannot be used; expected at least 1.")
-    backend = file.manifest.backend
+    backend, precision = file.manifest.backend, file.manifest.precision
     if backend not in BACKENDS:
         raise EngineError(f"{path} is for backend {backend!r}; this release has {', '.join(BACKENDS)}.")
-    device = device or DEVICES[backend][0]
+    device = device or default_device(backend, precision)
     if device not in DEVICES[backend]:
         raise EngineError(
             f"{path} is for {backend}, which runs on {' or '.join(DEVICES[backend])}, not on {device!r}; "
             "build an engine with `cgd-deploy build-engine --backend onnxruntime`, which runs on cpu and cuda."
         )
-    if device == "cuda" and backend == "onnxruntime" and file.manifest.precision is Precision.INT8:
+    if device == "cpu" and precision is Precision.TF32:
+        raise EngineError(
+            f"{path} is TF32, which a CPU cannot compute; load it with device cuda, or build an engine for the CPU "
+            f"with `cgd-deploy build-engine --fp32 --backend {backend}`."
+        )
+    if device == "cuda" and backend == "onnxruntime" and precision is Precision.INT8:
         raise EngineError(
             f"{path} is INT8 for the CPU, and ONNX Runtime computes such a model in float on CUDA; build one with "
             "`cgd-deploy build-engine --int8 --backend tensorrt`."
         )
     check_compatibility(path, file.manifest)
     decode_threads = threads
-    options: dict[str, Any] = {"device": device}
+    options: dict[str, Any] = {"device": device, **precision_settings(backend, precision)}
     if device == "cuda":
         streams, parts = streams or LANES, 1
         options["max_batch"] = file.manifest.profile["max"]
@@ -406,9 +412,9 @@ def open_engine(
     engine = Engine(file, runner, parts, batching, decode_threads)
     if device == "cpu" and not is_proven_here(file.manifest):
         _replay(engine)
-    precision, space_id = file.manifest.precision.value, file.manifest.spec.space_id
+    space_id = file.manifest.spec.space_id
     settings = f"device={device} threads={threads or 'default'} streams={streams}"
-    log.info("loaded %s: backend=%s precision=%s %s space_id=%s", path, backend, precision, settings, space_id)
+    log.info("loaded %s: backend=%s precision=%s %s space_id=%s", path, backend, precision.value, settings, space_id)
     return engine
 
 

@@ -27,7 +27,7 @@ from ..hardware.cpu import available_threads
 from ..hardware.packages import package_version
 from ..limits import Limits, limits, set_limits
 from ..pictures.images import ImageList
-from ..runtime.backends import DEVICES
+from ..runtime.backends import default_device
 from ..runtime.engine import Engine, open_engine
 from ..runtime.enginefile import EngineFile
 from ..search.compact import Compact
@@ -276,7 +276,7 @@ def _job(images: ImageList, batch: int | None, threads: int, streams: int | None
 
 
 def _on_gpu(file: EngineFile) -> bool:
-    return DEVICES[file.manifest.backend][0] == "cuda"
+    return default_device(file.manifest.backend, file.manifest.precision) == "cuda"
 
 
 def _results(

@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import EngineError, InputError
 from ..files import sha256_file
-from ..runtime.backends import DEVICES
-from ..runtime.enginefile import EngineFile, read_engine
+from ..runtime.backends import DEVICES, default_device, precision_settings
+from ..runtime.enginefile import EngineFile, Manifest, read_engine
 from ..runtime.tuning import tuning_path
 
 NATIVE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
@@ -55,7 +55,7 @@ def export_triton(
     file = read_engine(engine)
     if file.manifest.backend not in DEVICES:
         raise EngineError(f"{engine} is for backend {file.manifest.backend!r}; this release has {', '.join(DEVICES)}.")
-    backend = PYTHON if python or file.manifest.backend not in NATIVE else file.manifest.backend
+    backend = PYTHON if python or not _runs_natively(file.manifest) else file.manifest.backend
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", file.path.stem).strip("_.-") if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise InputError(
@@ -77,12 +77,17 @@ def export_triton(
     return model
 
 
+def _runs_natively(manifest: Manifest) -> bool:
+    """Whether Triton's own backend runs the payload as the engine would; it has no setting for TF32."""
+    return manifest.backend in NATIVE and not precision_settings(manifest.backend, manifest.precision)
+
+
 def _config(model: TritonModel, file: EngineFile, max_delay_ms: float) -> str:
     manifest = file.manifest
     return _TEMPLATES.get_template("config.pbtxt").render(
         model=model,
         manifest=manifest,
-        device=DEVICES[manifest.backend][0],
+        device=default_device(manifest.backend, manifest.precision),
         max_delay_us=round(1000 * max_delay_ms),
         parameters={
             "space_id": manifest.spec.space_id,

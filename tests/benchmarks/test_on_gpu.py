@@ -64,7 +64,11 @@ def test_engines_are_built_before_a_gpu_is_asked_for(tmp_path: Path, pictures: P
     told = lacking(stage(name, tmp_path, PICTURES=pictures, **settings))
     assert "NVIDIA driver" in told
     built = {path.name for path in (tmp_path / "work").glob("*.cgd")}
-    assert built == ({"onnxruntime-fp32.cgd"} if name == "onnxruntime" else {f"{name}-fp16.cgd", f"{name}-int8.cgd"})
+    assert built == (
+        {"onnxruntime-fp32.cgd", "onnxruntime-tf32.cgd"}
+        if name == "onnxruntime"
+        else {f"{name}-fp16.cgd", f"{name}-int8.cgd"}
+    )
 
 
 def test_an_unknown_stage_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from cgd_deploy.files import sha256_bytes, sha256_file
 from cgd_deploy.limits import Limits
 from cgd_deploy.pictures.images import read_images
 from cgd_deploy.quality import bench as bench_module
+from cgd_deploy.runtime.cuda.driver import has_gpu
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.search.index import read_index
 from cgd_deploy.spec import Precision
@@ -275,10 +276,39 @@ def test_build_engine_names_the_engine_after_model_and_precision(cli, model_onnx
     assert code == 0 and Path("mine-fp32.cgd").is_file() and "mine-fp32.cgd" in out
 
 
-@pytest.mark.parametrize("flags", [[], ["--int8", "--fp32"], ["--int8", "--fp16", "--fp32"]])
+@pytest.mark.parametrize("flags", [[], ["--int8", "--fp32"], ["--tf32", "--fp32"], ["--int8", "--fp16", "--fp32"]])
 def test_build_engine_wants_one_precision(cli, flags):
     code, _, err = cli("build-engine", *flags)
-    assert code == 2 and "exactly one of --int8, --fp16 and --fp32" in err
+    assert code == 2 and "exactly one of --int8, --fp16, --tf32 and --fp32" in err
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, which would run the engine")
+def test_build_engine_builds_tf32_without_a_gpu(cli, model_onnx):
+    """The graph is FP32's, so its parity says nothing of TF32, and the summary says in what it ran."""
+    build = ["build-engine", model_onnx, "--tf32", "--backend", "onnxruntime", "-o", "e.cgd"]
+    code, out, err = cli(*build)
+    assert (code, err) == (0, "")
+    assert "e.cgd: onnxruntime tf32, " in out and "(run on the graph, in FP32)" in out
+    assert "convolution work: 100.0% fp32, which the GPU may multiply in TF32" in out
+    file = read_engine("e.cgd")
+    assert (file.manifest.precision, file.payload) == (Precision.TF32, Path(model_onnx).read_bytes())
+    assert json.loads(cli("inspect", "e.cgd", "--json")[1])["precision"] == "tf32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            ["--backend", "openvino"],
+            "openvino runs on CPUs, which have no TF32; use --fp32, or for an NVIDIA GPU --backen",
+        ),
+        (["--backend", "onnxruntime", "--autotune"], "onnxruntime runs tf32 on a GPU; leave --autotune out"),
+    ],
+)
+def test_tf32_is_refused_where_it_cannot_be(cli, model_onnx, flags, told):
+    code, out, err = cli("build-engine", model_onnx, "--tf32", *flags, "-o", "e.cgd")
+    assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+    assert not Path("e.cgd").exists()
 
 
 @pytest.mark.parametrize(

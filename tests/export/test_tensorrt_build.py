@@ -85,6 +85,13 @@ def test_built_ahead_of_time(precision: Precision, model_onnx: Path, tmp_path: P
     assert list(listing(tmp_path)) == ["engine.cgd"]
 
 
+def test_tf32_ahead_of_time(model_onnx: Path, tmp_path: Path, rtx: Any) -> None:
+    manifest = engine_from_onnx(model_onnx, tmp_path / "engine.cgd", Precision.TF32, backend=RTX)
+    assert manifest.precision is read_engine(tmp_path / "engine.cgd").manifest.precision is Precision.TF32
+    assert manifest.proof and (manifest.proof["asked"], manifest.proof["layers"]) == ("tf32", {"fp32": 20})
+    assert manifest.parity and manifest.parity["measured_on"] == "graph"
+
+
 @without_gpu
 def test_loading_without_a_gpu(model_onnx: Path, tmp_path: Path, rtx: Any) -> None:
     output = tmp_path / "engine.cgd"
@@ -225,6 +232,7 @@ class StandIn:
         self._rtx = rtx
         self.layers: list[Any] = []
         self.flags: list[Any] = []
+        self.cleared: list[Any] = []
         self.cache_fits = True
 
     def __getattr__(self, name: str) -> Any:
@@ -262,6 +270,9 @@ class Config:
 
     def set_flag(self, flag: Any) -> None:
         self.trt.flags.append(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.trt.cleared.append(flag)
 
     def create_timing_cache(self, data: bytes) -> bytes:
         self.__dict__["cache"] = data + b"+"
@@ -324,6 +335,26 @@ def test_the_engine_proves_itself(
     assert manifest.parity and manifest.parity["measured_on"] == "engine"
     level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     assert trt.flags == [level, trt.BuilderFlag.VERSION_COMPATIBLE] * 2
+
+
+def test_tf32_is_a_flag_of_the_builder(trt: StandIn, on_the_gpu: None, model_onnx: Path, tmp_path: Path) -> None:
+    """The library sets it by default, so FP32 clears it."""
+    engine_from_onnx(model_onnx, tmp_path / "e.cgd", Precision.FP32, backend="tensorrt")
+    assert (trt.flags, trt.cleared) == ([], [trt.BuilderFlag.TF32])
+    engine_from_onnx(model_onnx, tmp_path / "e.cgd", Precision.TF32, backend="tensorrt")
+    assert (trt.flags, trt.cleared) == ([trt.BuilderFlag.TF32], [trt.BuilderFlag.TF32])
+
+
+def test_tf32_is_refused_for_a_gpu_without_it(
+    trt: StandIn, model_onnx: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_onnx(model_onnx)
+    monkeypatch.setattr(module, "find_device", lambda: Device(name="Tesla T4", compute_capability="7.5", cuda="13.0"))
+    with pytest.raises(EngineError, match=r"needs compute capability 8\.0 or later, and this machine's Tesla T4 has 7"):
+        plan_from_onnx(model, spec, "tensorrt", BuildOptions(), tf32=True)
+    options = BuildOptions(compute_capabilities=("8.9", "7.5"))
+    with pytest.raises(EngineError, match=r"a GPU that was asked for has 7\.5; .*--fp32 --backend tensorrt-rtx`\.$"):
+        plan_from_onnx(model, spec, RTX, options, tf32=True)
 
 
 def test_an_engine_that_went_its_own_way(trt: StandIn, half: onnx.ModelProto, model_onnx: Path, tmp_path: Path) -> None:

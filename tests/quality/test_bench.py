@@ -21,9 +21,11 @@ from cgd_deploy.quality.bench import bench, gate
 from cgd_deploy.quality.comparison import compact_forms
 from cgd_deploy.quality.report import warnings
 from cgd_deploy.quality.significance import paired_drop
+from cgd_deploy.runtime import backends, compatibility
 from cgd_deploy.runtime.backends.fake import FakeBackend
+from cgd_deploy.runtime.cuda.driver import Device
 from cgd_deploy.runtime.engine import Engine, load
-from cgd_deploy.runtime.enginefile import read_engine
+from cgd_deploy.runtime.enginefile import read_engine, write_engine
 from cgd_deploy.search.compact import fit
 from cgd_deploy.spec import Precision
 
@@ -49,6 +51,8 @@ class FakeTorch(FakeBackend):
 
     def run_fp16(self, images: np.ndarray) -> np.ndarray:
         return self.run(images)
+
+    run_tf32 = run_fp16
 
 
 @pytest.fixture
@@ -128,6 +132,20 @@ def test_an_engine_on_cuda_is_compared_with_torch_on_cuda(exact, monkeypatch):
     runs = [(run["precision"], run["batch"]) for run in result["reference"]["runs"]]
     assert runs == [("fp32", 1), ("fp32", 2), ("fp16", 1), ("fp16", 2)]
     assert [run["speedup_vs_torch"] for run in result["reference"]["runs"][:2]] == [1.0, 1.0]
+
+
+def test_a_tf32_engine_is_compared_with_torch_in_tf32_too(exact, monkeypatch):
+    monkeypatch.setattr(module, "gpu_facts", lambda: {})
+    monkeypatch.setattr(Engine, "device", "cuda")
+    file = read_engine(exact)
+    monkeypatch.setattr(compatibility, "find_device", lambda: Device(name="L4", compute_capability="8.9", cuda="13.0"))
+    monkeypatch.setitem(backends.DEVICES, "fake", ("cpu", "cuda"))
+    monkeypatch.setitem(backends.BACKENDS, "fake", lambda payload, **options: FakeBackend(payload))
+    write_engine(exact, replace(file.manifest, precision=Precision.TF32), file.payload, *file.golden)
+    result, _ = bench([exact], seconds=0, batch_sizes=(1,))
+    assert [run["precision"] for run in result["reference"]["runs"]] == ["fp32", "tf32", "fp16"]
+    assert [run["precision"] for run in result["engines"]] == ["tf32"]
+    assert result["gate"]["limits"] == {"tf32": {"max_recall_drop_pp": 0.2, "min_overlap_at_10": 0.98}}
 
 
 def test_engines_of_two_devices_are_refused(exact, hurt, monkeypatch):

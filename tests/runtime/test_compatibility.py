@@ -249,3 +249,41 @@ def test_the_backend_itself_makes_nothing_of_tensorrt_without_cuda() -> None:
         BACKENDS["tensorrt-rtx"](b"")
     with pytest.raises(EngineError, match="cuda, not on 'cpu'"):
         BACKENDS["tensorrt-rtx"](b"", device="cpu")
+
+
+def tf32(path: Path, backend: str = "onnxruntime", **changes: Any) -> Path:
+    return write_fake_engine(path / "tf32.cgd", backend=backend, precision=Precision.TF32, **changes)
+
+
+def test_tf32_runs_on_cuda_and_says_so_to_onnx_runtime(
+    tmp_path: Path, machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA without being asked for, although ONNX Runtime runs other engines on the CPU unless told."""
+    monkeypatch.setitem(BACKENDS, "onnxruntime", BACKENDS["tensorrt"])
+    for options in ({}, {"device": "cuda"}):
+        load(tf32(tmp_path), **options).close()
+    assert machine.made == [{"device": "cuda", "tf32": True, "threads": None, "streams": 2, "max_batch": 8}] * 2
+    builder = {"name": "tensorrt", "version": machine.version}
+    load(tf32(tmp_path, "tensorrt", builder=builder)).close()
+    assert "tf32" not in machine.made[-1]  # the plan contains the setting
+
+
+def test_tf32_on_a_cpu_would_be_fp32(tmp_path: Path) -> None:
+    text = refusal(tf32(tmp_path), device="cpu")
+    assert "is TF32, which a CPU cannot compute; load it with device cuda" in text
+    assert "`cgd-deploy build-engine --fp32 --backend onnxruntime`" in text
+    assert "openvino, which runs on cpu, not on 'cuda'" in refusal(tf32(tmp_path, "openvino"))
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_tf32_without_a_gpu(tmp_path: Path) -> None:
+    assert re.search("no NVIDIA driver|finds no GPU", refusal(tf32(tmp_path)))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_a_gpu_before_ampere_has_no_tf32(tmp_path: Path, machine: SimpleNamespace, backend: str) -> None:
+    machine.device = Device(name="Tesla T4", compute_capability="7.5", cuda="13.0")
+    text = refusal(tf32(tmp_path, backend, builder={"name": backend, "version": machine.version}))
+    assert "is TF32, which needs compute capability 8.0 or later, and this machine's Tesla T4 has 7.5" in text
+    assert f"`cgd-deploy build-engine --fp32 --backend {backend}`" in text
+    assert machine.made == []

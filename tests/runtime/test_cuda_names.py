@@ -92,11 +92,12 @@ class Runtime:
         return call
 
 
-def test_a_thread_that_waits_for_an_event_sleeps() -> None:
+@pytest.mark.parametrize(("options", "flags"), [({}, 3), ({"spinning": True}, 2)], ids=["default", "spinning"])
+def test_a_thread_that_waits_for_an_event_sleeps_by_default(options: dict[str, bool], flags: int) -> None:
     """Without cudaEventBlockingSync it would keep a core busy, which decoding and other lanes need."""
     runtime = Runtime(cudaEventCreateWithFlags=5)
-    assert CudaDriver(runtime).event() == 5
-    assert runtime.calls == [("cudaEventCreateWithFlags", 3)]
+    assert CudaDriver(runtime, **options).event() == 5
+    assert runtime.calls == [("cudaEventCreateWithFlags", flags)]
 
 
 @pytest.mark.filterwarnings("error")

@@ -242,6 +242,19 @@ def test_onnxruntime_lanes_give_what_torch_gives(
     assert cosines(found, torch_descriptors(pixels)).min() > TF32_COSINE
 
 
+def test_onnxruntime_computes_tf32_only_if_asked(
+    model: bytes, pixels: np.ndarray, torch_descriptors: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    if int(find_device().compute_capability.split(".")[0]) < 8:
+        pytest.skip("this GPU has no TF32")
+    found = []
+    for tf32 in (False, True):
+        with OnnxRuntimeBackend(model, device="cuda", max_batch=8, tf32=tf32) as backend:
+            found.append(backend.run(pixels))
+    assert not np.array_equal(*found)
+    assert cosines(found[1], torch_descriptors(pixels)).min() > TF32_COSINE
+
+
 def test_a_batch_gives_what_its_pictures_give(model: bytes, pixels: np.ndarray) -> None:
     with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
         together = backend.run(pixels[:8])

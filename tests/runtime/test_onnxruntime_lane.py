@@ -166,19 +166,20 @@ def test_each_lane_has_a_session_on_its_own_stream(
         assert len({providers[0][1]["user_compute_stream"] for providers in made}) == 3
 
 
+@pytest.mark.parametrize(("settings", "use_tf32"), [({}, "0"), ({"tf32": True}, "1")], ids=["fp32", "tf32"])
 def test_cuda_computes_what_the_manifest_says(
-    driver: FakeDriver, payload: bytes, monkeypatch: pytest.MonkeyPatch
+    driver: FakeDriver, payload: bytes, monkeypatch: pytest.MonkeyPatch, settings: dict[str, bool], use_tf32: str
 ) -> None:
-    """FP32 without TF32, no node on the CPU, and NVIDIA's libraries loaded before the first session needs them."""
+    """TF32 only if asked, no node on the CPU, and NVIDIA's libraries loaded before the first session needs them."""
     made: list[Any] = []
     calls: list[Any] = []
     monkeypatch.setattr(module, "import_onnxruntime", lambda: scripted(["CUDAExecutionProvider"], made, calls))
     monkeypatch.setattr(module, "CudaDriver", lambda: driver)
-    with OnnxRuntimeBackend(payload, device="cuda", streams=2):
-        assert {providers[0][1]["use_tf32"] for providers in made} == {"0"}
+    with OnnxRuntimeBackend(payload, device="cuda", streams=2, **settings):
+        assert {providers[0][1]["use_tf32"] for providers in made} == {use_tf32}
         first, *sessions = calls
         assert first == "preload" and len(sessions) == 2
-        assert [settings.entries for settings in sessions] == [{"session.disable_cpu_ep_fallback": "1"}] * 2
+        assert [session.entries for session in sessions] == [{"session.disable_cpu_ep_fallback": "1"}] * 2
 
 
 def test_a_node_that_cuda_does_not_take_is_an_error(
@@ -207,3 +208,8 @@ def test_the_real_library_refuses_nodes_on_the_cpu_with_these_words(payload: byt
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     with pytest.raises(Exception, match=module.CPU_NODES):
         onnxruntime.InferenceSession(payload, settings, providers=["AzureExecutionProvider"])
+
+
+def test_a_cpu_computes_no_tf32(payload: bytes) -> None:
+    with pytest.raises(EngineError, match=r"has no TF32 and would compute FP32; use device cuda, or no tf32\.$"):
+        OnnxRuntimeBackend(payload, tf32=True)

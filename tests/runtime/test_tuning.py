@@ -23,6 +23,7 @@ from cgd_deploy.runtime.engine import load
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.runtime.tuning import Setting, candidates, choice, setting_here, this_machine, tuning_path, write_tuning
+from cgd_deploy.spec import Precision
 
 
 def test_every_thread_or_half_of_them_is_tried_in_streams_that_divide_them():
@@ -235,7 +236,10 @@ def test_embed_can_decode_large_files_smaller(fake_engine, cli, tmp_path):
 
 def test_gpu_engines_are_refused(tmp_path):
     path = write_fake_engine(tmp_path / "gpu.cgd", backend="tensorrt")
-    with pytest.raises(InputError, match="tensorrt runs on a GPU"):
+    with pytest.raises(InputError, match="tensorrt runs fp32 on a GPU"):
+        autotune(path)
+    path = write_fake_engine(tmp_path / "tf32.cgd", backend="onnxruntime", precision=Precision.TF32)
+    with pytest.raises(InputError, match="onnxruntime runs tf32 on a GPU"):
         autotune(path)
 
 

@@ -26,7 +26,8 @@ from cgd_deploy.runtime.autotune import autotune
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.search.index import Index, read_index
 from cgd_deploy.search.shards import Run, Shards
-from cgd_deploy.serving.scale import TRIES, Worker, _job, _places, _run, _up_to_date
+from cgd_deploy.serving.scale import TRIES, Worker, _job, _on_gpu, _places, _run, _up_to_date
+from cgd_deploy.spec import Precision
 
 pytest.importorskip("pyarrow")
 ray_data = pytest.importorskip("ray.data")
@@ -443,3 +444,12 @@ def test_a_killed_driver_goes_on_where_it_was(cli, desk):
     assert len(before) <= facts["resumed"] < 60  # a worker may outlive its driver for a shard
     assert {shard: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in before} == before
     assert same(read_index("ray.parquet"), read_index("local.npy"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "on_gpu"),
+    [("onnxruntime", "fp32", False), ("onnxruntime", "tf32", True), ("tensorrt", "fp32", True)],
+)
+def test_workers_take_a_gpu_where_the_engine_needs_one(tmp_path, backend, precision, on_gpu):
+    path = write_fake_engine(tmp_path / "e.cgd", backend=backend, precision=Precision(precision))
+    assert _on_gpu(read_engine(path)) is on_gpu

@@ -27,6 +27,7 @@ from cgd_deploy.pictures.preprocess import preprocess
 from cgd_deploy.runtime.enginefile import read_engine, write_engine
 from cgd_deploy.runtime.tuning import tuning_path, write_tuning
 from cgd_deploy.serving.triton import TritonModel, export_triton
+from cgd_deploy.spec import Precision
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "triton.md"
 
@@ -133,6 +134,17 @@ def test_a_plan_in_python_is_one_instance_on_one_gpu(plan, tmp_path):
     assert (model.folder / "1" / "engine.cgd").read_bytes() == plan.read_bytes()
     (group,) = config_of(model).instance_group
     assert (group.count, group.kind, list(group.gpus)) == (1, group.KIND_GPU, [0])
+
+
+def test_tf32_on_onnx_runtime_needs_python(tmp_path):
+    """Triton's ONNX Runtime backend would choose between FP32 and TF32 by itself."""
+    engine = write_fake_engine(tmp_path / "tf32.cgd", backend="onnxruntime", precision=Precision.TF32)
+    model = export_triton(engine, tmp_path / "repository")
+    assert model.backend == "python"
+    (group,) = config_of(model).instance_group
+    assert (group.kind, list(group.gpus)) == (group.KIND_GPU, [0])
+    plan = write_fake_engine(tmp_path / "plan.cgd", backend="tensorrt", precision=Precision.TF32)
+    assert export_triton(plan, tmp_path / "repository").backend == "tensorrt"
 
 
 def test_a_plan_that_takes_no_single_picture_needs_python(tmp_path):

@@ -272,6 +272,7 @@ def build_engine(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An FP32 model of cgd-deploy export.")] = MODEL,
     int8: Annotated[bool, typer.Option("--int8", help="INT8 backbone, FP32 head.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="FP16 backbone, FP32 head (GPU).")] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="FP32 whose products the GPU may compute in TF32.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="FP32 throughout.")] = False,
     backend: Annotated[
         str,
@@ -284,7 +285,7 @@ def build_engine(
         Path | None,
         Int8Option(
             metavar="PICTURES",
-            help="Pictures that calibrate INT8, or that compare FP16 with FP32.",
+            help="Pictures that calibrate INT8, or that compare FP16 or TF32 with FP32.",
             show_default="the checkpoint's, for INT8",
         ),
     ] = None,
@@ -368,9 +369,10 @@ def build_engine(
     from ...hardware.packages import check_runtime
     from ...spec import Precision
 
-    asked = [p for p, on in ((Precision.INT8, int8), (Precision.FP16, fp16), (Precision.FP32, fp32)) if on]
+    choices = {Precision.INT8: int8, Precision.FP16: fp16, Precision.TF32: tf32, Precision.FP32: fp32}
+    asked = [choice for choice, on in choices.items() if on]
     if len(asked) != 1:
-        raise InputError("build-engine needs exactly one of --int8, --fp16 and --fp32.")
+        raise InputError("build-engine needs exactly one of --int8, --fp16, --tf32 and --fp32.")
     precision = asked[0]
     check_runtime()
     from cgd_export.build_options import BuildOptions
@@ -389,7 +391,7 @@ def build_engine(
 
     backend = choose_backend(backend)
     if autotune:
-        check_tunable(backend)
+        check_tunable(backend, precision)
     if precision is Precision.INT8 and "cpu" in DEVICES[backend] and not has_fast_int8():
         warn(SLOW_INT8)
     recipe = None if calibration == "auto" else Recipe.parse(calibration)

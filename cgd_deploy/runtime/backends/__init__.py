@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from ...spec import Precision
 from .base import Backend
 from .fake import FakeBackend
 from .onnxruntime import OnnxRuntimeBackend
@@ -26,3 +28,13 @@ DEVICES: dict[str, tuple[str, ...]] = {
     "tensorrt-rtx": ("cuda",),
 }
 """Where each backend runs, its default first."""
+
+
+def default_device(backend: str, precision: Precision) -> str:
+    """The device that an engine runs on unless ``load`` is told another: the backend's first, but CUDA for TF32."""
+    return "cuda" if precision is Precision.TF32 else DEVICES[backend][0]
+
+
+def precision_settings(backend: str, precision: Precision) -> dict[str, Any]:
+    """Arguments of ``BACKENDS[backend]`` that follow from the precision. A TensorRT plan contains its own."""
+    return {"tf32": True} if backend == "onnxruntime" and precision is Precision.TF32 else {}

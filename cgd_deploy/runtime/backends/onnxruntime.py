@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...errors import EngineError, MissingDependency, install_line
 from ...hardware.cpu import available_threads
 from ...hardware.packages import check_runtime, runtime_lines
-from ..cuda.driver import LESS_MEMORY, CudaDriver, OutOfDeviceMemory
+from ..cuda.driver import LESS_MEMORY, CudaDriver, Driver, OutOfDeviceMemory
 from ..cuda.lane import Layout
 from ..cuda.streams import LANES, Streams, bucket_sizes
 from .base import Backend
@@ -47,12 +47,14 @@ class OnnxRuntimeBackend(Backend):
     payload     a serialised ONNX model
     device      "cpu" or "cuda"
     threads     intra-op threads, by default every core this process may use
-    streams     on CUDA lanes, see ``Streams``, by default 2; each holds the weights once more. On the CPU the number of
-                threads that will call ``run`` at the same time, by default 1; they share ``threads``
+    streams     on CUDA: lanes, see ``Streams``, by default 2; each lane has its own copy of the weights. On the CPU:
+                how many threads call ``run`` at the same time, by default 1; they share ``threads``
     max_batch   the largest batch on CUDA
-    fused       on the CPU, whether nodes may be fused; if not, INT8 layers compute in float between their codes
+    fused       on the CPU, whether ONNX Runtime may fuse nodes; otherwise INT8 layers decode, and compute in float
+    tf32        on CUDA, whether FP32 products may be computed in TF32
+    driver      what calls CUDA; None: a ``CudaDriver``
 
-    Raises EngineError if the model cannot be loaded or the device is not there.
+    Raises EngineError if the model cannot be loaded or the device is not there, or for TF32 on the CPU.
     """
 
     def __init__(
@@ -64,10 +66,14 @@ class OnnxRuntimeBackend(Backend):
         streams: int | None = None,
         max_batch: int = MAX_BATCH,
         fused: bool = True,
+        tf32: bool = False,
+        driver: Driver | None = None,
     ) -> None:
         ort = import_onnxruntime()
         if device not in PROVIDERS:
             raise EngineError(f"ONNX Runtime knows no device {device!r}; use cpu or cuda.")
+        if tf32 and device == "cpu":
+            raise EngineError("ONNX Runtime on a CPU has no TF32 and would compute FP32; use device cuda, or no tf32.")
         if PROVIDERS[device] not in ort.get_available_providers():
             raise EngineError(
                 f"this ONNX Runtime has no {PROVIDERS[device]}; run `pip uninstall -y onnxruntime`, then "
@@ -81,10 +87,11 @@ class OnnxRuntimeBackend(Backend):
         ort.preload_dlls()  # CUDA and cuDNN out of NVIDIA's packages, which nothing else would find
 
         def lane(stream: int) -> OnnxRuntimeLane:
-            options = {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": "0"}  # FP32 means FP32
+            # ONNX Runtime itself allows TF32; here FP32 means FP32.
+            options = {"device_id": "0", "user_compute_stream": str(stream), "use_tf32": str(int(tf32))}
             return OnnxRuntimeLane(ort, _session(ort, payload, device, threads, options), device)
 
-        self.streams = Streams(CudaDriver(), lane, _layout(payload, max_batch), lanes=streams or LANES)
+        self.streams = Streams(driver or CudaDriver(), lane, _layout(payload, max_batch), lanes=streams or LANES)
         self.concurrency = self.streams.capacity
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -173,7 +180,7 @@ def _session(
 
 
 def _layout(payload: bytes, max_batch: int) -> Layout:
-    """Shapes of the model, read from the file: a CUDA session needs its stream, and that its lane, first."""
+    """Shapes of the model, read from the file: a session exists only after its lane, and a lane needs the shapes."""
     import onnx
 
     graph = onnx.load_model_from_string(payload).graph
@@ -184,7 +191,7 @@ def _layout(payload: bytes, max_batch: int) -> Layout:
 
 
 def _check_memory(error: Exception, what: str) -> None:
-    """Raise OutOfDeviceMemory if ``error`` says that the GPU has not the memory for ``what``."""
+    """Raise OutOfDeviceMemory if ``error`` says that the GPU lacks the memory for ``what``."""
     if any(text in str(error) for text in NO_MEMORY):
         raise OutOfDeviceMemory(
             f"the GPU has not the memory for {what} on ONNX Runtime ({_reason(error)}); {LESS_MEMORY}."

@@ -59,6 +59,7 @@ class TensorRtBackend(Backend):
     streams     lanes, see ``Streams``
     max_batch   the largest bucket, by default the plan's own limit
     graphs      CUDA graphs kept by each lane, see ``Streams``
+    driver      what calls CUDA; None: a ``CudaDriver``
 
     Raises EngineError if there is no GPU or it cannot run the plan, MissingDependency without the library.
     """
@@ -75,10 +76,11 @@ class TensorRtBackend(Backend):
         streams: int = LANES,
         max_batch: int | None = None,
         graphs: int | None = None,
+        driver: Driver | None = None,
     ) -> None:
         if device != "cuda":
             raise EngineError(f"TensorRT engines run on cuda, not on {device!r}; build one with --backend onnxruntime.")
-        driver = CudaDriver()
+        driver = driver or CudaDriver()
         trt = import_tensorrt(self.kind)
         log = _log(trt)
         self._runtime = trt.Runtime(log)
@@ -124,7 +126,7 @@ class SharedContext:
 
     context   of TensorRT
     done      the event after its last batch
-    batch     the size it is set to, 0 for none
+    batch     the batch size that it is set to, 0 for none
     """
 
     context: Any
@@ -135,10 +137,10 @@ class SharedContext:
 class TensorRtLane:
     """Execution contexts of one lane: one for each bucket, and a few that all other batch sizes share.
 
-    A bucket's context keeps its size, as the CUDA graphs captured from it demand. Other sizes come only from
-    ``Streams.run_on``, without graphs. A new one takes over the shared context that was used least recently, once the
-    GPU is done with it. No context is destroyed before ``close``. All share the lane's scratch memory, which is what
-    makes many of them cheap; a lane runs one at a time.
+    A bucket's context keeps its size, because its CUDA graphs need that size. Other sizes come only from
+    ``Streams.run_on``, without graphs. A new size takes over the least recently used shared context, once the GPU is
+    done with it. No context is destroyed before ``close``. A lane runs one context at a time, so all contexts share
+    the lane's scratch memory, and many of them are cheap.
     """
 
     def __init__(self, trt: Any, engine: Any, driver: Driver, stream: int, layout: Layout) -> None:

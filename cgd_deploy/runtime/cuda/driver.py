@@ -1,4 +1,4 @@
-"""The CUDA calls that the runtime makes, behind a seam that tests stand in for. Knows no model and no batch.
+"""The CUDA calls that the runtime makes, behind a protocol that tests implement too. Knows no model and no batch.
 
 Handles and device pointers are plain integers, so those of pycuda, CuPy or torch serve as well. Everything lives in
 the primary context of the first visible device (``CUDA_VISIBLE_DEVICES`` chooses it).
@@ -27,7 +27,7 @@ LESS_MEMORY = "load with fewer streams, or build the engine with a smaller --max
 
 
 class OutOfDeviceMemory(EngineError):
-    """The device has not the memory that a call asked for."""
+    """The device lacks the memory that a call asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,11 +49,11 @@ class Driver(Protocol):
     def free(self, pointer: int) -> None: ...
 
     def owner(self, pointer: int) -> int | None:
-        """The ordinal of the device with this memory, ours for managed and pinned memory; None if it is not CUDA's."""
+        """The ordinal of the device with this memory: ``ORDINAL`` if it is managed or pinned, None if not CUDA's."""
         ...
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """Page-locked host memory, uint8 [size]; it and its views are gone after ``free_pinned``."""
+        """Page-locked host memory, uint8 [size]. Nobody may use it or its views after ``free_pinned``."""
         ...
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None: ...
@@ -67,15 +67,15 @@ class Driver(Protocol):
     def destroy_event(self, event: int) -> None: ...
 
     def record(self, event: int, stream: int) -> None:
-        """Let ``event`` stand for everything given to ``stream`` so far."""
+        """Record ``event`` after all work that ``stream`` was given so far."""
         ...
 
     def wait(self, stream: int, event: int) -> None:
-        """Hold what ``stream`` is given from now on until what ``event`` stands for now is done; returns at once."""
+        """Let later work on ``stream`` start only when the work before ``event`` is done; returns at once."""
         ...
 
     def synchronize(self, event: int) -> None:
-        """Block this thread until what ``event`` stands for is done; raises if the device failed meanwhile."""
+        """Block this thread until the work before ``event`` is done; raises if the device failed meanwhile."""
         ...
 
     def finish(self, stream: int) -> None:
@@ -83,21 +83,21 @@ class Driver(Protocol):
         ...
 
     def upload(self, pointer: int, array: NDArray[Any], stream: int) -> None:
-        """Copy a C-contiguous view of pinned memory to the device; the view must stay as it is until then."""
+        """Copy a C-contiguous view of pinned memory to the device; the view must not change until it is copied."""
         ...
 
     def download(self, array: NDArray[Any], pointer: int, stream: int) -> None:
-        """Copy from the device into a C-contiguous view of pinned memory; undefined until then."""
+        """Copy from the device into a C-contiguous view of pinned memory, which is undefined until the copy is done."""
         ...
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        """A graph of what ``enqueue`` gives to ``stream``, none of which runs now; the caller destroys it."""
+        """A graph of the work that ``enqueue`` gives to ``stream``. None of it runs now; the caller destroys it."""
         ...
 
     def launch(self, graph: int, stream: int) -> None: ...
 
     def destroy_graph(self, graph: int) -> None:
-        """A graph still running is freed when it is done."""
+        """CUDA frees a graph that still runs when it is done."""
         ...
 
 
@@ -113,7 +113,8 @@ def import_cudart() -> Any:
 def find_device() -> Device:
     """The first visible GPU. Raises EngineError without a driver or a GPU, MissingDependency without cuda-python.
 
-    Asks the driver itself first: TensorRT without one hands out objects around null and crashes on their use.
+    This asks the driver first: without a driver, TensorRT returns objects around a null pointer and crashes on their
+    use.
     """
     try:
         status = ctypes.CDLL(DRIVER_LIBRARY).cuInit(0)
@@ -154,7 +155,7 @@ def _checked(cudart: Any, name: str, *arguments: Any) -> Any:
 
 
 def _address(handle: Any) -> int:
-    """The number behind an object of cuda-python; a number is its own."""
+    """The handle of an object of cuda-python as a number; a number is returned as it is."""
     if isinstance(handle, int):
         return handle
     from cuda.bindings.utils import get_cuda_native_handle
@@ -163,13 +164,18 @@ def _address(handle: Any) -> int:
 
 
 class CudaDriver:
-    """The Driver over NVIDIA's cuda-python. Raises as ``find_device`` does, unless it is given a ``cudart``."""
+    """The Driver over NVIDIA's cuda-python. Raises as ``find_device`` does, unless it is given a ``cudart``.
 
-    def __init__(self, cudart: Any = None) -> None:
+    spinning   a thread that waits for an event polls it and keeps a core busy; otherwise the thread sleeps
+    """
+
+    def __init__(self, cudart: Any = None, *, spinning: bool = False) -> None:
         if cudart is None:
             find_device()
             cudart = import_cudart()
         self._cudart = cudart
+        waiting = 0 if spinning else cudart.cudaEventBlockingSync
+        self._event_flags = cudart.cudaEventDisableTiming | waiting
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return _checked(self._cudart, name, *arguments)
@@ -202,9 +208,7 @@ class CudaDriver:
         self._call("cudaStreamDestroy", stream)
 
     def event(self) -> int:
-        # Blocking: a thread that waits for the device sleeps, where it would else keep a core busy.
-        flags = self._cudart.cudaEventDisableTiming | self._cudart.cudaEventBlockingSync
-        return _address(self._call("cudaEventCreateWithFlags", flags))
+        return _address(self._call("cudaEventCreateWithFlags", self._event_flags))
 
     def destroy_event(self, event: int) -> None:
         self._call("cudaEventDestroy", event)

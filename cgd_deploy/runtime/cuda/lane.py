@@ -1,8 +1,8 @@
 """A lane: one execution context, three CUDA streams (up, compute, down) and a ring of buffer sets.
 
-Copy engines and kernels are different hardware, so one lane already uploads batch i+1 while i computes and i-1
-downloads. Its kernels run in order, because they share the context's scratch memory; more lanes let those of different
-batches overlap too. Knows no CUDA beyond ``Driver`` and no library that runs models.
+A GPU copies and computes on different hardware, so one lane already uploads batch i+1 while batch i computes and batch
+i-1 downloads. The kernels of a lane run in order, because they share the context's scratch memory. With more lanes, the
+kernels of different batches overlap too. Knows no CUDA beyond ``Driver`` and no library that runs models.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Pending:
 
 
 class Slot:
-    """A buffer set and the batch in it; used again once that batch is *settled*, its descriptors copied out."""
+    """A buffer set and its batch. It takes the next batch once this one is *settled*: its descriptors copied out."""
 
     def __init__(self, driver: Driver, stack: ExitStack, layout: Layout) -> None:
         self._driver = driver
@@ -107,7 +107,7 @@ class Slot:
 
 
 class Graphs:
-    """CUDA graphs by (batch, images, descriptors), all three frozen in a graph; the least recently used one goes."""
+    """CUDA graphs by (batch, images, descriptors), which a graph cannot change; the one used longest ago goes first."""
 
     def __init__(self, driver: Driver, capacity: int) -> None:
         self._driver = driver
@@ -167,7 +167,7 @@ class Lane:
         return self._failure or next((slot.failure for slot in self._slots if slot.failure), None)
 
     def submit(self, images: NDArray[np.uint8]) -> Pending:
-        """Send a batch; waits for the oldest one only if every slot is taken."""
+        """Send a batch; waits for the oldest batch only if every slot is taken."""
         slot = self._slots[next(self._turn) % len(self._slots)]
         with slot.lock:
             slot.settle()
@@ -185,7 +185,7 @@ class Lane:
             return slot.pending
 
     def run_on(self, streams: Sequence[int], rows: int, images: int, descriptors: int) -> None:
-        """Compute between the caller's device buffers, after what these streams hold and before what follows there."""
+        """Compute between the caller's device buffers, after earlier and before later work on these streams."""
         with self._lock:
             self._check()
             try:
@@ -214,7 +214,7 @@ class Lane:
         self._driver.finish(self._compute)
 
     def close(self) -> None:
-        """Wait for what is on its way, then free everything, once; results stay valid."""
+        """Wait for all batches, then free everything, once; results stay valid."""
         with self._lock:
             if self._closed:
                 return

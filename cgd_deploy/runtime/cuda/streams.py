@@ -33,13 +33,13 @@ def bucket_sizes(smallest: int, largest: int) -> tuple[int, ...]:
 class Streams:
     """A model on ``lanes`` CUDA lanes. Threads may share it; close it when done.
 
-    make      from a lane's compute stream to its Enqueue, which is closed with the lane
-    layout    the batch sizes, to the smallest fitting one of which a batch is padded, and the shapes
+    make      makes a lane's Enqueue from its compute stream; the lane closes it
+    layout    batch sizes and shapes; a batch is padded to the smallest size that holds it
     lanes     execution contexts
     depth     buffer sets of each lane
     graphs    CUDA graphs that each lane keeps, None: one for each batch size and buffer set, 0: none
 
-    Raises EngineError, with everything freed again, if the device has not the memory.
+    Raises EngineError if the device lacks the memory, and frees everything first.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Streams:
         return np.concatenate(parts) if parts else np.empty((0, self.layout.dim), np.float32)
 
     def run_many(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-        """Yield the descriptors of each batch in order, with as many on their way as there are buffer sets."""
+        """Yield the descriptors of each batch in order; as many batches are in flight as there are buffer sets."""
         waiting: deque[Pending] = deque()
         for images in batches:
             if len(waiting) == self.capacity:
@@ -102,10 +102,9 @@ class Streams:
         The batch starts after all earlier work on these streams; later work on them starts after the batch. Raises
         InputError for arrays of another shape, dtype, layout or device.
 
-        The batch is not padded, as nothing beyond the caller's memory may be touched, and so has no CUDA graph. Where
-        the backend prepares itself for each size, as TensorRT does, a size unlike the last few may wait for an earlier
-        batch.
-        Close only after the stream is past it.
+        The batch is not padded, because memory beyond the caller's may not be touched, and so it has no CUDA graph.
+        TensorRT prepares a context for each size, so a batch of a new size may wait for an earlier batch.
+        Call ``close`` only after the caller's stream is past this call.
         """
         self._check_rows(rows, self.layout.buckets[0])
         source, target = DeviceArray(images), DeviceArray(descriptors)
@@ -121,17 +120,17 @@ class Streams:
     def warm_up(self) -> None:
         """Run every batch size through every buffer set of every lane, so that later batches find everything made.
 
-        Execution contexts, CUDA graphs, workspaces and the choice of algorithms are made here. Raises EngineError if
-        the device has not the memory; ``close`` then still frees everything.
+        This makes execution contexts, CUDA graphs and workspaces, and chooses algorithms. Raises EngineError if the
+        device lacks the memory; ``close`` then still frees everything.
         """
         for size in reversed(self.layout.buckets):  # the largest needs the most memory, so it shows a shortage first
             blank = np.zeros((size, *self.layout.image_shape), np.uint8)
             deque(self.run_many(blank for _ in range(self.capacity)), maxlen=0)
 
     def compute(self, rows: int, times: int) -> None:
-        """Compute ``times`` batches of ``rows`` out of what the buffer sets hold, in all lanes, and wait for them.
+        """Compute ``times`` batches of ``rows`` from the pixels in the buffer sets, in all lanes, and wait for them.
 
-        Nothing is copied: this is for measuring the device alone. Nobody else may use the streams meanwhile.
+        This copies nothing, to measure the device alone. Nobody else may use the streams meanwhile.
         """
         self._check_rows(rows, 1)
         lanes = [self._lane() for _ in range(times)]
@@ -141,7 +140,7 @@ class Streams:
             lane.finish()
 
     def close(self) -> None:
-        """Wait for what is on its way, then free everything; results stay valid. Closing again does nothing."""
+        """Wait for all batches, then free everything; results stay valid. Closing again does nothing."""
         self._resources.close()
 
     def _check_rows(self, rows: int, smallest: int) -> None:
@@ -150,7 +149,7 @@ class Streams:
             raise InputError(f"the batch has {rows} images; expected {smallest} to {largest}.")
 
     def _lane(self) -> Lane:
-        """The next lane that works, or one that says why none does."""
+        """The next lane that has not failed, or a failed lane, whose error says why."""
         start = next(self._turn) % len(self._lanes)
         lanes = self._lanes[start:] + self._lanes[:start]
         return next((lane for lane in lanes if not lane.failure), lanes[0])
