@@ -43,7 +43,7 @@ check: setup
 
 # The pages in build/site; a link that leads nowhere is an error. Material's notice is about MkDocs 2, which it does not use.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Builds dist/, then runs every command of the wheel in an environment that has nothing else.
 WHEEL := build/wheel
