@@ -41,7 +41,8 @@ check: setup
 	$(BIN)/mypy
 	$(MAKE) docs
 
-# The pages in build/site; a link that leads nowhere is an error. Material's notice is about MkDocs 2, which it does not use.
+# The pages in build/site. --strict fails at a link that leads nowhere; with --quiet it would not count the warnings.
+# NO_MKDOCS_2_WARNING is how Material lets its notice about later versions be switched off.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
