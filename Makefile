@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-min check wheel clean
+.PHONY: setup demo test test-min check docs wheel clean
 
 setup: .venv/.installed
 
@@ -11,7 +11,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
-	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,parquet,ray,native,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,parquet,ray,native,docs,dev]'
 	-$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-rtx-cu13-libs>=1.0' 'tensorrt-rtx-cu13-bindings>=1.0'
 	-$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton>=0.7'
 	touch $@
@@ -39,6 +39,12 @@ check: setup
 	ln -sfn ../../export build/types/cgd_export
 	ln -sfn ../../cgd_deploy build/types/cgd_deploy
 	$(BIN)/mypy
+	$(MAKE) docs
+
+# The pages in build/site. --strict fails at a link that leads nowhere; with --quiet it would not count the warnings.
+# NO_MKDOCS_2_WARNING is how Material lets its notice about later versions be switched off.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Builds dist/, then runs every command of the wheel in an environment that has nothing else.
 WHEEL := build/wheel

@@ -29,22 +29,25 @@ app = typer.Typer(
 )
 
 
+def help_sections(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+    """(name, text) of each argument and option, by the title of its section; arguments without their Python types."""
+    sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    for param in command.get_params(ctx):
+        name, text = param.get_help_record(ctx)
+        if param.param_type_name == "argument":
+            sections["Arguments"].append((name.split()[0], text))
+        else:
+            sections.setdefault(param.rich_help_panel or "Options", []).append((name, text))
+    return {title: records for title, records in sections.items() if records}
+
+
 class Command(TyperCommand):
-    """A command whose help lists its options in sections, and its arguments without their Python types."""
+    """A command whose help lists its options in sections."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-        params: list[Any] = self.get_params(ctx)
-        for param in params:
-            name, text = param.get_help_record(ctx)
-            if param.param_type_name == "argument":
-                sections["Arguments"].append((name.split()[0], text))
-            else:
-                sections.setdefault(param.rich_help_panel or "Options", []).append((name, text))
-        for title, records in sections.items():
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        for title, records in help_sections(self, ctx).items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
