@@ -25,7 +25,7 @@ from ..pictures.images import ImageList
 from ..pictures.preprocess import Picture, ahead, batches, is_ready, preprocess
 from ..spec import ModelSpec, Precision
 from .admission import Policy
-from .backends import BACKENDS, DEVICES, Backend, default_device, precision_settings
+from .backends import BACKENDS, Backend, default_device, model_settings
 from .backends.parallel import Parallel
 from .calls import Calls
 from .compatibility import check_compatibility, is_proven_here, repair
@@ -375,9 +375,9 @@ def open_engine(
     if backend not in BACKENDS:
         raise EngineError(f"{path} is for backend {backend!r}; this release has {', '.join(BACKENDS)}.")
     device = device or default_device(backend, precision)
-    if device not in DEVICES[backend]:
+    if device not in BACKENDS[backend]:
         raise EngineError(
-            f"{path} is for {backend}, which runs on {' or '.join(DEVICES[backend])}, not on {device!r}; "
+            f"{path} is for {backend}, which runs on {' or '.join(BACKENDS[backend])}, not on {device!r}; "
             "build an engine with `cgd-deploy build-engine --backend onnxruntime`, which runs on cpu and cuda."
         )
     if device == "cpu" and precision is Precision.TF32:
@@ -392,7 +392,7 @@ def open_engine(
         )
     check_compatibility(path, file.manifest)
     decode_threads = threads
-    options: dict[str, Any] = {"device": device, **precision_settings(backend, precision)}
+    options = model_settings(backend, device, file.manifest.spec, precision)
     if device == "cuda":
         streams, parts = streams or LANES, 1
         options["max_batch"] = file.manifest.profile["max"]
@@ -405,7 +405,7 @@ def open_engine(
         if streams > threads:
             raise InputError(f"streams={streams} cannot share threads={threads}; ask for no more streams than threads.")
     started = perf_counter()
-    runner = BACKENDS[backend](file.payload, threads=threads, streams=streams, **options)
+    runner = BACKENDS[backend][device](file.payload, threads=threads, streams=streams, **options)
     log.debug("%s: %s took %.0f ms to load the model", path, backend, 1000 * (perf_counter() - started))
     if warm_up:
         _warm_up(path, runner)

@@ -15,7 +15,7 @@ GRID = 4
 class FakeBackend(Backend):
     """Mean colours on a 4x4 grid, projected to the ``dim`` that the JSON payload names."""
 
-    def __init__(self, payload: bytes, *, device: str = "cpu", threads: int | None = None, streams: int = 1) -> None:
+    def __init__(self, payload: bytes, *, threads: int | None = None, streams: int = 1) -> None:
         self.concurrency = streams
         dim = json.loads(payload)["dim"]
         self._projection = np.random.default_rng(0).normal(size=(GRID * GRID * 3, dim)).astype(np.float32)

@@ -46,11 +46,7 @@ class OpenVinoBackend(Backend):
     Raises EngineError if the model cannot be compiled, MissingDependency without OpenVINO.
     """
 
-    def __init__(self, payload: bytes, *, device: str = "cpu", threads: int | None = None, streams: int = 1) -> None:
-        if device != "cpu":
-            raise EngineError(
-                f"OpenVINO engines run on the CPU here, not on {device!r}; build one with `--backend onnxruntime`."
-            )
+    def __init__(self, payload: bytes, *, threads: int | None = None, streams: int = 1) -> None:
         openvino = import_openvino()
         core = openvino.Core()
         settings = {

@@ -56,6 +56,7 @@ class TensorRtBackend(Backend):
     """A plan on one GPU. Each lane has an execution context for each batch bucket, and ``SHARED`` for other sizes.
 
     payload     a serialized plan with input "images" and output "descriptors"
+    threads     not used: a plan computes nothing on the CPU
     streams     lanes, see ``Streams``
     max_batch   the largest bucket, by default the plan's own limit
     graphs      CUDA graphs kept by each lane, see ``Streams``
@@ -71,15 +72,12 @@ class TensorRtBackend(Backend):
         self,
         payload: bytes,
         *,
-        device: str = "cuda",
         threads: int | None = None,
         streams: int = LANES,
         max_batch: int | None = None,
         graphs: int | None = None,
         driver: Driver | None = None,
     ) -> None:
-        if device != "cuda":
-            raise EngineError(f"TensorRT engines run on cuda, not on {device!r}; build one with --backend onnxruntime.")
         driver = driver or CudaDriver()
         trt = import_tensorrt(self.kind)
         log = _log(trt)
