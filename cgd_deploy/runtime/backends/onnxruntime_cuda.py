@@ -140,5 +140,5 @@ def _check_memory(error: Exception, what: str) -> None:
     """Raise OutOfDeviceMemory if ``error`` says that the GPU lacks the memory for ``what``."""
     if any(text in str(error) for text in NO_MEMORY):
         raise OutOfDeviceMemory(
-            f"the GPU has not the memory for {what} on ONNX Runtime ({first_line(error)}); {LESS_MEMORY}."
+            f"the GPU has too little memory for {what} on ONNX Runtime ({first_line(error)}); {LESS_MEMORY}."
         ) from error
