@@ -44,7 +44,7 @@ from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress
 from cgd_deploy.quality.comparison import retrieval_quality
 from cgd_deploy.quality.reference import products
-from cgd_deploy.runtime.backends import BACKENDS, precision_settings
+from cgd_deploy.runtime.backends import BACKENDS, model_settings
 from cgd_deploy.runtime.compatibility import check_compatibility
 from cgd_deploy.runtime.cuda.driver import CudaDriver, Driver, find_device
 from cgd_deploy.runtime.cuda.streams import Streams
@@ -152,9 +152,9 @@ def open_lanes(stack: ExitStack, path: Path, streams: int, largest: int, driver:
             f"{path} takes batches to {manifest.profile['max']}; build it with a larger one or pass --batch."
         )
     check_compatibility(path, manifest)
-    make: Any = BACKENDS[manifest.backend]
-    settings = {"streams": streams, "max_batch": largest, **precision_settings(manifest.backend, manifest.precision)}
-    backend = stack.enter_context(make(file.payload, device="cuda", driver=driver, **settings))
+    make: Any = BACKENDS[manifest.backend]["cuda"]
+    settings = model_settings(manifest.backend, "cuda", manifest.spec, manifest.precision)
+    backend = stack.enter_context(make(file.payload, streams=streams, max_batch=largest, driver=driver, **settings))
     lanes: Streams = backend.streams
     lanes.warm_up()
     return lanes

@@ -20,7 +20,7 @@ from cgd_deploy.hardware.cpu import has_fast_int8, instruction_sets
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.runtime.backends import BACKENDS, DEVICES, Backend, default_device, precision_settings
+from cgd_deploy.runtime.backends import BACKENDS, Backend, default_device, model_settings
 from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.runtime.backends.tensorrt import MODULES
 from cgd_deploy.runtime.compatibility import check_compatibility
@@ -211,7 +211,7 @@ def engine_from_onnx(
         images = np.concatenate([golden, *(pixels for _, pixels in batches(pictures, metadata.spec, BATCH))])
         compared = slice(len(golden), None)
     if runs_here:
-        descriptors = _engine_descriptors(backend, precision, plan, images)
+        descriptors = _engine_descriptors(backend, metadata.spec, precision, plan, images)
     else:
         descriptors = run_onnx(rounded(typed), images, BATCH)
     if not np.isfinite(descriptors).all():
@@ -227,7 +227,7 @@ def engine_from_onnx(
 
 def _with_range(recipe: Recipe, reduced: bool | None, backend: str) -> Recipe:
     """``recipe`` with the range of weights that was asked for, or else the one that this CPU needs."""
-    needed = "cpu" in DEVICES[backend] and not has_fast_int8()
+    needed = "cpu" in BACKENDS[backend] and not has_fast_int8()
     return replace(recipe, reduced_range=recipe.reduced_range or needed if reduced is None else reduced)
 
 
@@ -265,8 +265,8 @@ def _check_precision(backend: str, precision: Precision) -> None:
         raise ExportError(
             f"{backend} computes FP16 slower than FP32 on a CPU; use --int8 or --fp32, or --backend tensorrt-rtx."
         )
-    if precision is Precision.TF32 and "cuda" not in DEVICES[backend]:
-        able = [name for name in LAYOUTS if "cuda" in DEVICES[name]]
+    if precision is Precision.TF32 and "cuda" not in BACKENDS[backend]:
+        able = [name for name in LAYOUTS if "cuda" in BACKENDS[name]]
         raise ExportError(
             f"{backend} runs on CPUs, which have no TF32; use --fp32, or for an NVIDIA GPU --backend "
             f"{', '.join(able[:-1])} or {able[-1]}."
@@ -303,7 +303,7 @@ def _opened(backend: str, typed: onnx.ModelProto) -> Backend:
     """The graph on the runtime that will run the engine, or, for a plan that is yet to be built, on ONNX Runtime."""
     if backend in MODULES:
         return open_onnx(rounded(typed))
-    return BACKENDS[backend](typed.SerializeToString(), device=DEVICES[backend][0])
+    return BACKENDS[backend]["cpu"](typed.SerializeToString())
 
 
 def _built(
@@ -333,7 +333,9 @@ def _runs_here(path: str | Path, manifest: Manifest) -> bool:
     return True
 
 
-def _engine_descriptors(backend: str, precision: Precision, plan: Plan, images: NDArray[np.uint8]) -> Descriptors:
-    device, settings = default_device(backend, precision), precision_settings(backend, precision)
-    with BACKENDS[backend](plan.payload, device=device, **settings) as runner:
+def _engine_descriptors(
+    backend: str, spec: ModelSpec, precision: Precision, plan: Plan, images: NDArray[np.uint8]
+) -> Descriptors:
+    device = default_device(backend, precision)
+    with BACKENDS[backend][device](plan.payload, **model_settings(backend, device, spec, precision)) as runner:
         return run_in_batches(runner, images, BATCH)

@@ -162,8 +162,7 @@ class NoisyBackend(FakeBackend):
 @pytest.fixture
 def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines for backend "noisy" can be loaded."""
-    monkeypatch.setitem(engine.BACKENDS, "noisy", NoisyBackend)
-    monkeypatch.setitem(engine.DEVICES, "noisy", ("cpu",))
+    monkeypatch.setitem(engine.BACKENDS, "noisy", {"cpu": NoisyBackend})
 
 
 def write_fake_engine(path: Path, spec: ModelSpec = FAKE_SPEC, noise: float = 0.0, **changes: Any) -> Path:

@@ -69,6 +69,24 @@ with load(sys.argv[1]) as engine:
     assert python(code, engines["onnxruntime", "int8"], pictures, blocked=blocked) == "(3, 96)\n"
 
 
+def test_an_engine_for_cuda_is_loaded_without_onnx(engines):
+    """The device and ONNX Runtime are imagined; the engine file, its ONNX model and all of our code are real."""
+    code = """
+sys.path.append(sys.argv[2])
+from fake_cuda import FakeDriver
+from fake_onnxruntime import FakeOnnxRuntime
+from cgd_deploy import load
+from cgd_deploy.runtime.backends import onnxruntime_cuda
+driver = FakeDriver()
+onnxruntime_cuda.import_onnxruntime, onnxruntime_cuda.CudaDriver = FakeOnnxRuntime, lambda: driver
+with load(sys.argv[1], device="cuda", warm_up=False) as engine:
+    print(engine.device, engine._backend.streams.layout.image_shape)
+driver.assert_empty()
+"""
+    found = python(code, engines["onnxruntime", "fp32"], Path(__file__).parent, blocked=HEAVY)
+    assert found == "cuda (64, 64, 3)\n"
+
+
 MAIN = """
 from cgd_deploy.cli.app import main
 sys.argv = ["cgd-deploy", *sys.argv[1:]]

@@ -122,8 +122,8 @@ def rebuilt(path: Path, change: dict[str, bytes], *more: tuple[str, bytes], kind
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([("../../evil", b"x")], r"a member named '\.\./\.\./evil', which is no plain name"),
-        ([("/etc/evil", b"x")], "no plain name"),
+        ([("../../evil", b"x")], r"a member named '\.\./\.\./evil', which is not a plain name"),
+        ([("/etc/evil", b"x")], "not a plain name"),
         ([(GOLDEN_IMAGES, b"x")], "two members of one name"),
         ([("extra.bin", b"x")], "'extra.bin' .* does not have the checksum"),
     ],

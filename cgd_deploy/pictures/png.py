@@ -1,7 +1,6 @@
-"""PNG files without their metadata, for files whose metadata Pillow refuses. Decodes nothing.
+"""Removes the metadata of PNG files whose metadata Pillow refuses. Decodes nothing.
 
-Pillow's own limits on text stay as they are: they belong to the whole process, and they keep small files from taking
-much memory.
+Raising Pillow's limits on text would change them for the whole process, and let small files take much memory.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 ORIENTED_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
-"""The keywords of texts that can say how a picture is turned."""
+"""Keywords of texts that may hold the orientation of a picture."""
 
 
 def without_metadata(file: BinaryIO) -> Iterator[BinaryIO]:
     """Yield the PNG ``file`` with its pixels and its orientation, then with its pixels alone; nothing for other files.
 
-    The first frame of an animation is kept. Memory is needed for the chunks that are kept.
+    Keeps the first frame of an animation. Holds the kept chunks in memory.
     """
     for oriented in (True, False):
         file.seek(0)

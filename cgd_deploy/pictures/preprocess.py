@@ -1,6 +1,6 @@
-"""From a picture to the pixels a model sees, for training evaluation, calibration, runtime and tests alike.
+"""Turns a picture into the pixels of a model's input, for training evaluation, calibration, runtime and tests alike.
 
-Mean and standard deviation are not applied here; they are in the graph.
+Does not apply mean and standard deviation, which are in the graph.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ from .rgb import upright_rgb
 
 MIN_SIDE = 8
 TILE = (322, 323)
-"""TIFF's tags for width and height of what is decoded at a time."""
+"""TIFF's tags for width and height of a tile, which Pillow decodes at a time."""
 FAST_DECODE_MARGIN = 2
-"""Times the resized picture that a fast decode leaves at least, for the antialiased resize to work on."""
+"""A fast decode keeps both sides at least this many times as long as the resized picture, for antialiasing."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Picture = str | Path | bytes | Image.Image | NDArray[Any]
 Attempt = NDArray[np.uint8] | InputError
-"""What became of a picture: uint8 [H, W, 3] at the spec's input size, or why it cannot be used."""
+"""The pixels of a picture, uint8 [H, W, 3] at the spec's input size, or the reason why it cannot be used."""
 
 
 def decode(source: Picture, box: Box | None = None, least: int | None = None) -> Image.Image:
     """Open a picture as upright RGB, cropped to ``box`` (x1, y1, x2, y2 in pixels of the upright picture).
 
     source   a path, encoded bytes, a Pillow image, or a uint8 array [H, W, 3] in RGB
-    least    a JPEG file without box may come at 1/2, 1/4 or 1/8 of its size, while both sides are at least so long
-    Transparent pixels lie on white; grey, CMYK and more than 8 bits are converted as in ``upright_rgb``.
+    least    pixels; a JPEG file without box may be decoded at 1/2, 1/4 or 1/8 of its size, if both sides stay as long
 
-    Raises InputError for anything that is not a picture of at least 8x8 pixels, and within ``limits()``.
+    Transparent pixels become white. ``upright_rgb`` converts grey, CMYK and more than 8 bits.
+
+    Raises InputError for a source that is not a picture, is smaller than 8x8 pixels, or exceeds ``limits()``.
     """
     name = _name(source)
     try:
@@ -72,11 +73,11 @@ def preprocess(
 ) -> NDArray[np.uint8]:
     """Decode, crop to ``box``, and resize as the spec says: uint8 [H, W, 3] in RGB.
 
-    source        as in ``decode``; an array of the spec's input size is returned as it is, unless there is a box
-    fast_decode   JPEG files of at least four times the size that they are resized to are decoded smaller, by the first
-                  terms of their cosine transform; a pixel then differs by about one level of 255 on average
+    source        as in ``decode``; an array of the spec's input size is returned unchanged, unless there is a box
+    fast_decode   decode JPEG files of at least four times the resized size at a smaller size, from the first terms of
+                  their cosine transform; a pixel then differs by about one level of 255 on average
 
-    Raises InputError as ``decode`` does, and for a picture so narrow that its resized form is beyond ``limits()``.
+    Raises InputError as ``decode`` does, and for a narrow picture whose resized form exceeds ``limits()``.
     """
     if box is None and is_ready(source, spec):
         return source
@@ -94,14 +95,14 @@ def crop(image: Image.Image, box: Box | None, name: str = "the picture") -> Imag
     if box is None:
         return image
     x1, y1 = box[:2]
-    x2, y2 = min(box[2], image.width), min(box[3], image.height)  # some boxes of CUB200 and CARS196 reach beyond
+    x2, y2 = min(box[2], image.width), min(box[3], image.height)  # some boxes of CUB200 and CARS196 exceed the picture
     if min(x1, y1) < 0 or min(x2 - x1, y2 - y1) < MIN_SIDE:
         raise InputError(f"box {box} does not cut at least {MIN_SIDE}x{MIN_SIDE} pixels out of {name} ({image.size}).")
     return image.crop((x1, y1, x2, y2))
 
 
 def is_ready(source: Picture, spec: ModelSpec) -> TypeGuard[NDArray[np.uint8]]:
-    """Whether ``preprocess`` returns ``source`` as it is: uint8 [H, W, 3] of the spec's input size."""
+    """Whether ``preprocess`` returns ``source`` unchanged: uint8 [H, W, 3] of the spec's input size."""
     return isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (*spec.input_size, 3)
 
 
@@ -131,9 +132,10 @@ def batches(
 ) -> Generator[tuple[list[int], NDArray[np.uint8]], None, None]:
     """Yield (indices, uint8 [n, H, W, 3]) in list order, decoding ahead in ``workers`` threads.
 
-    workers   each holds one whole picture while it decodes; None: every core that this process may use
-
-    A bad picture is reported to ``on_error`` and left out; without ``on_error`` its InputError is raised.
+    workers    threads, each of which holds one whole picture while it decodes; None: one for each core this process
+               may use
+    on_error   called with the index and the InputError of each picture that cannot be used; the picture is left out.
+               None: the InputError is raised
     """
 
     def attempt(index: int) -> Attempt:
@@ -152,7 +154,7 @@ def gathered(
     batch_size: int,
     on_error: Callable[[int, InputError], None] | None = None,
 ) -> Generator[tuple[list[int], NDArray[np.uint8]], None, None]:
-    """Gather the pictures of a list, which ``attempts`` yields in order, as ``batches`` does; closes ``attempts``."""
+    """Gather the pictures that ``attempts`` yields in list order into batches, see ``batches``. Closes ``attempts``."""
     indices: list[int] = []
     pixels: list[NDArray[np.uint8]] = []
     with closing(attempts):
@@ -174,7 +176,7 @@ def gathered(
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, depth: int
 ) -> Generator[Result, None, None]:
-    """``map(function, items)`` in order, in ``workers`` threads with ``depth`` results made or under way."""
+    """``map(function, items)`` in order, in ``workers`` threads, with at most ``depth`` results not yet yielded."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         try:
@@ -189,7 +191,7 @@ def ahead(
 
 
 def check_sides(image: Image.Image, name: str) -> None:
-    """Raise InputError that starts with ``name`` if the picture is too small, or has more pixels than the limit."""
+    """Raise InputError, with ``name`` for the picture, if it is too small or has more pixels than the limit."""
     width, height = image.size
     if min(width, height) < MIN_SIDE:
         raise InputError(f"{name} is {width}x{height} pixels; expected {MIN_SIDE}x{MIN_SIDE} or more.")
@@ -203,7 +205,7 @@ def _name(source: Picture) -> str:
 
 
 def _decoded(source: Picture, name: str, least: int | None) -> Image.Image:
-    """The upright picture in RGB; raises what Pillow raises."""
+    """The upright picture in RGB. Errors of Pillow pass through."""
     if isinstance(source, (str, Path)):
         check_file(source, "picture_bytes")
         with open(source, "rb") as file:
@@ -217,7 +219,7 @@ def _decoded(source: Picture, name: str, least: int | None) -> Image.Image:
 
 
 def _from_file(source: str | Path | BinaryIO, file: BinaryIO, name: str, least: int | None) -> Image.Image:
-    """Read ``source``; if Pillow refuses it and it is a PNG, read ``file``, the same again, without its metadata."""
+    """Read ``source``. If Pillow refuses a PNG, read it again from ``file``, the same bytes, without its metadata."""
     errors: list[Exception] = []
     for reading in chain([source], without_metadata(file)):
         try:
@@ -244,7 +246,7 @@ def _from_array(source: object, name: str) -> Image.Image:
 
 
 def _drop_directories(image: Image.Image) -> None:
-    """Make Pillow skip a TIFF file's EXIF and GPS directories: it reads them with the pixels, and may fail at them."""
+    """Make Pillow skip the EXIF and GPS directories of a TIFF file, which it reads with the pixels and may fail at."""
     if image.format == "TIFF":
         exif = image.getexif()
         for tag in [tag for tag in exif if tag in TAGS_V2_GROUPS]:

@@ -1,6 +1,6 @@
 """Turns a decoded Pillow image into upright 8-bit RGB: scales deeper grey, and lays transparent pixels on white.
 
-The scale is what the file declares. It never depends on the pixels, or descriptors would.
+The file declares the scale. If the scale depended on the pixels, descriptors would too.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""The turn that makes a picture upright, by EXIF orientation."""
 
 KEY_FACTORS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
-"""PNG files whose pixels Pillow scales to 8 bits, but not the colour that counts as transparent."""
+"""Factors for the transparent colour of PNG files, by raw mode: Pillow scales the pixels to 8 bits, not this colour."""
 
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 SMALLEST, LARGEST = (340, 280), (341, 281)
@@ -37,16 +37,16 @@ SMALLEST, LARGEST = (340, 280), (341, 281)
 UNSIGNED = 1
 WHITE_IS_ZERO = 0
 SCALED_TO_16_BITS = ("PNG", "PPM")
-"""Formats whose grey of more than 8 bits Pillow gives from 0 to 65535, in some of its releases as mode I."""
+"""Formats whose grey of more than 8 bits Pillow scales to 0 to 65535; some releases of Pillow give mode I."""
 UNUSED_BITS = 4
-"""A picture that leaves so many of its 16 bits unused would come out almost black: it has 12 bits or fewer."""
+"""A picture that leaves this many of its 16 bits unused has 12 bits or fewer, and its high bytes are almost black."""
 
 
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """A copy of ``image`` in mode RGB, turned as its EXIF says, with white behind transparent pixels.
 
     Pixels of 16 bits keep their high byte. Other grey of more than 8 bits is scaled by the range that its file
-    declares. Metadata that cannot be read counts as none.
+    declares. Unreadable metadata is ignored.
 
     Raises InputError for values whose range the file does not declare.
     """
@@ -62,14 +62,14 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How a file stores its pixels, by Pillow's name; "" for an image that is loaded."""
+    """Pillow's name for the way a file stores its pixels; "" for a loaded image."""
     tiles = getattr(image, "tile", ())
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def upright_turn(image: Image.Image) -> Image.Transpose | None:
-    """What turns ``image`` upright, by its EXIF orientation; None for upright ones and for EXIF that is damaged."""
+    """The turn that makes ``image`` upright, by its EXIF orientation; None for an upright image and damaged EXIF."""
     try:
         return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow raises a dozen unrelated types for damaged EXIF
@@ -86,7 +86,7 @@ def _on_white(image: Image.Image, stored_as: str) -> Image.Image:
     if image.mode != "RGBA":
         image = image.convert("RGBA")
     if is_bmp and image.getchannel("A").getextrema() == (0, 0):
-        return image.convert("RGB")  # many programs leave the fourth byte of BMP empty, and viewers then ignore it
+        return image.convert("RGB")  # many programs write 0 there, and viewers ignore it
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image)
     return white
@@ -111,7 +111,7 @@ def _is_signed(image: Image.Image) -> bool:
 
 
 def _scaled(values: NDArray[Any], tags: Mapping[int, Any], name: str) -> NDArray[np.uint8]:
-    """Float or signed values [H, W] by the smallest and the largest value that the tags declare."""
+    """Scale float or signed values [H, W] from the range that the tags declare to 0..255."""
     largest, smallest = _numbers(tags, *LARGEST), _numbers(tags, *SMALLEST) or [0.0]
     if not largest or not -math.inf < smallest[0] < largest[0] < math.inf:
         raise InputError(
@@ -125,7 +125,7 @@ def _scaled(values: NDArray[Any], tags: Mapping[int, Any], name: str) -> NDArray
 
 
 def _high_byte(values: NDArray[Any], image: Image.Image, name: str) -> NDArray[np.uint8]:
-    """Unsigned values [H, W] without the bits below the highest eight."""
+    """The highest eight bits of unsigned values [H, W]."""
     tags = getattr(image, "tag_v2", {})
     has_16_bits = image.mode.startswith("I;16") or image.format in SCALED_TO_16_BITS
     stored = int(_numbers(tags, BITS)[0]) if tags else 16 if has_16_bits else 32
@@ -135,7 +135,7 @@ def _high_byte(values: NDArray[Any], image: Image.Image, name: str) -> NDArray[n
             f"{name} is grey of 32-bit integers and declares no range; convert the picture to 8 bits, or to "
             "TIFF with the tag SMaxSampleValue."
         )
-    if declared is None and stored == 16 and image.format != "PPM":  # which declares its largest value
+    if declared is None and stored == 16 and image.format != "PPM":  # PPM declares its largest value
         _check_brightness(int(values.max()), 16, name)
     if values.dtype == np.int32:
         values = values.view(np.uint32)
@@ -143,18 +143,19 @@ def _high_byte(values: NDArray[Any], image: Image.Image, name: str) -> NDArray[n
 
 
 def _check_colour(image: Image.Image, name: str) -> None:
-    """Refuse 16-bit colour that holds fewer bits: Pillow keeps the high byte only."""
+    """Raise InputError for 16-bit colour that uses fewer bits, because Pillow keeps only the high byte."""
     bits = _declared_bits(getattr(image, "tag_v2", {}))
     if bits is not None and bits < 16:
         raise InputError(
-            f"{name} is 16-bit colour of {bits} bits by its tag, which cannot be read; convert the picture to 8 bits."
+            f"{name} is 16-bit colour of {bits} bits by its tag, which Pillow does not scale; convert the picture to "
+            "8 bits."
         )
     if bits is None and image.mode in ("RGB", "RGBA"):
         _check_brightness(int(np.max(image.getextrema()[:3])), 8, name)
 
 
 def _check_brightness(largest: int, bits: int, name: str) -> None:
-    """Raise InputError if no value uses the four highest of 16 bits; ``largest`` has the highest ``bits`` of them."""
+    """Raise InputError if no value uses the four highest of 16 bits. ``largest`` is given by its ``bits`` high bits."""
     if 0 < largest < 1 << (bits - UNUSED_BITS):
         raise InputError(
             f"{name} has values of 16 bits, none of which uses the highest {UNUSED_BITS}, as in pictures of "
@@ -163,18 +164,18 @@ def _check_brightness(largest: int, bits: int, name: str) -> None:
 
 
 def _declared_bits(tags: Mapping[int, Any]) -> int | None:
-    """Bits that hold the largest value that a TIFF file declares.
+    """Bits of the largest value that a TIFF file declares, or None.
 
-    Some writers declare the largest pixel that they found, so the range is rounded up to whole bits.
+    Some programs declare the largest pixel in the file, so the range is rounded up to whole bits.
     """
     largest = _numbers(tags, *LARGEST)
     return max(8, int(largest[0]).bit_length()) if largest and 0 < largest[0] < 1 << 32 else None
 
 
 def _numbers(tags: Mapping[int, Any], *names: int) -> list[float]:
-    """The values of the first of these tags that is there and holds numbers."""
+    """The values of the first of these tags that holds numbers; an empty list if none does."""
     for name in names:
-        with suppress(Exception):  # what Pillow raises for a damaged tag
+        with suppress(Exception):  # Pillow raises many types for a damaged tag
             value = tags[name]
             return [float(number) for number in (value if isinstance(value, tuple) else (value,))]
     return []

@@ -1,6 +1,6 @@
-"""The queue of an engine: a bounded number of requests wait for a decoder, are being decoded, or wait for a batch.
+"""The queue of an engine: a bounded number of requests that wait for a decoder, are decoded, or wait for a batch.
 
-Decides who gets a place, who is shed, and when a batch leaves. Starts no threads; reads no pictures.
+Decides which requests get a place, and when a batch leaves. Starts no threads and reads no pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import DeadlineExceeded, EngineError, InputError, Overloaded
 from .descriptors import Descriptor
 
 Pixels: TypeAlias = NDArray[np.uint8]
-"""Of one picture, uint8 [H, W, 3]."""
+"""The pixels of one picture, uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class Policy:
 
     max_batch   pictures of a full batch, which leaves as soon as a worker is free
     max_delay   seconds that the oldest picture of a partial batch waits for others
-    enough      batches in flight that keep the backend busy: a partial batch only leaves while fewer are
+    enough      batches in flight that keep the backend busy; a partial batch leaves only while fewer are in flight
     """
 
     max_batch: int
@@ -38,12 +38,12 @@ class Policy:
     enough: int
 
     def wait(self, waiting: int, waited: float, in_flight: int, closed: bool = False) -> float:
-        """Seconds until a batch leaves if nothing else happens: 0 is now, inf is never.
+        """Seconds until a batch leaves if nothing else happens: 0 for now, inf for never.
 
-        waiting     pictures that wait
-        waited      seconds that the oldest of them has waited
+        waiting     decoded pictures that wait for a batch
+        waited      seconds that the oldest of these pictures has waited
         in_flight   batches that are being computed
-        closed      no more pictures come, so there is nothing to wait for
+        closed      whether the queue refuses further pictures, so that a partial batch has nothing to wait for
         """
         if waiting == 0:
             return inf
@@ -75,7 +75,7 @@ class Request:
         self.expires = inf if timeout_ms is None else self.ready + timeout_ms / 1000
 
     def late(self) -> DeadlineExceeded | None:
-        """The error for a picture whose timeout is over; None while it is not."""
+        """The error for a picture whose timeout has passed, else None."""
         if monotonic() < self.expires:
             return None
         return DeadlineExceeded(
@@ -84,17 +84,17 @@ class Request:
         )
 
     def fail(self, error: BaseException) -> None:
-        """Give ``error`` to the caller, unless the caller has cancelled. Only for a request that left the queue."""
+        """Give ``error`` to the caller, unless the caller has cancelled. The request must have left the queue."""
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
 class Queue:
-    """Requests from their admission until their batch leaves. Threads share it.
+    """Holds requests from their admission until their batch leaves. Threads share it.
 
-    places   requests that may be in it; one more raises Overloaded
+    places   the most requests in the queue; one more raises Overloaded
     policy   when a batch leaves
-    lock     is reentrant. Whoever removes a request under it answers its future, so every future is answered once
+    lock     guards the queue; reentrant. The thread that removes a request answers its future, so each is answered once
     """
 
     def __init__(self, places: int, policy: Policy) -> None:
@@ -127,7 +127,7 @@ class Queue:
                 self._add_decoded(request)
 
     def next_undecoded(self) -> Request | None:
-        """Wait for a request to decode, which ``decoded`` brings back; None if there will be no more."""
+        """Wait for a request to decode; None if the queue is closed. The caller then calls ``decoded``."""
         with self.lock:
             while not self._undecoded:
                 if self._closed:
@@ -138,7 +138,7 @@ class Queue:
             return request
 
     def decoded(self, request: Request, outcome: Pixels | BaseException) -> None:
-        """Let ``request`` wait for a batch with its pixels, or fail it. Does nothing if it was cancelled meanwhile."""
+        """Store the pixels of ``request`` for a batch, or fail the request. Does nothing for a cancelled request."""
         with self.lock:
             if self._decoding.pop(request.future, None) is None:
                 return
@@ -150,9 +150,9 @@ class Queue:
         request.fail(outcome)
 
     def next_batch(self) -> list[Request] | None:
-        """Wait until a batch leaves, which is in flight until ``finished``; None if there will be no more.
+        """Wait for the next batch, which is in flight until ``finished``; None if the queue is closed and empty.
 
-        Requests whose timeout is over fail here and do not count; if all do, the batch is empty.
+        Requests whose timeout has passed fail here and leave the batch, which may then be empty.
         """
         with self.lock:
             while wait := self._policy.wait(len(self._decoded), self._waited(), self._in_flight, self._closed):
@@ -167,7 +167,7 @@ class Queue:
         return batch
 
     def finished(self) -> None:
-        """A batch is no longer in flight."""
+        """Count one batch less in flight."""
         with self.lock:
             self._in_flight -= 1
             if self._decoded:
@@ -196,7 +196,7 @@ class Queue:
         return monotonic() - next(iter(self._decoded.values())).ready if self._decoded else 0.0
 
     def _take(self) -> tuple[list[Request], list[tuple[Request, DeadlineExceeded]]]:
-        """The oldest requests, a full batch at most, and beside them the late ones with their errors."""
+        """Remove the oldest requests: at most a full batch, and the late requests before its end with their errors."""
         batch: list[Request] = []
         late: list[tuple[Request, DeadlineExceeded]] = []
         while self._decoded and len(batch) < self._policy.max_batch:
@@ -208,12 +208,12 @@ class Queue:
         return batch, late
 
     def _forget_cancelled(self, future: Future[Descriptor]) -> None:
-        """Give back the place of a request that its caller has cancelled."""
+        """Free the place of a request that its caller has cancelled."""
         if not future.cancelled():
             return
         with self.lock:
             if not any(part.pop(future, None) for part in self._parts):
-                return  # it has left the queue, and whoever took it notices
+                return  # a thread has taken the request, and sees that it is cancelled
             self._wake_if_over()
         future.set_running_or_notify_cancel()
 

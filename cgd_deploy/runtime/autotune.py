@@ -1,4 +1,4 @@
-"""Measuring which threads, streams and batch size run an engine fastest here, and keeping that beside the engine."""
+"""Measures which threads, streams and batch size run an engine fastest on this machine, and writes them beside it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECONDS = 20.0
 
 
 def check_tunable(backend: str, precision: Precision) -> None:
-    """Raise InputError for an engine that runs on a GPU only."""
+    """Raise InputError for an engine that runs on a GPU by default."""
     if default_device(backend, precision) == "cuda":
         raise InputError(
             f"autotuning chooses settings for CPUs, and {backend} runs {precision.value} on a GPU; leave "
@@ -39,14 +39,16 @@ def autotune(
     seconds: float | None = None,
     on_progress: Callable[[str, float], None] = lambda what, done: None,
 ) -> Manifest:
-    """Time the CPU engine at ``path`` in every setting worth it, in turns, and keep the result beside it.
+    """Time the CPU engine at ``path`` in the settings of ``candidates``, in turns, and write the result beside it.
 
-    batches   sizes to try, None for 1, 2, 4, ... 32
-    seconds   of timing in all, None for 20; at least 12 timed calls of each setting are made
+    batches       batch sizes to try, None: 1, 2, 4, ... 32
+    seconds       seconds of timing in all, None: 20; each setting is timed at least 12 times
+    on_progress   called with the name of the step and the fraction done
 
-    The engine file stays as it is; tunings of other machines stay too. Returns the manifest with the ``tuning`` of this
-    machine, which ``load`` follows on machines like it. Raises EngineError for an engine that cannot be loaded here,
-    InputError for one that runs on a GPU or lies where nothing can be written.
+    Changes neither the engine file nor the tunings of other machines. Returns the manifest with the ``tuning`` of this
+    machine, which ``load`` uses on machines like this one.
+    Raises EngineError for an engine that cannot be loaded here; InputError for an engine on a GPU, or a folder that
+    cannot be written.
     """
     file = read_engine(path)
     manifest = file.manifest

@@ -12,9 +12,9 @@ from ..errors import EngineError
 class Calls:
     """The running calls of one resource. Threads share it; ``with calls:`` is one call.
 
-    A call inside a call of the same thread is a part of that call.
+    A nested call of the same thread belongs to the outer call.
 
-    name   the resource, for the error that a call gets after ``refuse``
+    name   the name of the resource in error messages
     free   frees the resource; ``close`` calls it once
     """
 
@@ -28,14 +28,14 @@ class Calls:
         self.closed = False
 
     def check(self) -> None:
-        """Raises EngineError if further calls are refused."""
+        """Raise EngineError if further calls are refused."""
         if self.closed:
             raise EngineError(f"{self._name} is closed; load it again.")
 
     def enter(self) -> bool:
-        """Begin a call of the current thread; False if it is refused. ``leave`` ends it."""
+        """Begin a call of the current thread; False if the call is refused. ``leave`` ends the call."""
         thread = get_ident()
-        # No lock while open: a call is first written down, then looks at ``closed``; ``close`` does it the other way.
+        # No lock is needed: a call is added first and then reads ``closed``; ``close`` sets it first, then reads calls.
         self._threads.append(thread)
         if self.closed and self._threads.count(thread) == 1:
             self.leave()
@@ -43,9 +43,9 @@ class Calls:
         return True
 
     def enter_thread(self, thread: Thread) -> None:
-        """Count a started thread as a running call, even after ``refuse``; that thread calls ``leave``.
+        """Count a started thread as a running call, even after ``refuse``. The thread calls ``leave``.
 
-        The caller makes sure that another call runs meanwhile, and that the thread does not leave before this returns.
+        Another call must run meanwhile, and the thread must not leave before this function returns.
         """
         self._threads.append(thread.ident or 0)
 
@@ -59,15 +59,15 @@ class Calls:
                     self._free_once()
 
     def refuse(self) -> bool:
-        """Refuse further calls; False if they were refused already."""
+        """Refuse further calls; False if calls were refused already."""
         with self._change:
             was_open, self.closed = not self.closed, True
         return was_open
 
     def close(self) -> None:
-        """Refuse further calls, wait for the running ones, then free the resource. In a fork: nothing.
+        """Refuse further calls, wait for the running calls, then free the resource. Does nothing in a forked process.
 
-        Inside a call it returns at once, and the last call frees the resource: a thread cannot wait for itself.
+        Inside a call, ``close`` returns at once and the last call frees the resource: a thread cannot wait for itself.
         """
         if os.getpid() != self._process:
             return

@@ -1,6 +1,6 @@
-"""Whether this machine can run an engine, from the manifest alone.
+"""Decides from the manifest whether this machine can run an engine.
 
-TensorRT itself crashes or says little about a plan for another machine, and CPU runtimes compute wrong INT8 in silence.
+TensorRT crashes or says little about a plan for another machine. Libraries for CPUs compute wrong INT8 and say nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ AMPERE = "8.0"
 
 
 def check_compatibility(path: str | Path, manifest: Manifest) -> None:
-    """Pass if the payload is no plan, or one for the GPU and the TensorRT that are here; for TF32, if the GPU has it.
+    """Check that this machine's TensorRT and GPU can run a plan, and that the GPU has TF32 for a TF32 engine.
 
-    Raises EngineError or MissingDependency in one sentence that names what is missing or expected and what mends it.
+    Raises EngineError or MissingDependency in one sentence that says what is expected and what to do.
     """
     if manifest.precision is Precision.TF32:
         device = find_device()
@@ -40,10 +40,10 @@ def check_compatibility(path: str | Path, manifest: Manifest) -> None:
 
 
 def is_proven_here(manifest: Manifest) -> bool:
-    """Whether a CPU engine may run without a replay of its golden pictures.
+    """Whether a CPU engine may run without a self-test.
 
-    INT8 may not where the CPU differs from the one that built the engine, or has no VNNI, AMX or i8mm: there, runtimes
-    add products of 8-bit codes in 16 bits, and the sums saturate.
+    An INT8 engine may not if it was built on another CPU, or if this CPU has no VNNI, AMX or i8mm: libraries then add
+    products of 8-bit codes in 16 bits, and the sums saturate.
     """
     if manifest.precision is not Precision.INT8:
         return True
@@ -52,7 +52,7 @@ def is_proven_here(manifest: Manifest) -> bool:
 
 
 def repair(manifest: Manifest) -> str:
-    """What the user can do about an engine that gives other descriptors here than when it was built."""
+    """What the user can do about an engine that fails its self-test here."""
     if manifest.precision is not Precision.INT8 or manifest.backend in MODULES or has_fast_int8():
         return "build it again on this machine"
     return (
@@ -62,7 +62,7 @@ def repair(manifest: Manifest) -> str:
 
 
 def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Device) -> None:
-    """Raise EngineError unless ``installed`` (a TensorRT version) on ``device`` runs the plan of this manifest."""
+    """Raise EngineError unless TensorRT of version ``installed`` runs the plan of this manifest on ``device``."""
     built = str(manifest.builder.get("version"))
     if not (installed == built or (manifest.builder.get("version_compatible") and _newer(installed, built))):
         raise EngineError(
@@ -85,9 +85,9 @@ def check_plan(path: str | Path, manifest: Manifest, installed: str, device: Dev
 
 
 def check_tf32(engine: str, backend: str, capability: str, gpu: str) -> None:
-    """Raise EngineError for a compute capability without TF32, where libraries would compute FP32 and say nothing.
+    """Raise EngineError for a compute capability without TF32: libraries would compute FP32 and say nothing.
 
-    engine, gpu   what the sentence calls them
+    engine, gpu   names of the engine and the GPU in the error message
     """
     if _numbers(capability) < _numbers(AMPERE):
         raise EngineError(
@@ -97,7 +97,7 @@ def check_tf32(engine: str, backend: str, capability: str, gpu: str) -> None:
 
 
 def check_library(path: str | Path, manifest: Manifest, trt: Any, device: Device) -> None:
-    """Raise EngineError if TensorRT-RTX runs no plan at all on this device, whatever the plan was built for."""
+    """Raise EngineError if this release of TensorRT-RTX runs no plan at all on this device."""
     supported = compute_capabilities(trt)
     if supported and device.compute_capability not in supported:
         raise EngineError(

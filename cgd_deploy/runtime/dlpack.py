@@ -1,4 +1,4 @@
-"""Reads DLPack capsules of arrays on a device: address, shape and dtype. Copies and frees nothing."""
+"""Reads address, shape and dtype from DLPack capsules of arrays on a device. Copies and frees nothing."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 CUDA, CUDA_MANAGED = 2, 13
-"""DLDeviceType of memory that belongs to a CUDA device."""
+"""DLDeviceType of CUDA memory and of managed CUDA memory."""
 READ_ONLY = 1
 TYPE_NAMES = {0: "int", 1: "uint", 2: "float", 3: "opaque", 4: "bfloat", 5: "complex", 6: "bool"}
-"""DLDataTypeCode -> a name to which the number of bits is added."""
+"""Names by DLDataTypeCode; ``read`` appends the number of bits."""
 NEWEST = (1, 0)
-"""The newest layout that is read here; producers may answer with the one that has no version."""
+"""The newest layout that ``read`` knows. Libraries may also answer with the old layout, which has no version."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
     """An array as its library describes it.
 
-    strides     bytes from one element to the next in each dimension, None: C-contiguous
-    read_only   whether the library forbids others to write; False if it does not say
+    strides     bytes from one element to the next in each dimension; None: C-contiguous
+    read_only   whether the library forbids writing; False if the library does not say
     """
 
     pointer: int
@@ -63,20 +63,20 @@ _address_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char
 
 
 def export(array: Any, stream: int) -> Any:
-    """The capsule of an array on CUDA; its library makes ``stream`` wait for its own work on the array.
+    """The capsule of an array on CUDA. The array's library makes ``stream`` wait for the library's work on the array.
 
-    stream   a handle; 1 is the legacy default stream, 2 the one of each thread
+    stream   a handle; 1 is the legacy default stream, 2 the per-thread default stream
 
-    Raises whatever the library raises.
+    Raises every error of the library.
     """
     try:
         return array.__dlpack__(stream=stream, max_version=NEWEST)
-    except TypeError:  # a library older than max_version, or a real error, which comes again
+    except TypeError:  # an old library without max_version; another error comes again
         return array.__dlpack__(stream=stream)
 
 
 def read(capsule: Any) -> Exported:
-    """What is in a capsule, valid as long as its array lives. Raises ValueError for another object or layout."""
+    """The array in a capsule, valid while the array lives. Raises ValueError for another object or layout."""
     if _has_name(capsule, b"dltensor_versioned"):
         managed = _Versioned.from_address(_address_in(capsule, b"dltensor_versioned"))
         if managed.major != NEWEST[0]:

@@ -1,4 +1,4 @@
-"""Engine: pictures in, unit descriptors out, on the backend that its file was built for."""
+"""Engine: turns pictures into unit descriptors, on the backend that its file was built for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..pictures.images import ImageList
 from ..pictures.preprocess import Picture, ahead, batches, is_ready, preprocess
 from ..spec import ModelSpec, Precision
 from .admission import Policy
-from .backends import BACKENDS, DEVICES, Backend, default_device, precision_settings
+from .backends import BACKENDS, Backend, default_device, model_settings
 from .backends.parallel import Parallel
 from .calls import Calls
 from .compatibility import check_compatibility, is_proven_here, repair
@@ -41,15 +41,25 @@ log = logging.getLogger(__name__)
 
 SELF_TEST_COSINE = 0.999
 CPU_BATCH = 8
-"""Pictures of a full batch where nothing was measured: a CPU gains nothing from more, and each waits longer."""
+"""Pictures of a full batch on a CPU without a tuning: larger batches are no faster, and each picture waits longer."""
 ENOUGH_ON_CUDA = 2
-"""Batches in flight that keep a GPU busy: one computes while the next is copied. Chosen by benchmarks/batching.py."""
+"""Batches in flight that keep a GPU busy: one computes while the next is copied. benchmarks/batching.py chose it."""
 
 
 class Engine:
-    """A loaded .cgd file; make one with ``load``. A context manager, else call ``close``; threads may share it.
+    """A loaded .cgd file, made by ``load``. A context manager, else call ``close``. Threads may share it.
 
-    A process forked from the one that loaded it must load its own: the backends' threads do not come along.
+    A forked process must load its own engine: the threads of the backend stay in the parent process.
+
+    Example:
+
+        from cgd_deploy import load, read_images
+
+        with load("model.cgd") as engine:
+            descriptors = engine.embed(["photos/a.jpg", "photos/b.jpg"])  # float32 [2, dim]
+            similarity = float(descriptors[0] @ descriptors[1])  # cosine, as descriptors are unit vectors
+            for indices, batch in engine.embed_list(read_images("photos")):
+                print(indices, batch.shape)
     """
 
     def __init__(
@@ -78,7 +88,7 @@ class Engine:
 
     @property
     def manifest(self) -> Manifest:
-        """Everything that the engine file records about itself."""
+        """The manifest of the engine file."""
         return self._file.manifest
 
     @property
@@ -93,21 +103,22 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """Where it runs, "cpu" or "cuda"."""
+        """Where the engine runs, "cpu" or "cuda"."""
         return "cuda" if self._backend.streams else "cpu"
 
     @property
     def max_batch(self) -> int:
-        """The largest batch that the backend runs; ``embed`` splits larger ones."""
+        """The largest batch that the backend runs; ``embed`` splits larger batches."""
         return self.manifest.profile["max"]
 
     def embed(self, images: NDArray[np.uint8] | Sequence[Picture]) -> Descriptors:
         """Describe pictures.
 
-        images   uint8 RGB [N, H, W, 3] already at the spec's input size, or a sequence of anything that
-                 ``preprocess`` takes: paths, encoded bytes, Pillow images, RGB arrays of any size
+        images   uint8 RGB [N, H, W, 3] at the spec's input size, or a sequence of pictures of any size: paths, encoded
+                 bytes, Pillow images, uint8 RGB arrays [H, W, 3]
+
         Returns unit descriptors float32 [N, dim] in the same order.
-        Raises InputError for pictures that cannot be used.
+        Raises InputError for a picture that cannot be used, EngineError if the engine is closed.
         """
         if isinstance(images, np.ndarray) and images.ndim == 4:
             return self._embed_pixels(images)
@@ -118,42 +129,45 @@ class Engine:
             return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, *self._image_shape), np.uint8))
 
     def submit(self, image: Picture, timeout_ms: float | None = None) -> Future[Descriptor]:
-        """Describe one picture together with those that other threads submit, as ``load``'s ``batching`` says.
+        """Describe one picture in a batch with pictures of other threads, as ``load``'s ``batching`` says.
 
-        image        uint8 RGB [H, W, 3] at the spec's input size, or anything that ``preprocess`` takes; a pool of
-                     threads decodes the latter. An array or Pillow image is read later: until the future is done, it
-                     must not change, be closed, or, if it is a file that Pillow has not loaded, be used elsewhere
-        timeout_ms   milliseconds from now after which the picture is not computed any more; None: no limit
+        image        uint8 RGB [H, W, 3] at the spec's input size, or any picture that ``embed`` takes, which a pool of
+                     threads decodes. The engine reads an array or a Pillow image later: do not change, close or use it
+                     elsewhere until the future is done
+        timeout_ms   milliseconds from now after which the engine drops the picture; None: no limit
 
-        The future's result is float32 [dim]. It raises InputError for a picture that cannot be used, and
-        DeadlineExceeded where the timeout was over when the picture's turn came, to be decoded or to be computed.
-        Cancelling it gives its place in the queue back. Its callbacks run in a thread of the engine, and hold it up.
+        Returns a future at once. Its result is the unit descriptor, float32 [dim]. The future raises InputError for a
+        picture that cannot be used. It raises DeadlineExceeded if the timeout has passed when a thread takes the
+        picture to decode or compute it. Cancelling the future frees the picture's place in the queue. Callbacks of the
+        future run in a thread of the engine, which waits for them.
 
-        Returns or raises at once, and decodes nothing that it refuses. Raises Overloaded if ``max_queue`` pictures are
-        decoded or wait already, EngineError if the engine is closed, InputError for a timeout that is not above 0.
+        Raises Overloaded, before it decodes anything, if ``max_queue`` pictures are in the queue; EngineError if the
+        engine is closed; InputError for a timeout that is not above 0.
         """
         pixels = image if is_ready(image, self.spec) else partial(preprocess, image, self.spec)
         return self._queue().submit(pixels, timeout_ms)
 
     async def aembed(self, image: Picture, timeout_ms: float | None = None) -> Descriptor:
-        """``submit`` for asyncio. The event loop never decodes or waits; cancelling the task cancels the request."""
+        """``submit`` for asyncio. The event loop never decodes or blocks; cancelling the task cancels the request."""
         return await asyncio.wrap_future(self.submit(image, timeout_ms))
 
     def embed_into(self, images: Any, descriptors: Any, *, rows: int | None = None, stream: Any = None) -> None:
-        """Describe pixels where they lie, into memory of the caller's; nothing is copied on the CPU.
+        """Read pixels from the caller's memory and write descriptors to it, without a copy on the CPU.
 
         images        uint8 RGB [N, H, W, 3] at the spec's input size, C-contiguous
         descriptors   float32 [N, dim], C-contiguous
-        rows          N, needed where ``images`` is a bare address
-        stream        device memory only: of pycuda, torch, CuPy or cuda.core, or a handle; None: the streams that the
-                      arrays name in ``__cuda_array_interface__``, else the legacy default stream
+        rows          N; needed if ``images`` is a bare address
+        stream        for device memory: a stream of pycuda, torch, CuPy or cuda.core, or its handle. None: the streams
+                      that the arrays name in ``__cuda_array_interface__``, else the legacy default stream
 
-        Each is a NumPy array, anything with DLPack or a buffer, or an address as an integer; or, for an engine on CUDA,
-        both have ``__cuda_array_interface__`` or DLPack on CUDA, or are device addresses with a ``stream``. The call
-        then returns at once. The batch starts after all earlier work on ``stream`` and on the arrays' own streams, and
-        later work on these streams starts after the batch: keep both arrays until then.
+        In host memory, each array is a NumPy array, has DLPack or a buffer, or is an address as an integer. On CUDA,
+        both arrays have ``__cuda_array_interface__`` or DLPack, or are device addresses with a ``stream``.
 
-        Raises InputError for another shape, dtype, layout or place.
+        On CUDA the call returns at once. The batch starts after all earlier work on ``stream`` and on the arrays' own
+        streams. Later work on these streams starts after the batch; keep both arrays until then.
+
+        Raises InputError for another shape, dtype or layout, or memory on another device; EngineError if the engine is
+        closed.
         """
         self._check_open()
         rows = array_length(images) if rows is None else rows
@@ -175,23 +189,23 @@ class Engine:
         decoder: str = "pillow",
         on_note: Callable[[str], None] | None = None,
     ) -> Generator[tuple[list[int], Descriptors], None, None]:
-        """Yield (indices, descriptors float32 [n, dim]) of each batch, in list order.
+        """Yield (indices, unit descriptors float32 [n, dim]) of each batch, in list order.
 
-        batch_size    pictures of a batch, no more than ``max_batch``; None: on CUDA ``max_batch``, on the CPU what
-                      ``autotune`` found to be fastest here, else 8
-        on_error      told of each bad picture, which is then left out; without it the first bad picture raises its
-                      InputError as soon as it is met, and batches that still compute are not yielded
-        fast_decode   see ``preprocess``
-        decoder       who decodes JPEG files: "pillow" on the CPU, or "nvjpeg" on the GPU of an engine on CUDA. Pillow
-                      decodes what nvJPEG does not take
-        on_note       told at the end, in one sentence, how many pictures Pillow decoded for nvJPEG, if any; None:
-                      ``warnings.warn``
+        batch_size    pictures of a batch, ``max_batch`` at most. None: on CUDA ``max_batch``; on the CPU the batch that
+                      ``autotune`` found fastest on this machine, else 8
+        on_error      called with the index and the InputError of each picture that cannot be used; the picture is left
+                      out. None: the first such picture raises its InputError, and later batches are dropped
+        fast_decode   decode large JPEG files at a smaller size, see ``preprocess``
+        decoder       what decodes JPEG files: "pillow" on the CPU, or "nvjpeg" on the GPU of an engine on CUDA. Pillow
+                      decodes every file that nvJPEG does not take
+        on_note       called at the end with one sentence that says how many pictures Pillow decoded in place of nvJPEG,
+                      if it decoded any. None: ``warnings.warn``
 
-        Raises InputError for nvJPEG without CUDA or with ``fast_decode``, MissingDependency without nvImageCodec, and
+        Raises InputError for nvJPEG without CUDA or with ``fast_decode``, MissingDependency without nvImageCodec,
         EngineError if nvJPEG does not decode on this machine.
 
-        The engine computes as many batches at a time as the backend runs, and threads decode the next ones meanwhile.
-        All these threads have ended when the iteration ends, raises, or is closed.
+        The engine computes as many batches at a time as its backend can, while threads decode the next batches. All
+        these threads end before the iteration ends, raises or is closed.
         """
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size} cannot be used; expected at least 1.")
@@ -208,14 +222,14 @@ class Engine:
             decoded = nvjpeg_batches(images, self.spec, size, self._decode_threads, on_error, on_note)
         else:
             decoded = batches(images, self.spec, size, self._decode_threads, on_error, fast_decode)
-        # One batch more than the backend runs is ready, so that none of its streams waits for this thread.
+        # One batch more than the backend runs is ready, so no stream of the backend waits for this thread.
         with closing(decoded), closing(ahead(described, decoded, at_once, depth=at_once + 1)) as made:
             yield from made
 
     def self_test(self) -> float:
-        """Replay the golden pictures and return the smallest cosine with the descriptors stored at build time.
+        """Embed the golden pictures, and return the smallest cosine with the descriptors stored at build time.
 
-        Raises EngineError below 0.999.
+        Raises EngineError for a cosine below 0.999.
         """
         images, expected = self._file.golden
         smallest = float(cosines(self._embed_pixels(images), expected).min())
@@ -241,7 +255,7 @@ class Engine:
         return descriptors
 
     def _run_into(self, images: NDArray[np.uint8], descriptors: Descriptors) -> None:
-        # CUDA lanes cut the pictures into batches by themselves, and these overlap.
+        # CUDA lanes cut the pictures into batches themselves, and overlap these batches.
         size = len(images) if self._backend.streams else self.max_batch
         with self._call():
             for start in range(0, len(images), max(size, 1)):
@@ -249,12 +263,12 @@ class Engine:
                 self._batches.run_into(images[part], descriptors[part])
 
     def _call(self) -> Calls:
-        """For ``with``: a call that ``close`` waits for. Raises EngineError if the engine is closed or of a fork."""
+        """A context manager; ``close`` waits for its end. Raises EngineError if the engine is closed or in a fork."""
         self._check_process()
         return self._calls
 
     def _queue(self) -> Scheduler:
-        """The scheduler; its workers start with the first picture submitted, its decoders with the first to decode."""
+        """The scheduler, made for the first submitted picture. The first picture to decode starts a decoder."""
         self._check_open()  # before the lock, which a fork may have copied locked
         with self._lock:
             self._check_open()
@@ -276,7 +290,7 @@ class Engine:
             return self._scheduler
 
     def _batch_size(self, asked: int | None) -> int:
-        """Pictures in a full batch: as many as ``asked``, or the best number here for None; ``max_batch`` at most."""
+        """Pictures in a full batch: ``asked``, or for None the fastest batch on this machine; ``max_batch`` at most."""
         if asked is None and self._backend.streams:
             return self.max_batch
         tuned = setting_here(self._file.tunings, "throughput")
@@ -294,16 +308,16 @@ class Engine:
             )
 
     def close(self, drain: bool = True) -> None:
-        """Free the engine, once running calls are done and submitted pictures decoded and computed. In a fork: nothing.
+        """Wait for running calls and submitted pictures, then free the engine. Does nothing in a forked process.
 
-        Other threads may be in calls; their next ones get an EngineError. From inside a call or a future's callback
-        it returns at once, and the engine is freed when the last call is done.
+        Later calls of other threads raise EngineError. Inside a call of the engine or a callback of a future, ``close``
+        returns at once, and the last running call frees the engine.
 
-        drain   False: cancel the pictures that were submitted and are not being computed yet
+        drain   False: cancel submitted pictures that are not being computed yet
         """
         if os.getpid() != self._process:
             return
-        with self._lock:  # no scheduler is made after this
+        with self._lock:  # no thread makes a scheduler after this
             was_open = self._calls.refuse()
         if self._scheduler:
             self._scheduler.close(drain)
@@ -321,7 +335,7 @@ class Engine:
 
 
 def _free(calls: Calls) -> None:
-    """Free an engine that was dropped without ``close``, or at the end of the process."""
+    """Free an engine that nobody closed, when it is collected or the process ends."""
     try:
         calls.close()
     except EngineError as error:  # nobody could catch it here
@@ -338,22 +352,33 @@ def load(
 ) -> Engine:
     """Open a .cgd engine.
 
-    device    "cpu" or "cuda"; None: what the engine was built for. Never another one in silence.
-    threads   CPU threads, and how many threads decode for ``embed_list``, and for ``submit`` and ``aembed`` together;
-              None: what ``autotune`` found to be fastest for one picture on this machine, else every core this process
-              may use (affinity and cgroup quota); then every such core decodes
-    streams   on CUDA, execution contexts whose batches overlap, None: 2; on the CPU, parts of a batch that run at the
-              same time, or batches of ``submit``, that share the threads, None: 1
+    device    "cpu" or "cuda"; None: the device that the engine was built for. ``load`` never falls back to another
+    threads   CPU threads that compute, and threads that decode for ``embed_list`` and for ``submit``. None: the threads
+              that ``autotune`` found fastest for one picture on this machine, else one for each core that this process
+              may use (affinity and cgroup quota); one for each such core decodes
+    streams   on CUDA, execution contexts whose batches overlap, None: 2. On the CPU, parts of a batch, or batches of
+              ``submit``, that run at the same time and share ``threads``, None: 1
     batching  how ``submit`` gathers pictures
-    warm_up   on CUDA, run every batch size on every buffer before returning, so that no request waits for execution
-              contexts, CUDA graphs or a search for algorithms; False: the first batch of each size makes them. On the
-              CPU it changes nothing
+    warm_up   on CUDA, run every batch size on every buffer set before returning, so that no request waits for an
+              execution context, a CUDA graph or a search for algorithms. False: the first batch of each size waits.
+              Without effect on the CPU
 
-    A TF32 engine runs on CUDA only. An INT8 engine replays its golden pictures first where this CPU differs from the
-    one that built it.
+    A TF32 engine runs on CUDA only. Where this CPU differs from the CPU that built an INT8 engine, ``load`` runs the
+    engine's self-test.
 
-    Raises EngineError if the file is damaged or not for this machine, or if the GPU has not the memory;
-    MissingDependency without its backend.
+    Raises InputError for an argument out of range; EngineError if the file is damaged, not for this machine, or needs
+    more memory than the GPU has; MissingDependency if the library of its backend is not installed.
+
+    Example:
+
+        import numpy as np
+        from cgd_deploy import Batching, load
+
+        engine = load("model.cgd", device="cpu", threads=2, batching=Batching(max_delay_ms=1.0))
+        height, width = engine.spec.input_size
+        future = engine.submit(np.zeros((height, width, 3), np.uint8), timeout_ms=60_000)
+        descriptor = future.result()  # float32 [dim]
+        engine.close()
     """
     return open_engine(read_engine(path), device, threads, streams, batching, warm_up)
 
@@ -366,7 +391,7 @@ def open_engine(
     batching: Batching | None = None,
     warm_up: bool = True,
 ) -> Engine:
-    """``load`` for a file that has been read, so that what its manifest says can be looked at before."""
+    """``load`` for a file that the caller has read, for example to look at its manifest first."""
     path = file.path
     for name, value in (("threads", threads), ("streams", streams)):
         if value is not None and value < 1:
@@ -375,9 +400,9 @@ def open_engine(
     if backend not in BACKENDS:
         raise EngineError(f"{path} is for backend {backend!r}; this release has {', '.join(BACKENDS)}.")
     device = device or default_device(backend, precision)
-    if device not in DEVICES[backend]:
+    if device not in BACKENDS[backend]:
         raise EngineError(
-            f"{path} is for {backend}, which runs on {' or '.join(DEVICES[backend])}, not on {device!r}; "
+            f"{path} is for {backend}, which runs on {' or '.join(BACKENDS[backend])}, not on {device!r}; "
             "build an engine with `cgd-deploy build-engine --backend onnxruntime`, which runs on cpu and cuda."
         )
     if device == "cpu" and precision is Precision.TF32:
@@ -392,7 +417,7 @@ def open_engine(
         )
     check_compatibility(path, file.manifest)
     decode_threads = threads
-    options: dict[str, Any] = {"device": device, **precision_settings(backend, precision)}
+    options = model_settings(backend, device, file.manifest.spec, precision)
     if device == "cuda":
         streams, parts = streams or LANES, 1
         options["max_batch"] = file.manifest.profile["max"]
@@ -405,7 +430,7 @@ def open_engine(
         if streams > threads:
             raise InputError(f"streams={streams} cannot share threads={threads}; ask for no more streams than threads.")
     started = perf_counter()
-    runner = BACKENDS[backend](file.payload, threads=threads, streams=streams, **options)
+    runner = BACKENDS[backend][device](file.payload, threads=threads, streams=streams, **options)
     log.debug("%s: %s took %.0f ms to load the model", path, backend, 1000 * (perf_counter() - started))
     if warm_up:
         _warm_up(path, runner)
@@ -419,7 +444,7 @@ def open_engine(
 
 
 def _warm_up(path: Path, runner: Backend) -> None:
-    """Make what every batch size needs on CUDA, if it runs there; close the backend if that fails."""
+    """On CUDA, run every batch size once. Close the backend if that fails."""
     if runner.streams is None:
         return
     started = perf_counter()
@@ -432,7 +457,7 @@ def _warm_up(path: Path, runner: Backend) -> None:
 
 
 def _replay(engine: Engine) -> None:
-    """Close the engine and raise EngineError if it gives other descriptors here than when it was built."""
+    """Run the self-test. Close the engine and raise EngineError if it fails."""
     try:
         engine.self_test()
     except EngineError:

@@ -1,7 +1,7 @@
 """The .cgd file: one stored zip of manifest.json, a payload for one backend, and golden pictures with descriptors.
 
-Everything is checked here, before a backend sees a byte. Knows nothing of how a payload is made or run. Equal parts
-make equal files, whenever they are written, so that a checksum of the file names the engine.
+Checks everything before a backend sees a byte. Knows nothing of how a payload is made or run. Equal contents give equal
+files, whenever they are written, so the checksum of a file identifies the engine.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ MANIFEST = "manifest.json"
 GOLDEN_IMAGES = "golden/images.npy"
 GOLDEN_DESCRIPTORS = "golden/descriptors.npy"
 PLAIN = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
-"""Names of members: no root, no "..", no drive; nothing is unpacked, but what others write by them stays below."""
+"""Names of members, without a root, ".." or a drive: programs that unpack the file write nothing outside its folder."""
 REBUILD = "build it again with `cgd-deploy build-engine`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an engine file says of itself.
+    """The facts that an engine file records about its engine.
 
     spec       the model
-    backend    name of the runtime that the payload is for
-    precision  of the backbone's convolutions
-    payload    member that holds the model
+    backend    name of the library that runs the payload
+    precision  precision of the backbone's convolutions
+    payload    name of the member that holds the model
     profile    smallest, best and largest batch: {"min", "opt", "max"}
-    builder    what made the payload: {"name", "version", "cgd_deploy"}
-    gpu        {"name", "compute_capability"} where the payload is tied to one, else None
-    source     sha256 of the ONNX file, the checkpoint, the calibration list and the list of test pictures, and where
-               the checkpoint was
-    parity     measured against the FP32 graph when the engine was built
-    proof      how much of the convolution work has the asked precision, and how that is known
-    retrieval  what test pictures find with it, what its descriptors and FP32's find together, and whether they may
-               share a gallery; None where that was not measured
-    tuning     what runs fastest on the machine that release 0.1.0 tuned it on; later ones keep that beside the engine,
-               see ``tuning``, and write None
-    sha256     of every other member; filled in when written
+    builder    the program that made the payload: {"name", "version", "cgd_deploy"}
+    gpu        {"name", "compute_capability"} if the payload runs on one kind of GPU only, else None
+    source     sha256 of the ONNX file, the checkpoint, the calibration list and the list of test pictures, and the path
+               of the checkpoint
+    parity     agreement with the FP32 graph, measured when the engine was built
+    proof      share of the convolution work that has the asked precision, and the source of that number
+    retrieval  recall on test pictures, alone and mixed with FP32 descriptors, and whether the two may share a gallery;
+               None if it was not measured
+    tuning     fastest setting on the machine where release 0.1.0 tuned the engine. Later releases write None, and keep
+               tunings in a file beside the engine, see ``tuning``
+    sha256     checksum of every other member, filled in by ``write_engine``
     """
 
     spec: ModelSpec
@@ -79,17 +79,17 @@ class Manifest:
 
     @property
     def statement(self) -> str | None:
-        """Whether its descriptors and FP32's may share a gallery: begins with "safe" or "not safe"; None: unknown."""
+        """Whether the engine's and FP32 descriptors may share a gallery: "safe ...", "not safe ..."; None: unknown."""
         return (self.retrieval or {}).get("statement")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain tables, lists, texts and numbers, as manifest.json has them."""
+        """The manifest as plain tables, lists, texts and numbers, as in manifest.json."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {"schema": SCHEMA, **fields, "spec": self.spec.to_dict(), "precision": self.precision.value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], path: Path) -> Manifest:
-        """Raises EngineError for a manifest of another schema or with fields missing, unknown or of the wrong type."""
+        """The inverse of ``to_dict``. Raises EngineError for another schema, or missing, unknown or wrong fields."""
         schema = data.pop("schema", None)
         if schema != SCHEMA:
             raise EngineError(
@@ -107,11 +107,11 @@ class Manifest:
         tables = (self.profile, self.builder, self.source, self.sha256)
         optional = (self.gpu, self.parity, self.proof, self.retrieval)
         if not all(isinstance(table, Mapping) for table in (*tables, *(o for o in optional if o is not None))):
-            raise TypeError("a field that is no table")
+            raise TypeError("a field is not a table")
         texts = (self.backend, self.payload, *self.sha256, *self.sha256.values())
         texts += tuple(text for text in (*self.source.values(), self.statement) if text is not None)
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a field that is no text")
+            raise TypeError("a field is not text")
         check_counts(self.profile, "min", "opt", "max")
         if self.tuning is not None:
             check_tuning(self.tuning)
@@ -119,11 +119,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A .cgd file whose checksums have been verified, and what lies beside it.
+    """A .cgd file with verified checksums, and the tunings in the file beside it.
 
-    manifest_sha256   of manifest.json, which holds the checksum of every other member
-    tunings           what runs fastest, by machine: of the file beside, then of the manifest, see ``tuning``
-    untuned           why the file beside is not used, or None
+    manifest_sha256   checksum of manifest.json, which holds the checksum of every other member
+    tunings           fastest settings by machine: from the file beside the engine, then from the manifest
+    untuned           why the file beside the engine cannot be used, or None
     """
 
     path: Path
@@ -140,12 +140,12 @@ class EngineFile:
 
     @property
     def payload(self) -> bytes:
-        """The model, as the backend takes it."""
+        """The model, in the form that the backend loads."""
         return self.members[self.manifest.payload]
 
     @property
     def golden(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Pictures uint8 [n, H, W, 3] and the descriptors float32 [n, D] that the engine gave when it was built."""
+        """Pictures uint8 [n, H, W, 3], and their descriptors float32 [n, D] from the engine when it was built."""
         images, descriptors = (_array(self.members[name]) for name in (GOLDEN_IMAGES, GOLDEN_DESCRIPTORS))
         return images, descriptors
 
@@ -167,16 +167,16 @@ def write_engine(
     text = json.dumps(checked.to_dict(), indent=1).encode()
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, data in {MANIFEST: text, **members}.items():
-            archive.writestr(zipfile.ZipInfo(name), data)  # an info of its own has no time of writing
+            archive.writestr(zipfile.ZipInfo(name), data)  # a ZipInfo of our own has no time of writing
         archive.comment = sha256_bytes(text).encode()
     return Path(path)
 
 
 def read_engine(path: str | Path) -> EngineFile:
-    """Open an engine file and verify every checksum, the manifest's before it is believed.
+    """Read an engine file and verify every checksum, the manifest's first.
 
-    Raises EngineError if it is missing, truncated, edited, of another schema, or larger than ``limits()``. A file
-    beside it whose tuning cannot be used is told in ``untuned``: the engine runs without.
+    Raises EngineError if the file is missing, truncated, edited, of another schema, or larger than ``limits()``. A
+    tuning file that cannot be used is no error: ``untuned`` gives the reason, and the engine runs without a tuning.
     """
     path, started = Path(path), perf_counter()
     if not path.is_file():
@@ -216,7 +216,7 @@ def _with_tunings(file: EngineFile) -> EngineFile:
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
-    """By the directory alone: nothing compressed, twice, elsewhere or larger than the file itself."""
+    """Check the zip's directory: no member is compressed, has the name of another, or is larger than the file."""
     infos = archive.infolist()
     names = [info.filename for info in infos]
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
@@ -226,7 +226,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     if len(set(names)) < len(names):
         raise EngineError(f"{path} has two members of one name; {REBUILD}.")
     if odd := next((name for name in names if not PLAIN.fullmatch(name)), None):
-        raise EngineError(f"{path} has a member named {odd[:60]!r}, which is no plain name; {REBUILD}.")
+        raise EngineError(f"{path} has a member named {odd[:60]!r}, which is not a plain name; {REBUILD}.")
     check_size(f"the manifest of {path}", archive.getinfo(MANIFEST).file_size, "manifest_bytes", EngineError)
 
 
@@ -238,7 +238,7 @@ def _table(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check_golden(file: EngineFile) -> None:
-    """So the spec's sizes are ones that bytes of the file have."""
+    """Raise EngineError unless the golden arrays have the sizes in the spec: the file then has bytes of these sizes."""
     spec = file.manifest.spec
     try:
         images, descriptors = file.golden
@@ -259,13 +259,13 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _array(data: bytes) -> NDArray[Any]:
-    """The inverse; raises ValueError unless the header's shape, which NumPy would make room for, has as many bytes."""
+    """The inverse of ``_npy``. Raises ValueError unless the data has the header's shape, which NumPy would allocate."""
     file = io.BytesIO(data)
     try:
         np.lib.format.read_magic(file)
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # also SyntaxError and what its tokenizer raises
-        raise ValueError("no header of a .npy file") from error
+    except Exception as error:  # NumPy parses the header as Python, with errors of the parser
+        raise ValueError("without the header of a .npy file") from error
     start = file.tell()
     if fortran_order or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"{len(data) - start} bytes for {dtype} {list(shape)}")

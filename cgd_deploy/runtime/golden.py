@@ -1,4 +1,4 @@
-"""Pictures that every machine can make again, for self-tests that carry nobody's photographs."""
+"""Golden pictures for self-tests. A seed makes them, so they show nobody and every machine can make them again."""
 
 from __future__ import annotations
 

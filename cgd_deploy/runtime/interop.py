@@ -1,6 +1,6 @@
-"""Memory and CUDA streams of other libraries (pycuda, CuPy, torch, ...) as they are, without importing any of them.
+"""Uses memory and CUDA streams of other libraries (pycuda, CuPy, torch, ...) in place, without importing a library.
 
-Order with other libraries' streams follows the CUDA array interface, version 3, and DLPack.
+Work is ordered with the streams of these libraries as the CUDA array interface, version 3, and DLPack say.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .cuda.driver import ORDINAL
 from .dlpack import Exported
 
 LEGACY_DEFAULT_STREAM = 1
-"""CUDA's handle for it, also in the array interface and in DLPack; 2 is the default stream of each thread."""
+"""CUDA's handle of the legacy default stream, also in the array interface and DLPack; 2 is the per-thread default."""
 
 
 def stream_handle(stream: Any) -> int:
@@ -36,16 +36,16 @@ def stream_handle(stream: Any) -> int:
         number = int(handle)
     except (TypeError, ValueError) as error:
         kind = type(stream).__name__
-        raise InputError(f"{kind} is no CUDA stream; pass a pycuda, torch or CuPy stream or its handle.") from error
+        raise InputError(f"{kind} is not a CUDA stream; pass a pycuda, torch or CuPy stream or its handle.") from error
     if number < 0:
-        raise InputError(f"{number} is no CUDA stream; pass a pycuda, torch or CuPy stream or its handle.")
+        raise InputError(f"{number} is not a CUDA stream; pass a pycuda, torch or CuPy stream or its handle.")
     return number or LEGACY_DEFAULT_STREAM
 
 
 class DeviceArray:
-    """An array or an address of another library's in CUDA memory.
+    """An array of another library in CUDA memory, or its address.
 
-    stream   handle of the stream that the array interface names for work on the array, None if it names none
+    stream   handle of the stream that the array interface names for work on the array, or None
 
     Raises InputError for an array that is not on a CUDA device or breaks the protocol.
     """
@@ -56,9 +56,9 @@ class DeviceArray:
         self.stream = None if self._interface is None else _named_stream(self._interface, type(array).__name__)
 
     def pointer(self, shape: Sequence[int], dtype: type[np.generic], stream: int, *, writable: bool = False) -> int:
-        """The address of this C-contiguous array of exactly this shape and dtype; a bare address is believed.
+        """The address of a C-contiguous array of exactly this shape and dtype. A bare address is not checked.
 
-        stream   which a library that names no stream is asked, by DLPack, to hold until its own work is done
+        stream   handle of a stream; by DLPack, a library that names no stream makes it wait for the library's own work
         """
         exported = self._exported(stream)
         if exported is None:
@@ -75,41 +75,38 @@ class DeviceArray:
         return exported.pointer
 
     def _exported(self, stream: int) -> Exported | None:
-        """What the array's library says of it, None for a bare address."""
+        """The array as its library describes it, None for a bare address."""
         kind = type(self._array).__name__
         names_stream = self._interface is not None and "stream" in self._interface
         if not names_stream and (place := _cuda_by_dlpack(self._array)):
             if place[0] == dlpack.CUDA:
                 check_place(place[1])
-            capsule = _capsule(self._array, stream)  # also where the interface has the address: this orders the streams
+            capsule = _capsule(self._array, stream)  # orders the streams, so the interface's address is not enough
             if self._interface is None:
                 return _read_capsule(capsule, kind)
         return None if self._interface is None else _read_interface(self._interface, kind)
 
 
 def streams_of(stream: Any, *arrays: DeviceArray) -> list[int]:
-    """Handles of the streams with work on these arrays, each once: the caller's, then those that the arrays name.
-
-    The legacy default stream if there are none.
-    """
+    """Handles of the caller's stream and of the streams that the arrays name, each once; else the legacy default."""
     named = [] if stream is None else [stream_handle(stream)]
     named += [array.stream for array in arrays if array.stream is not None]
     return list(dict.fromkeys(named)) or [LEGACY_DEFAULT_STREAM]
 
 
 def check_place(ordinal: int | None) -> None:
-    """Raise InputError unless this is the device that engines run on; None: the memory is not CUDA's."""
+    """Raise InputError unless ``ordinal`` is the device that engines run on; None stands for memory of the host."""
     if ordinal is None:
         raise InputError("the address is not in CUDA memory; pass a device array, or leave stream out for host memory.")
     if ordinal != ORDINAL:
         raise InputError(
-            f"the memory is on CUDA device {ordinal}, and the engine on device {ORDINAL}; copy it there, or let the "
-            f"process see that GPU alone with CUDA_VISIBLE_DEVICES."
+            f"the memory is on CUDA device {ordinal}, and the engine on device {ORDINAL}; copy it there, or set "
+            f"CUDA_VISIBLE_DEVICES so that the process sees only that GPU."
         )
 
 
 def _interface(array: Any) -> Any:
-    """Its ``__cuda_array_interface__``, or None."""
+    """The array's ``__cuda_array_interface__``, or None."""
     try:
         return getattr(array, "__cuda_array_interface__", None)
     except RuntimeError as error:  # torch, for a tensor that requires a gradient
@@ -125,8 +122,8 @@ def _named_stream(interface: Any, kind: str) -> int | None:
         raise InputError(f"{kind} breaks the CUDA array interface ({error}); pass another array.") from error
     if number is not None and number <= 0:
         raise InputError(
-            f"{kind} names stream {number} in its CUDA array interface, which that forbids; expected None, 1 for the "
-            "legacy default stream, 2 for the default stream of the thread, or a handle."
+            f"{kind} names stream {number}, which the CUDA array interface forbids; expected None, 1 for the legacy "
+            "default stream, 2 for the default stream of the thread, or a handle."
         )
     return number
 
@@ -145,17 +142,17 @@ def _read_interface(interface: Any, kind: str) -> Exported:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{kind} breaks the CUDA array interface ({error!r}); pass another array.") from error
     if interface.get("mask") is not None:
-        raise InputError(f"{kind} has a mask, which engines do not follow; pass an array without one.")
+        raise InputError(f"{kind} has a mask, which engines ignore; pass an array without a mask.")
     return exported
 
 
 def _cuda_by_dlpack(array: Any) -> tuple[int, int] | None:
-    """The kind of CUDA memory that the array offers by DLPack, and the ordinal of its device; None if it does not."""
+    """Kind of memory and ordinal of the device of an array that offers CUDA memory by DLPack, else None."""
     if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
         return None
     try:
         kind, ordinal = map(int, array.__dlpack_device__())
-    except Exception:  # each library raises its own for devices that DLPack does not have
+    except Exception:  # each library has its own error for devices that DLPack lacks
         return None
     return (kind, ordinal) if kind in (dlpack.CUDA, dlpack.CUDA_MANAGED) else None
 
@@ -163,7 +160,7 @@ def _cuda_by_dlpack(array: Any) -> tuple[int, int] | None:
 def _capsule(array: Any, stream: int) -> Any:
     try:
         return dlpack.export(array, stream)
-    except Exception as error:  # each library raises its own
+    except Exception as error:  # each library has its own error
         raise InputError(
             f"{type(array).__name__} cannot be used in order with stream {stream} ({_first_line(error)}); pass another "
             "stream or array."
@@ -174,7 +171,7 @@ def _read_capsule(capsule: Any, kind: str) -> Exported:
     try:
         return dlpack.read(capsule)
     except ValueError as error:
-        raise InputError(f"{kind} gives what is no DLPack ({error}); pass another array.") from error
+        raise InputError(f"{kind} gives an unusable DLPack capsule ({error}); pass another array.") from error
 
 
 def _address(array: Any) -> int:
@@ -186,7 +183,7 @@ def _address(array: Any) -> int:
 
 
 def _is_contiguous(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
-    """Whether it is in C order; the stride of a dimension of one element says nothing."""
+    """Whether the array is in C order. The stride of a dimension with one element does not count."""
     if len(shape) != len(strides):
         return False
     expected = itemsize
@@ -202,12 +199,12 @@ def _first_line(error: Exception) -> str:
 
 
 def on_device(array: Any) -> bool:
-    """Whether it is an array in CUDA memory."""
+    """Whether ``array`` is in CUDA memory."""
     return _interface(array) is not None or _cuda_by_dlpack(array) is not None
 
 
 def array_length(array: Any) -> int:
-    """The rows of an array that knows its shape, on the device or not."""
+    """The first dimension of an array in any memory. Raises InputError for an array without a shape."""
     interface = _interface(array)
     shape = getattr(array, "shape", ()) if interface is None else _read_interface(interface, type(array).__name__).shape
     if not shape:
@@ -218,10 +215,11 @@ def array_length(array: Any) -> int:
 def host_array(array: Any, shape: tuple[int, ...], dtype: type[np.generic], *, writable: bool = False) -> NDArray[Any]:
     """A NumPy view, never a copy, of exactly this shape and dtype.
 
-    array   a NumPy array, anything with DLPack (a torch tensor) or a buffer (bytes, ctypes, cffi), or an address as an
-            integer, which is believed
+    array      a NumPy array, an object with DLPack (a torch tensor) or a buffer (bytes, ctypes, cffi), or an address as
+               an integer, which is not checked
+    writable   refuse an array that cannot be written
 
-    Raises InputError for another shape, dtype, layout or place, or if it is to be writable and is not.
+    Raises InputError for another shape, dtype or layout, and for memory that is not the host's.
     """
     view = _view(array, shape, dtype)
     expected = np.dtype(dtype)
@@ -247,5 +245,5 @@ def _view(array: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArra
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         kind = type(array).__name__
         raise InputError(
-            f"{kind} is no array of {list(shape)} in host memory ({error}); pass a NumPy array."
+            f"{kind} is not an array of {list(shape)} in host memory ({error}); pass a NumPy array."
         ) from error

@@ -1,4 +1,4 @@
-"""Which model an engine was made from, and which files a command replaces."""
+"""Finds the model that an engine was made from, and the files that a command replaced."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .enginefile import Manifest, read_engine
 
 
 def stale(path: str | Path, manifest: Manifest) -> str | None:
-    """Why an engine is not of a model beside it; None if it is, or if there is no ONNX file to compare with."""
+    """Why an engine is stale: no ONNX file in its folder is its model. None if one is, or if the folder has none."""
     return _stale(manifest, _models(Path(path).parent))
 
 
 def stale_engines(folder: str | Path) -> dict[Path, str]:
-    """The stale engines of a folder and why; a damaged engine has no model and is not among them."""
+    """The stale engines of a folder and the reason of each. Damaged engines are left out."""
     found, models = {}, _models(Path(folder))
     for path in _files(Path(folder), "*.cgd"):
         with suppress(EngineError):
@@ -30,9 +30,9 @@ def stale_engines(folder: str | Path) -> dict[Path, str]:
 
 
 def engines_of_one_model(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """The engines of a folder that can be compared with one checkpoint, and the stale ones with the reason.
+    """The engines of a folder that come from one checkpoint, and the stale engines with the reason of each.
 
-    Raises EngineError for a damaged engine, InputError where no engine is left or they are of several models.
+    Raises EngineError for a damaged engine; InputError if no engine is left, or the engines come from several models.
     """
     manifests = {path: read_engine(path).manifest for path in _files(folder, "*.cgd")}
     if not manifests:
@@ -53,12 +53,12 @@ def engines_of_one_model(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 
 
 def contents(*paths: Path) -> dict[Path, Any]:
-    """What ``changes`` compares with the files' later contents."""
+    """The contents of files, for ``changes`` to compare with their later contents."""
     return {path: _content(path) for path in paths}
 
 
 def changes(before: Mapping[Path, Any]) -> list[str]:
-    """A sentence on each file that was replaced by one that differs since ``contents`` was called."""
+    """A sentence for each file that has other contents now than when ``contents`` was called."""
     return [
         f"{path} was replaced; the earlier file differed."
         for path, content in before.items()
@@ -71,7 +71,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _models(folder: Path) -> dict[str, str]:
-    """The sha256 of each ONNX file of a folder, by its name; large files, so each is read once for all engines."""
+    """The sha256 of each ONNX file of a folder, by name. ONNX files are large, so each is read once for all engines."""
     return {model.name: _sha256(model) for model in _files(folder, "*.onnx")}
 
 
@@ -83,9 +83,9 @@ def _stale(manifest: Manifest, models: Mapping[str, str]) -> str | None:
 
 
 def _content(path: Path) -> Any:
-    """What makes a file differ: of an engine what its manifest says of the model.
+    """A value that changes with a file: of an engine the manifest without the tuning, of another file the sha256.
 
-    Release 0.1.0 also wrote the time into the zip around it, and into a tuned engine the tuning.
+    The bytes of an engine file say less: release 0.1.0 also wrote the time and the tuning into them.
     """
     with suppress(EngineError):
         return replace(read_engine(path).manifest, tuning=None)

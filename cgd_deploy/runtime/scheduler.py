@@ -1,6 +1,6 @@
 """Single pictures of many callers, decoded in a bounded pool of threads and computed in batches.
 
-Knows no backend and no picture formats: rows go in, or functions that make them, and rows come out.
+Knows no backend and no picture formats: takes pixels, or functions that make pixels, and gives descriptors.
 """
 
 from __future__ import annotations
@@ -27,13 +27,24 @@ Result = TypeVar("Result")
 class Batching:
     """How ``Engine.submit`` gathers pictures.
 
-    max_batch      pictures of a full batch; None: on CUDA the engine's largest, on the CPU what ``autotune`` found
-                   to be fastest here, else 8
-    max_delay_ms   how long the oldest picture of a partial batch waits for others, from when it is decoded
-    max_queue      pictures that are being decoded or wait, for a decoder or a batch; one more raises ``Overloaded``
+    max_batch      pictures of a full batch. None: on CUDA the engine's largest batch; on the CPU the batch that
+                   ``autotune`` found fastest on this machine, else 8
+    max_delay_ms   milliseconds that the oldest decoded picture of a partial batch waits for others
+    max_queue      pictures that may wait for a decoder, be decoded, or wait for a batch; one more raises Overloaded
 
-    A full batch leaves as soon as a worker is free. A partial batch leaves after ``max_delay_ms``, on the CPU once one
-    of the engine's streams is idle, on CUDA once fewer than two batches are on their way.
+    A full batch leaves as soon as a worker is free. A partial batch leaves after ``max_delay_ms``, but only while a
+    stream of the engine is idle (CPU), or while fewer than two batches are in flight (CUDA).
+
+    Raises InputError for a value out of range.
+
+    Example:
+
+        from cgd_deploy import Batching, load
+
+        patient = Batching(max_batch=8, max_delay_ms=5.0, max_queue=64)
+        with load("model.cgd", batching=patient) as engine:
+            futures = [engine.submit(path) for path in ["photos/a.jpg", "photos/b.jpg"]]
+            descriptors = [future.result() for future in futures]
     """
 
     max_batch: int | None = None
@@ -50,13 +61,13 @@ class Batching:
 
 
 class Scheduler:
-    """``run`` called with batches in ``workers`` threads, which are there until ``close``.
+    """Calls ``run`` with batches in ``workers`` threads until ``close``.
 
     run         uint8 [n, H, W, 3] -> float32 [n, D]; several threads call it
-    decoders    threads that decode, at most; each picture to decode starts one more of them
+    decoders    the most threads that decode; each picture to decode starts one more, up to this number
     policy      when a batch leaves
-    max_queue   pictures that are decoded or wait, beside those being computed
-    calls       each thread counts as a running call here, so ``run``'s resource lives until the threads have ended
+    max_queue   pictures in the queue, not counting pictures that are being computed
+    calls       counts each thread as a running call, so the resource of ``run`` is freed after the threads have ended
     """
 
     def __init__(
@@ -84,10 +95,10 @@ class Scheduler:
             raise
 
     def submit(self, pixels: Pixels | Callable[[], Pixels], timeout_ms: float | None = None) -> Future[Descriptor]:
-        """Queue a picture; cancelling its future gives the place back.
+        """Queue a picture. Cancelling the future frees the picture's place.
 
-        pixels       uint8 [H, W, 3], which must stay as they are until the future is done, or a function that makes
-                     them, which a decoder thread calls; its exception becomes the future's
+        pixels       uint8 [H, W, 3], which must not change until the future is done; or a function that makes them. A
+                     decoder thread calls the function, and the future raises the function's exception
         timeout_ms   as in ``Request``
 
         Raises Overloaded if ``max_queue`` pictures are in the queue, EngineError after ``close``, InputError for a
@@ -105,10 +116,10 @@ class Scheduler:
         return request.future
 
     def close(self, drain: bool = True) -> None:
-        """Take no more; compute the pictures in the queue, or cancel them without ``drain``; end the threads.
+        """Refuse further pictures, compute the pictures in the queue (without ``drain``: cancel them), end the threads.
 
-        Waits for the threads, unless it is called in one of them by a future's callback: they end by themselves. In a
-        fork it does nothing.
+        Waits for the threads, except in a callback of a future, which runs in one of the threads. Does nothing in a
+        forked process.
         """
         if os.getpid() != self._process:
             return
@@ -119,7 +130,7 @@ class Scheduler:
                 thread.join()
 
     def _start(self, threads: list[Thread], name: str, step: Callable[[], bool]) -> None:
-        """Start a thread that repeats ``step`` until that returns False."""
+        """Start a thread that repeats ``step`` until ``step`` returns False."""
         thread = Thread(target=self._repeat, args=(step,), name=name, daemon=True)
         with self._queue.lock:  # a step begins with this lock, so the thread cannot leave before it is counted
             thread.start()
@@ -163,7 +174,7 @@ class Scheduler:
 
 
 def _attempt(function: Callable[..., Result], *arguments: object) -> Result | BaseException:
-    """The result, or whatever was raised: that is the callers', and the thread goes on."""
+    """The result or the exception. The callers get the exception, and the thread goes on."""
     try:
         return function(*arguments)
     except BaseException as error:
@@ -171,7 +182,7 @@ def _attempt(function: Callable[..., Result], *arguments: object) -> Result | Ba
 
 
 def _stacked(pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """C-contiguous [n, H, W, 3], which ``np.stack`` alone is not if its inputs are not; a single picture as it is."""
+    """C-contiguous [n, H, W, 3]. ``np.stack`` alone keeps another layout of its inputs; one picture is not copied."""
     if len(pixels) == 1:
         return np.ascontiguousarray(pixels[0])[None]
     return np.stack(pixels, out=np.empty((len(pixels), *pixels[0].shape), np.uint8))

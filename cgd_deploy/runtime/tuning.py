@@ -1,7 +1,7 @@
 """Threads, streams and batch size that run an engine fastest, one entry for each machine, in a file beside the engine.
 
-Tuning changes no descriptor, so it is no part of the engine file, whose checksum names a run. Engines that release
-0.1.0 tuned have an entry in their manifest, which still counts where the file beside has none for the same machine.
+Tuning changes no descriptor, so it is not part of the engine file, whose checksum identifies a run. Release 0.1.0 wrote
+the entry into the manifest; that entry counts if the file beside the engine has no entry for the same machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..files import check_file, parse_json, write_text
 from ..hardware.cpu import available_threads, cpu_name, instruction_sets
 
 TIE = 0.97
-"""Of the most images a second: as good within noise, so the setting with the shorter wait is taken."""
+"""A setting with this share of the highest speed is as fast within noise; of these, the smallest batch is chosen."""
 SCHEMA = 1
 SUFFIX = ".tuning.json"
 LARGEST_COUNT = 1 << 16
@@ -27,7 +27,7 @@ AGAIN = "measure again with `cgd-deploy inspect --autotune`, or remove the file"
 
 @dataclass(frozen=True)
 class Setting:
-    """How a CPU runs an engine: ``streams`` parts of each ``batch`` at the same time, sharing ``threads``."""
+    """How a CPU runs an engine: ``streams`` parts of each ``batch`` run at the same time and share ``threads``."""
 
     threads: int
     streams: int
@@ -39,7 +39,7 @@ class Setting:
 
 
 def candidates(threads: int, batches: Sequence[int]) -> list[Setting]:
-    """What is worth measuring: all threads and half of them, in 1, 2, 4, ... streams, and each batch they can share."""
+    """Settings to measure: all threads and half of them, 1, 2, 4, ... streams, each batch with a picture a stream."""
     return [
         Setting(count, streams, batch)
         for count in sorted({threads, max(1, threads // 2)}, reverse=True)
@@ -50,10 +50,12 @@ def candidates(threads: int, batches: Sequence[int]) -> list[Setting]:
 
 
 def choice(speeds: Mapping[Setting, float]) -> dict[str, Any]:
-    """The tuning of this machine, from images a second by setting, measured here.
+    """The tuning of this machine.
 
-    For latency, one picture in one stream. For throughput, of the settings within 3 % of the fastest the one with the
-    smallest batch, then the fewest streams.
+    speeds   images per second by setting, measured on this machine
+
+    The latency setting is the fastest with batch 1. The throughput setting is, among the settings within 3 % of the
+    fastest, the one with the smallest batch, then with the fewest streams.
     """
     single = {setting: speed for setting, speed in speeds.items() if setting.batch == 1}
     latency = max(single, key=lambda setting: single[setting])
@@ -73,13 +75,13 @@ def this_machine() -> dict[str, Any]:
 
 
 def tuning_here(tunings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The first tuning of a machine like this one; None if there is none."""
+    """The first tuning of a machine like this one, or None."""
     here = this_machine() if tunings else None
     return next((tuning for tuning in tunings if tuning["machine"] == here), None)
 
 
 def setting_here(tunings: Sequence[Mapping[str, Any]], purpose: str) -> Setting | None:
-    """The fastest setting for "latency" or "throughput"; None if it was not measured on a machine like this one."""
+    """The fastest setting for ``purpose``, "latency" or "throughput"; None without a tuning of a machine like this."""
     tuning = tuning_here(tunings)
     return Setting(**tuning[purpose]) if tuning else None
 
@@ -90,9 +92,9 @@ def tuning_path(engine: Path) -> Path:
 
 
 def read_tunings(engine: Path, manifest_sha256: str) -> list[Mapping[str, Any]]:
-    """What the file beside an engine holds, a tuning for each machine; nothing where there is no file.
+    """The tunings in the file beside an engine, one for each machine; an empty list without a file.
 
-    Raises EngineError for a file that is damaged, or that was measured for another engine than ``manifest_sha256``.
+    Raises EngineError for a damaged file, and for tunings of an engine with another ``manifest_sha256``.
     """
     path = tuning_path(engine)
     try:
@@ -106,16 +108,16 @@ def read_tunings(engine: Path, manifest_sha256: str) -> list[Mapping[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise EngineError(f"{path} is no tuning of an engine ({in_one_line(error)}); {AGAIN}.") from error
+        raise EngineError(f"{path} is not a tuning of an engine ({in_one_line(error)}); {AGAIN}.") from error
     if measured_for != manifest_sha256:
         raise EngineError(f"{path} was measured for another engine than {engine.name} is now; {AGAIN}.")
     return list(tunings)
 
 
 def write_tuning(engine: Path, manifest_sha256: str, tuning: Mapping[str, Any]) -> Path:
-    """Keep a tuning beside the engine, in place of an earlier one of the same machine; those of others stay.
+    """Write a tuning beside the engine. It replaces a tuning of the same machine; tunings of other machines stay.
 
-    A file that ``read_tunings`` refuses is replaced. Raises InputError where the file cannot be written.
+    Replaces a file that ``read_tunings`` refuses. Raises InputError if the file cannot be written.
     """
     try:
         before = read_tunings(engine, manifest_sha256)
@@ -127,12 +129,12 @@ def write_tuning(engine: Path, manifest_sha256: str, tuning: Mapping[str, Any]) 
 
 
 def check_tuning(tuning: Any) -> None:
-    """Raise ValueError, KeyError or TypeError for what is no tuning."""
+    """Raise ValueError, KeyError or TypeError unless ``tuning`` is the tuning of one machine."""
     if not isinstance(tuning, Mapping):
-        raise TypeError("a tuning that is no table")
+        raise TypeError("the tuning is not a table")
     for purpose in PURPOSES:
         if not isinstance(tuning[purpose], Mapping):
-            raise TypeError(f"{purpose} is no table")
+            raise TypeError(f"{purpose} is not a table")
         check_counts(tuning[purpose], "threads", "streams", "batch")
         Setting(**tuning[purpose])
     if "machine" not in tuning:

@@ -15,9 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import EngineError, InputError
 from ..files import sha256_file
-from ..runtime.backends import DEVICES, default_device, precision_settings
+from ..runtime.backends import BACKENDS, default_device
 from ..runtime.enginefile import EngineFile, Manifest, read_engine
 from ..runtime.tuning import tuning_path
+from ..spec import Precision
 
 NATIVE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 """Backends that Triton has under the same name, and the file in which it looks for their model."""
@@ -53,8 +54,8 @@ def export_triton(
     Raises EngineError for a file that cannot be read, InputError for the rest.
     """
     file = read_engine(engine)
-    if file.manifest.backend not in DEVICES:
-        raise EngineError(f"{engine} is for backend {file.manifest.backend!r}; this release has {', '.join(DEVICES)}.")
+    if file.manifest.backend not in BACKENDS:
+        raise EngineError(f"{engine} is for backend {file.manifest.backend!r}; this release has {', '.join(BACKENDS)}.")
     backend = PYTHON if python or not _runs_natively(file.manifest) else file.manifest.backend
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", file.path.stem).strip("_.-") if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
@@ -78,8 +79,8 @@ def export_triton(
 
 
 def _runs_natively(manifest: Manifest) -> bool:
-    """Whether Triton's own backend runs the payload as the engine would; it has no setting for TF32."""
-    return manifest.backend in NATIVE and not precision_settings(manifest.backend, manifest.precision)
+    """Whether Triton's own backend runs the payload as the engine would; its ONNX backend has no setting for TF32."""
+    return manifest.backend in NATIVE and (manifest.backend, manifest.precision) != ("onnxruntime", Precision.TF32)
 
 
 def _config(model: TritonModel, file: EngineFile, max_delay_ms: float) -> str:

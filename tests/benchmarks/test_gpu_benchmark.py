@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import script, write_fake_engine
+from conftest import FAKE_SPEC, script, write_fake_engine
 from fake_cuda import FakeContext, FakeDriver
 
 from cgd_deploy.errors import CgdError
@@ -143,12 +143,12 @@ def test_single_pictures_wait_on_both_kinds_of_events(
     clock = iter(range(1000))
     monkeypatch.setattr(gpu.time, "process_time", lambda: next(clock))
 
-    def backend(payload: bytes, *, device: str, driver: FakeDriver, streams: int, max_batch: int) -> Any:
+    def backend(payload: bytes, *, driver: FakeDriver, streams: int, max_batch: int) -> Any:
         layout = Layout(buckets=(max_batch,), image_shape=(32, 32, 3), dim=3)
         lanes = Streams(driver, lambda stream: FakeContext(driver, (32, 32, 3)), layout, lanes=streams)
         return closing(SimpleNamespace(streams=lanes, close=lanes.close))
 
-    monkeypatch.setitem(gpu.BACKENDS, "fake", backend)
+    monkeypatch.setitem(gpu.BACKENDS, "fake", {"cuda": backend})
     engine = write_fake_engine(tmp_path / "e.cgd")
     found = gpu.waiting(engine, (32, 32), 0.0, lambda what, done: None)
     assert [(one["engine"], one["events"]) for one in found] == [("e.cgd", "blocking"), ("e.cgd", "spinning")]
@@ -209,8 +209,9 @@ def test_a_tf32_engine_is_measured_in_tf32(gpu: ModuleType, monkeypatch: pytest.
         return nullcontext(SimpleNamespace(streams=SimpleNamespace(warm_up=lambda: None, run=None)))
 
     monkeypatch.setattr(gpu, "check_compatibility", lambda path, manifest: None)
-    monkeypatch.setitem(gpu.BACKENDS, "onnxruntime", backend)
+    monkeypatch.setitem(gpu.BACKENDS, "onnxruntime", {"cuda": backend})
     engine = write_fake_engine(tmp_path / "e.cgd", backend="onnxruntime", precision=Precision.TF32)
     with ExitStack() as stack:
         assert gpu.by_engine(stack, engine, 2, 8).precision == "tf32"
-    assert made == [{"device": "cuda", "driver": None, "streams": 2, "max_batch": 8, "tf32": True}]
+    model = {"input_size": FAKE_SPEC.input_size, "dim": FAKE_SPEC.dim, "tf32": True}
+    assert made == [{**model, "driver": None, "streams": 2, "max_batch": 8}]

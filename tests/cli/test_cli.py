@@ -725,9 +725,9 @@ def test_threads_reach_the_engine(cli, fake, pictures, monkeypatch):
     from cgd_deploy.runtime import engine
 
     asked = []
-    make = engine.BACKENDS["fake"]
+    make = engine.BACKENDS["fake"]["cpu"]
     monkeypatch.setitem(
-        engine.BACKENDS, "fake", lambda payload, **options: asked.append(options) or make(payload, **options)
+        engine.BACKENDS["fake"], "cpu", lambda payload, **options: asked.append(options) or make(payload, **options)
     )
     cli("embed", pictures / "kind-0", "-e", fake, "-o", "o.npy", "--threads", 3)
     assert asked[0]["threads"] == 3

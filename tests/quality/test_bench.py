@@ -139,8 +139,8 @@ def test_a_tf32_engine_is_compared_with_torch_in_tf32_too(exact, monkeypatch):
     monkeypatch.setattr(Engine, "device", "cuda")
     file = read_engine(exact)
     monkeypatch.setattr(compatibility, "find_device", lambda: Device(name="L4", compute_capability="8.9", cuda="13.0"))
-    monkeypatch.setitem(backends.DEVICES, "fake", ("cpu", "cuda"))
-    monkeypatch.setitem(backends.BACKENDS, "fake", lambda payload, **options: FakeBackend(payload))
+    on_cuda = lambda payload, **options: FakeBackend(payload)  # noqa: E731
+    monkeypatch.setitem(backends.BACKENDS, "fake", {"cpu": FakeBackend, "cuda": on_cuda})
     write_engine(exact, replace(file.manifest, precision=Precision.TF32), file.payload, *file.golden)
     result, _ = bench([exact], seconds=0, batch_sizes=(1,))
     assert [run["precision"] for run in result["reference"]["runs"]] == ["fp32", "tf32", "fp16"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import write_fake_engine
+from conftest import FAKE_SPEC, write_fake_engine
 
 from cgd_deploy import load
 from cgd_deploy.errors import CgdError, EngineError, InputError, MissingDependency
@@ -49,8 +49,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(compatibility, "find_device", lambda: here.device)
     monkeypatch.setattr(compatibility, "import_tensorrt", lambda kind: SimpleNamespace(__version__=here.version))
-    monkeypatch.setitem(BACKENDS, "tensorrt", make)
-    monkeypatch.setitem(BACKENDS, "tensorrt-rtx", make)
+    monkeypatch.setitem(BACKENDS, "tensorrt", {"cuda": make})
+    monkeypatch.setitem(BACKENDS, "tensorrt-rtx", {"cuda": make})
     return here
 
 
@@ -95,8 +95,8 @@ def test_the_right_machine(tmp_path: Path, machine: SimpleNamespace) -> None:
     load(plan(tmp_path)).close()
     load(plan(tmp_path), streams=4).close()
     assert machine.made == [
-        {"device": "cuda", "threads": None, "streams": 2, "max_batch": 8},
-        {"device": "cuda", "threads": None, "streams": 4, "max_batch": 8},
+        {"threads": None, "streams": 2, "max_batch": 8},
+        {"threads": None, "streams": 4, "max_batch": 8},
     ]
 
 
@@ -228,7 +228,8 @@ def test_compute_capabilities(
 def test_int8_of_the_cpu_is_not_run_in_float_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime's CUDA provider would decode every code and compute in float, slower than FP32."""
     made: list[dict[str, Any]] = []
-    monkeypatch.setitem(BACKENDS, "onnxruntime", lambda payload, **options: made.append(options))
+    make: Any = lambda payload, **options: made.append(options)  # noqa: E731
+    monkeypatch.setitem(BACKENDS, "onnxruntime", {"cpu": make, "cuda": make})
     path = write_fake_engine(tmp_path / "int8.cgd", backend="onnxruntime", precision=Precision.INT8)
     text = refusal(path, device="cuda")
     assert "is INT8 for the CPU" in text and "`cgd-deploy build-engine --int8 --backend tensorrt`" in text
@@ -246,9 +247,7 @@ def test_a_plan_is_not_for_the_cpu_nor_openvino_for_cuda(tmp_path: Path, machine
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
 def test_the_backend_itself_makes_nothing_of_tensorrt_without_cuda() -> None:
     with pytest.raises(EngineError, match=r"no NVIDIA driver|finds no GPU"):
-        BACKENDS["tensorrt-rtx"](b"")
-    with pytest.raises(EngineError, match="cuda, not on 'cpu'"):
-        BACKENDS["tensorrt-rtx"](b"", device="cpu")
+        BACKENDS["tensorrt-rtx"]["cuda"](b"")
 
 
 def tf32(path: Path, backend: str = "onnxruntime", **changes: Any) -> Path:
@@ -259,10 +258,11 @@ def test_tf32_runs_on_cuda_and_says_so_to_onnx_runtime(
     tmp_path: Path, machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CUDA without being asked for, although ONNX Runtime runs other engines on the CPU unless told."""
-    monkeypatch.setitem(BACKENDS, "onnxruntime", BACKENDS["tensorrt"])
+    monkeypatch.setitem(BACKENDS["onnxruntime"], "cuda", BACKENDS["tensorrt"]["cuda"])
     for options in ({}, {"device": "cuda"}):
         load(tf32(tmp_path), **options).close()
-    assert machine.made == [{"device": "cuda", "tf32": True, "threads": None, "streams": 2, "max_batch": 8}] * 2
+    model = {"input_size": FAKE_SPEC.input_size, "dim": FAKE_SPEC.dim, "tf32": True}
+    assert machine.made == [{**model, "threads": None, "streams": 2, "max_batch": 8}] * 2
     builder = {"name": "tensorrt", "version": machine.version}
     load(tf32(tmp_path, "tensorrt", builder=builder)).close()
     assert "tf32" not in machine.made[-1]  # the plan contains the setting

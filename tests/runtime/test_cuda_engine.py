@@ -57,8 +57,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     driver = FakeDriver()
 
     class LanesBackend(Backend):
-        def __init__(self, payload: bytes, *, device: str, threads: int | None, streams: int, max_batch: int) -> None:
-            assert device == "cuda"
+        def __init__(self, payload: bytes, *, threads: int | None, streams: int, max_batch: int) -> None:
             layout = Layout(buckets=bucket_sizes(1, max_batch), image_shape=SHAPE, dim=SPEC.dim)
             self.streams: Streams = Streams(driver, lambda stream: WorkspaceContext(driver), layout, lanes=streams)
             self.concurrency = self.streams.capacity
@@ -69,8 +68,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
         def close(self) -> None:
             self.streams.close()
 
-    monkeypatch.setitem(module.BACKENDS, "lanes", LanesBackend)
-    monkeypatch.setitem(module.DEVICES, "lanes", ("cuda",))
+    monkeypatch.setitem(module.BACKENDS, "lanes", {"cuda": LanesBackend})
     yield driver
     driver.assert_empty()
 

@@ -238,7 +238,7 @@ class LanesBackend(Backend):
 
     driver: FakeDriver
 
-    def __init__(self, payload: bytes, *, device: str, threads: int | None, streams: int, max_batch: int) -> None:
+    def __init__(self, payload: bytes, *, threads: int | None, streams: int, max_batch: int) -> None:
         shape = (*LANES_SPEC.input_size, 3)
         layout = Layout(buckets=bucket_sizes(1, max_batch), image_shape=shape, dim=LANES_SPEC.dim)
         self.streams = Streams(self.driver, lambda _: FakeContext(self.driver, shape), layout, lanes=streams)
@@ -254,8 +254,7 @@ class LanesBackend(Backend):
 @pytest.fixture
 def on_cuda(tmp_path, monkeypatch) -> Iterator[Callable[..., Engine]]:
     """Load an engine for batches up to ``max_batch`` on lanes of a device that is ``Gated`` at ``batches``."""
-    monkeypatch.setitem(module.BACKENDS, "lanes", LanesBackend)
-    monkeypatch.setitem(module.DEVICES, "lanes", ("cuda",))
+    monkeypatch.setitem(module.BACKENDS, "lanes", {"cuda": LanesBackend})
     opened: list[Engine] = []
 
     def open_(batches: int, streams: int, max_batch: int = 8) -> Engine:

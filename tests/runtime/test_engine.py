@@ -14,7 +14,6 @@ from PIL import Image
 
 from cgd_deploy.errors import CgdError, EngineError, InputError
 from cgd_deploy.pictures.preprocess import preprocess
-from cgd_deploy.runtime import engine as module
 from cgd_deploy.runtime.descriptors import cosines
 from cgd_deploy.runtime.engine import load
 from cgd_deploy.runtime.enginefile import write_engine
@@ -236,7 +235,3 @@ def test_a_payload_that_is_no_model_is_refused(tmp_path, backend):
     with pytest.raises(EngineError, match="cannot load the model") as caught:
         load(write_fake_engine(tmp_path / "e.cgd", backend=backend))
     assert "\n" not in str(caught.value)
-
-
-def test_the_list_of_devices_names_every_backend():
-    assert set(module.DEVICES) == set(module.BACKENDS)

@@ -23,7 +23,7 @@ from cgd_deploy.spec import Precision
 @pytest.fixture(autouse=True)
 def no_backend(monkeypatch):
     """A backend that must not be made."""
-    monkeypatch.setitem(engine.BACKENDS, "fake", lambda *_, **__: pytest.fail("a backend was made"))
+    monkeypatch.setitem(engine.BACKENDS, "fake", {"cpu": lambda *_, **__: pytest.fail("a backend was made")})
 
 
 def refused(path: Path, *says: str) -> None:
@@ -253,5 +253,5 @@ def test_a_backend_that_this_release_lacks(tmp_path):
 
 
 def test_a_whole_file_does_reach_its_backend(fake_engine, monkeypatch):
-    monkeypatch.setitem(engine.BACKENDS, "fake", FakeBackend)
+    monkeypatch.setitem(engine.BACKENDS, "fake", {"cpu": FakeBackend})
     engine.load(fake_engine).close()

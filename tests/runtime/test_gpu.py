@@ -15,7 +15,7 @@ from torch_lane import LAYOUT, LONG, TorchLane, expected
 from cgd_deploy.errors import CgdError
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from cgd_deploy.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from cgd_deploy.runtime.backends.tensorrt import TensorRtBackend
 from cgd_deploy.runtime.cuda.driver import CudaDriver, find_device, import_cudart
 from cgd_deploy.runtime.cuda.nvjpeg import nvjpeg_batches
@@ -234,10 +234,14 @@ def test_nvjpeg_gives_pixels_close_to_pillows(picture_list: ImageList) -> None:
     assert difference.mean() < 1 and difference.max() < 32
 
 
+def on_onnxruntime(model: bytes, **settings: Any) -> OnnxRuntimeCudaBackend:
+    return OnnxRuntimeCudaBackend(model, input_size=SPEC.input_size, dim=SPEC.dim, **settings)
+
+
 def test_onnxruntime_lanes_give_what_torch_gives(
     model: bytes, pixels: np.ndarray, torch_descriptors: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
+    with on_onnxruntime(model, max_batch=8) as backend:
         found = backend.run(pixels)
     assert cosines(found, torch_descriptors(pixels)).min() > TF32_COSINE
 
@@ -249,14 +253,14 @@ def test_onnxruntime_computes_tf32_only_if_asked(
         pytest.skip("this GPU has no TF32")
     found = []
     for tf32 in (False, True):
-        with OnnxRuntimeBackend(model, device="cuda", max_batch=8, tf32=tf32) as backend:
+        with on_onnxruntime(model, max_batch=8, tf32=tf32) as backend:
             found.append(backend.run(pixels))
     assert not np.array_equal(*found)
     assert cosines(found[1], torch_descriptors(pixels)).min() > TF32_COSINE
 
 
 def test_a_batch_gives_what_its_pictures_give(model: bytes, pixels: np.ndarray) -> None:
-    with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
+    with on_onnxruntime(model, max_batch=8) as backend:
         together = backend.run(pixels[:8])
         alone = np.concatenate([backend.run(pixels[i : i + 1]) for i in range(8)])
     assert cosines(together, alone).min() > TF32_COSINE
@@ -265,7 +269,7 @@ def test_a_batch_gives_what_its_pictures_give(model: bytes, pixels: np.ndarray) 
 def test_four_streams_give_what_one_gives(model: bytes, pixels: np.ndarray) -> None:
     found = []
     for streams in (1, 4):
-        with OnnxRuntimeBackend(model, device="cuda", streams=streams, max_batch=4) as backend:
+        with on_onnxruntime(model, streams=streams, max_batch=4) as backend:
             assert backend.streams
             batches = [pixels[start : start + 4] for start in range(0, 28, 4)] * 10
             found.append(np.concatenate(list(backend.streams.run_many(batches))))
@@ -273,7 +277,7 @@ def test_four_streams_give_what_one_gives(model: bytes, pixels: np.ndarray) -> N
 
 
 def test_torch_tensors_in_and_out(model: bytes, pixels: np.ndarray, torch: Any) -> None:
-    with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
+    with on_onnxruntime(model, max_batch=8) as backend:
         assert backend.streams
         expected = backend.run(pixels[:5])
         stream = torch.cuda.Stream()
@@ -287,7 +291,7 @@ def test_torch_tensors_in_and_out(model: bytes, pixels: np.ndarray, torch: Any) 
 
 def test_torch_tensors_without_a_stream(model: bytes, pixels: np.ndarray, torch: Any) -> None:
     """Made on torch's default stream and, by DLPack, waited for on another; memory of the host is refused."""
-    with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
+    with on_onnxruntime(model, max_batch=8) as backend:
         assert backend.streams
         expected = backend.run(pixels[:5])
         for stream in (torch.cuda.default_stream(), torch.cuda.Stream()):
@@ -307,7 +311,7 @@ def test_pycuda_arrays_in_and_out(model: bytes, pixels: np.ndarray) -> None:
     import pycuda.driver
     from pycuda import gpuarray
 
-    with OnnxRuntimeBackend(model, device="cuda", max_batch=8) as backend:
+    with on_onnxruntime(model, max_batch=8) as backend:
         assert backend.streams
         expected = backend.run(pixels[:5])
         stream = pycuda.driver.Stream()

@@ -56,7 +56,7 @@ def test_the_null_stream_is_the_legacy_default_stream() -> None:
 
 @pytest.mark.parametrize("stream", [None, "7 up", object(), -1, SimpleNamespace(ptr=None)])
 def test_what_is_no_stream(stream: Any) -> None:
-    with pytest.raises(InputError, match=r"is no CUDA stream; pass a pycuda, torch or CuPy stream or its handle\.$"):
+    with pytest.raises(InputError, match=r"is not a CUDA stream; pass a pycuda, torch or CuPy stream or its handle\.$"):
         stream_handle(stream)
 
 
@@ -75,7 +75,7 @@ def test_the_streams_that_a_call_is_ordered_with() -> None:
 @pytest.mark.parametrize("stream", [0, -1])
 def test_streams_that_the_interface_forbids(stream: int) -> None:
     with pytest.raises(
-        InputError, match=rf"names stream {stream} in .*; expected None, 1 for the legacy .* a handle\.$"
+        InputError, match=rf"names stream {stream}, which .* forbids; expected None, 1 for the legacy .* a handle\.$"
     ):
         DeviceArray(described_as(stream=stream))
 
@@ -149,7 +149,7 @@ def test_a_library_that_refuses_the_stream() -> None:
 
     with pytest.raises(InputError, match=r"with stream 2 \(per-thread default stream is not supported\); pass another"):
         DeviceArray(with_dlpack(2, 0, refuse)).pointer(SHAPE, np.uint8, 2)
-    with pytest.raises(InputError, match="gives what is no DLPack"):
+    with pytest.raises(InputError, match="gives an unusable DLPack capsule"):
         DeviceArray(with_dlpack(2, 0, lambda **_: None)).pointer(SHAPE, np.uint8, 2)
 
 

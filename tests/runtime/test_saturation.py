@@ -44,7 +44,7 @@ from cgd_deploy.runtime.descriptors import cosines
 
 for path in sys.argv[1:]:
     file = read_engine(path)
-    with BACKENDS[file.manifest.backend](file.payload, threads=1) as backend:
+    with BACKENDS[file.manifest.backend]["cpu"](file.payload, threads=1) as backend:
         images, expected = file.golden
         print(cosines(backend.run(images), expected).min())
 """
@@ -230,8 +230,7 @@ def test_load_replays_an_engine_that_is_not_proven_and_only_that(tmp_path, monke
         def close(self) -> None:
             closed.append(self)
 
-    monkeypatch.setitem(engine.BACKENDS, "noisy", Here)
-    monkeypatch.setitem(engine.DEVICES, "noisy", ("cpu",))
+    monkeypatch.setitem(engine.BACKENDS, "noisy", {"cpu": Here})
 
     def write(precision: Precision, sets: list[str]) -> Path:
         builder = {"name": "fake", "version": "0", "instruction_sets": " ".join(sets)}

@@ -384,7 +384,7 @@ def build_engine(
     from ...hardware.cpu import SLOW_INT8, has_fast_int8
     from ...runtime.autotune import autotune as tune
     from ...runtime.autotune import check_tunable
-    from ...runtime.backends import DEVICES
+    from ...runtime.backends import BACKENDS
     from ...runtime.enginefile import read_engine
     from ...runtime.provenance import changes, contents
     from ..terminal import build_summary, errors, phases, trial_table, warn, warn_all
@@ -392,7 +392,7 @@ def build_engine(
     backend = choose_backend(backend)
     if autotune:
         check_tunable(backend, precision)
-    if precision is Precision.INT8 and "cpu" in DEVICES[backend] and not has_fast_int8():
+    if precision is Precision.INT8 and "cpu" in BACKENDS[backend] and not has_fast_int8():
         warn(SLOW_INT8)
     recipe = None if calibration == "auto" else Recipe.parse(calibration)
     budget = read_budget(data, max_recall_drop, min_overlap)

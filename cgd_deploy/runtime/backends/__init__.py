@@ -1,40 +1,38 @@
-"""Backends by the name that a manifest gives; each imports its library only when it is made."""
+"""Backends by the name in a manifest and by device. A backend imports its library only when one is made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from ...spec import Precision
+from ...spec import ModelSpec, Precision
 from .base import Backend
 from .fake import FakeBackend
 from .onnxruntime import OnnxRuntimeBackend
+from .onnxruntime_cuda import OnnxRuntimeCudaBackend
 from .openvino import OpenVinoBackend
 from .tensorrt import TensorRtBackend, TensorRtRtxBackend
 
-BACKENDS: dict[str, Callable[..., Backend]] = {
-    "fake": FakeBackend,
-    "onnxruntime": OnnxRuntimeBackend,
-    "openvino": OpenVinoBackend,
-    "tensorrt": TensorRtBackend,
-    "tensorrt-rtx": TensorRtRtxBackend,
+BACKENDS: dict[str, dict[str, Callable[..., Backend]]] = {
+    "fake": {"cpu": FakeBackend},
+    "onnxruntime": {"cpu": OnnxRuntimeBackend, "cuda": OnnxRuntimeCudaBackend},
+    "openvino": {"cpu": OpenVinoBackend},
+    "tensorrt": {"cuda": TensorRtBackend},
+    "tensorrt-rtx": {"cuda": TensorRtRtxBackend},
 }
+"""The default device of a backend stands first.
 
-DEVICES: dict[str, tuple[str, ...]] = {
-    "fake": ("cpu",),
-    "onnxruntime": ("cpu", "cuda"),
-    "openvino": ("cpu",),
-    "tensorrt": ("cuda",),
-    "tensorrt-rtx": ("cuda",),
-}
-"""Where each backend runs, its default first."""
+Every class takes the payload, ``threads`` and ``streams``; classes for CUDA also take ``max_batch``.
+"""
 
 
 def default_device(backend: str, precision: Precision) -> str:
-    """The device that an engine runs on unless ``load`` is told another: the backend's first, but CUDA for TF32."""
-    return "cuda" if precision is Precision.TF32 else DEVICES[backend][0]
+    """The device that ``load`` chooses if the caller names none: CUDA for TF32, else the backend's first device."""
+    return "cuda" if precision is Precision.TF32 else next(iter(BACKENDS[backend]))
 
 
-def precision_settings(backend: str, precision: Precision) -> dict[str, Any]:
-    """Arguments of ``BACKENDS[backend]`` that follow from the precision. A TensorRT plan contains its own."""
-    return {"tf32": True} if backend == "onnxruntime" and precision is Precision.TF32 else {}
+def model_settings(backend: str, device: str, spec: ModelSpec, precision: Precision) -> dict[str, Any]:
+    """Further arguments of ``BACKENDS[backend][device]``, which describe the model. A TensorRT plan contains them."""
+    if (backend, device) != ("onnxruntime", "cuda"):
+        return {}
+    return {"input_size": spec.input_size, "dim": spec.dim, "tf32": precision is Precision.TF32}

@@ -1,9 +1,10 @@
-"""The seam between the runtime and the libraries that run models."""
+"""The interface between the runtime and the libraries that run models."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,27 +14,29 @@ from ..cuda.streams import Streams
 Self = TypeVar("Self", bound="Backend")
 
 
-class Backend(Protocol):
-    """A model. Images are the caller's and only read; the result is the caller's too.
+class Backend(ABC):
+    """A model on a library. A context manager, else call ``close``.
 
-    concurrency   calls of ``run`` at the same time that keep it busy
-    streams       the CUDA lanes it runs on, None on the CPU
+    The caller owns the images, which are only read, and the descriptors.
+
+    concurrency   calls of ``run`` at the same time that keep the backend busy
+    streams       the CUDA lanes that the backend runs on, None on the CPU
     """
 
     concurrency: int = 1
     streams: Streams | None = None
 
+    @abstractmethod
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 RGB [N, H, W, 3], C-contiguous -> unit descriptors float32 [N, D]; several threads may call it."""
-        ...
 
     def run_into(self, images: NDArray[np.uint8], descriptors: NDArray[np.float32]) -> None:
-        """The same into C-contiguous float32 [N, D] of the caller's."""
+        """``run``, but write the descriptors into the caller's C-contiguous float32 [N, D]."""
         descriptors[...] = self.run(images)
 
+    @abstractmethod
     def close(self) -> None:
-        """Free the model; running it afterwards is a bug of the caller's."""
-        ...
+        """Free the model. The caller must not run the backend afterwards."""
 
     def __enter__(self: Self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""A backend without a model, for tests: cheap, deterministic, and similar pictures get similar descriptors."""
+"""A backend without a model, for tests. Fast, deterministic; similar pictures get similar descriptors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ GRID = 4
 
 
 class FakeBackend(Backend):
-    """Mean colours on a 4x4 grid, projected to the ``dim`` that the JSON payload names."""
+    """Projects mean colours on a 4x4 grid to the ``dim`` in the JSON payload."""
 
-    def __init__(self, payload: bytes, *, device: str = "cpu", threads: int | None = None, streams: int = 1) -> None:
+    def __init__(self, payload: bytes, *, threads: int | None = None, streams: int = 1) -> None:
         self.concurrency = streams
         dim = json.loads(payload)["dim"]
         self._projection = np.random.default_rng(0).normal(size=(GRID * GRID * 3, dim)).astype(np.float32)

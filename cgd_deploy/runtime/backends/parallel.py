@@ -1,4 +1,4 @@
-"""A batch computed in several parts at once, for CPUs: fewer threads on each part wait less for one another."""
+"""Computes a batch on a CPU in several parts at the same time: the fewer threads of a part wait less for each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import Backend
 
 
 class Parallel(Backend):
-    """``backend`` with each batch cut into ``streams`` parts that run at the same time."""
+    """Cuts each batch into ``streams`` parts, which ``backend`` runs at the same time."""
 
     def __init__(self, backend: Backend, streams: int) -> None:
         self._backend = backend
@@ -31,7 +31,7 @@ class Parallel(Backend):
         return np.array_split(rows, max(1, min(self.concurrency, len(rows))))
 
     def _at_once(self, run: Callable[..., Any], *arguments: list[NDArray[Any]]) -> list[Any]:
-        """Run every part; when this returns or raises, no part uses the caller's memory any more."""
+        """Run every part. When this function returns or raises, no part uses the caller's memory."""
         running = Calls("the batch", lambda: None)
 
         def run_part(*part: NDArray[Any]) -> Any:
@@ -44,13 +44,13 @@ class Parallel(Backend):
             _wait(running)
 
     def close(self) -> None:
-        # Every batch has waited for its parts. Idle threads end alone; one of them may be the thread that closes.
+        # Every batch has waited for its parts. A thread of the pool may call ``close``, so it cannot wait for the pool.
         self._pool.shutdown(wait=False)
         self._backend.close()
 
 
 def _wait(running: Calls) -> None:
-    """Wait for every running part; an interrupt is raised only then."""
+    """Wait for every running part, then raise an interrupt that came meanwhile."""
     try:
         running.close()
     except BaseException:

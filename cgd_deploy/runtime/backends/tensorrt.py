@@ -1,6 +1,6 @@
-"""Plans of TensorRT and of TensorRT-RTX, the same API in two modules, run on CUDA streams.
+"""Runs plans of TensorRT and of TensorRT-RTX on CUDA streams. The two libraries have the same API.
 
-A plan is code for the GPU, and a version-compatible one holds host code too: load only files that you trust.
+A plan is code for the GPU, and a version-compatible plan also holds code for the CPU: load only files that you trust.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt
 EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "tensorrt-rtx"}
 IMAGES, DESCRIPTORS = "images", "descriptors"
 SHARED = 4
-"""Contexts of a lane that batches of all sizes between the buckets share."""
+"""Contexts of a lane for batches of all sizes between the buckets."""
 
 
 def import_tensorrt(kind: str = "tensorrt") -> Any:
-    """The module of "tensorrt" or "tensorrt-rtx"; raises MissingDependency if it or one of its libraries is not here.
+    """The module of "tensorrt" or "tensorrt-rtx". Raises MissingDependency without the module or one of its libraries.
 
-    Make none of its Runtime objects before ``cuda.find_device`` has found a GPU: they crash without one.
+    Call ``driver.find_device`` before you make a Runtime object of the module: without a GPU the object crashes.
     """
     reason = ""
     for name in MODULES[kind]:
@@ -56,10 +56,11 @@ class TensorRtBackend(Backend):
     """A plan on one GPU. Each lane has an execution context for each batch bucket, and ``SHARED`` for other sizes.
 
     payload     a serialized plan with input "images" and output "descriptors"
+    threads     not used: a plan computes nothing on the CPU
     streams     lanes, see ``Streams``
     max_batch   the largest bucket, by default the plan's own limit
     graphs      CUDA graphs kept by each lane, see ``Streams``
-    driver      what calls CUDA; None: a ``CudaDriver``
+    driver      the CUDA calls; None: a ``CudaDriver``
 
     Raises EngineError if there is no GPU or it cannot run the plan, MissingDependency without the library.
     """
@@ -71,15 +72,12 @@ class TensorRtBackend(Backend):
         self,
         payload: bytes,
         *,
-        device: str = "cuda",
         threads: int | None = None,
         streams: int = LANES,
         max_batch: int | None = None,
         graphs: int | None = None,
         driver: Driver | None = None,
     ) -> None:
-        if device != "cuda":
-            raise EngineError(f"TensorRT engines run on cuda, not on {device!r}; build one with --backend onnxruntime.")
         driver = driver or CudaDriver()
         trt = import_tensorrt(self.kind)
         log = _log(trt)
@@ -115,7 +113,7 @@ class TensorRtBackend(Backend):
 
 
 class TensorRtRtxBackend(TensorRtBackend):
-    """The same for a plan of TensorRT-RTX."""
+    """``TensorRtBackend`` for a plan of TensorRT-RTX."""
 
     kind = "tensorrt-rtx"
 
@@ -124,9 +122,9 @@ class TensorRtRtxBackend(TensorRtBackend):
 class SharedContext:
     """A context for batches of one size at a time.
 
-    context   of TensorRT
-    done      the event after its last batch
-    batch     the batch size that it is set to, 0 for none
+    context   TensorRT's execution context
+    done      the event after the context's last batch
+    batch     the batch size that the context is set to, 0 for none
     """
 
     context: Any
@@ -157,7 +155,7 @@ class TensorRtLane:
             stack.callback(self._buckets.clear)
             stack.callback(self._shared.clear)
             context = self._bucket(layout.buckets[-1], stream)
-            # TensorRT-RTX knows plans that cannot be captured; TensorRT has no such question.
+            # Only TensorRT-RTX has plans that CUDA graphs cannot capture.
             self.capturable = bool(getattr(context, "is_stream_capturable", lambda stream: True)(stream))
             self._resources = stack.pop_all()
 
@@ -177,10 +175,10 @@ class TensorRtLane:
         return self._buckets[batch]
 
     def _share(self, batch: int, stream: int) -> SharedContext:
-        """The shared context of this batch size, from now on the most recently used."""
+        """The shared context for this batch size, marked as the most recently used."""
         shared = next((one for one in self._shared if one.batch == batch), None) or self._free_one(stream)
         if shared.batch != batch:
-            shared.batch = 0  # should TensorRT refuse the size
+            shared.batch = 0  # in case TensorRT refuses the size
             self._resize(shared.context, batch)
             shared.batch = batch
         self._shared.remove(shared)
@@ -202,7 +200,7 @@ class TensorRtLane:
             raise EngineError(f"TensorRT cannot infer the shape of {missing}; build the engine again.")
 
     def _new_context(self, stream: int) -> Any:
-        """A context of this lane's stream and scratch memory, not set to any size."""
+        """A context on this lane's stream and scratch memory, not yet set to a batch size."""
         context = self._make_context()
         context.set_device_memory(self._scratch, self._scratch_size)
         if not context.set_optimization_profile_async(0, stream):
@@ -214,7 +212,7 @@ class TensorRtLane:
         strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
             context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        else:  # TensorRT-RTX: compile for the shape now, or a graph would freeze the slow fallback kernels
+        else:  # TensorRT-RTX compiles for the shape now; otherwise a graph would keep the slow fallback kernels
             config = self._engine.create_runtime_config()
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
             config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -237,7 +235,7 @@ def _enqueue(context: Any, stream: int, images: int, descriptors: int) -> bool:
 
 
 def _log(trt: Any) -> Any:
-    """A logger that keeps the last error. A Python IErrorRecorder, the other way, crashes at exit (RTX 1.7.1)."""
+    """A logger that keeps the last error. The alternative, an IErrorRecorder in Python, crashes at exit (RTX 1.7.1)."""
 
     class Log(trt.ILogger):
         last = "it gives no reason"

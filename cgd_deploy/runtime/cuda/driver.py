@@ -1,7 +1,7 @@
 """The CUDA calls that the runtime makes, behind a protocol that tests implement too. Knows no model and no batch.
 
-Handles and device pointers are plain integers, so those of pycuda, CuPy or torch serve as well. Everything lives in
-the primary context of the first visible device (``CUDA_VISIBLE_DEVICES`` chooses it).
+Handles and device pointers are plain integers, so handles of pycuda, CuPy or torch work too. All memory and streams
+belong to the primary context of the first visible device, which ``CUDA_VISIBLE_DEVICES`` chooses.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Driver(Protocol):
     def free(self, pointer: int) -> None: ...
 
     def owner(self, pointer: int) -> int | None:
-        """The ordinal of the device with this memory: ``ORDINAL`` if it is managed or pinned, None if not CUDA's."""
+        """Ordinal of the device with this memory; ``ORDINAL`` for managed or pinned memory, None for other memory."""
         ...
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
@@ -67,15 +67,15 @@ class Driver(Protocol):
     def destroy_event(self, event: int) -> None: ...
 
     def record(self, event: int, stream: int) -> None:
-        """Record ``event`` after all work that ``stream`` was given so far."""
+        """Record ``event`` after all earlier work on ``stream``."""
         ...
 
     def wait(self, stream: int, event: int) -> None:
-        """Let later work on ``stream`` start only when the work before ``event`` is done; returns at once."""
+        """Start later work on ``stream`` only after the work before ``event``; returns at once."""
         ...
 
     def synchronize(self, event: int) -> None:
-        """Block this thread until the work before ``event`` is done; raises if the device failed meanwhile."""
+        """Block this thread until the work before ``event`` is done; raises EngineError if the device failed."""
         ...
 
     def finish(self, stream: int) -> None:
@@ -91,13 +91,13 @@ class Driver(Protocol):
         ...
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        """A graph of the work that ``enqueue`` gives to ``stream``. None of it runs now; the caller destroys it."""
+        """A graph of the work that ``enqueue`` gives to ``stream``, which does not run now. The caller destroys it."""
         ...
 
     def launch(self, graph: int, stream: int) -> None: ...
 
     def destroy_graph(self, graph: int) -> None:
-        """CUDA frees a graph that still runs when it is done."""
+        """Destroy a graph. CUDA frees a running graph after it has run."""
         ...
 
 
@@ -113,8 +113,7 @@ def import_cudart() -> Any:
 def find_device() -> Device:
     """The first visible GPU. Raises EngineError without a driver or a GPU, MissingDependency without cuda-python.
 
-    This asks the driver first: without a driver, TensorRT returns objects around a null pointer and crashes on their
-    use.
+    Call it before TensorRT: without a driver, TensorRT returns objects that crash when they are used.
     """
     try:
         status = ctypes.CDLL(DRIVER_LIBRARY).cuInit(0)
@@ -144,7 +143,7 @@ def has_gpu() -> bool:
 
 
 def _checked(cudart: Any, name: str, *arguments: Any) -> Any:
-    """Call a CUDA function: its result, or EngineError."""
+    """Call a CUDA function and return its result. Raises EngineError if the call fails."""
     status, *results = getattr(cudart, name)(*arguments)
     if status != cudart.cudaError_t.cudaSuccess:
         text = cudart.cudaGetErrorString(status)[1].decode()
@@ -155,7 +154,7 @@ def _checked(cudart: Any, name: str, *arguments: Any) -> Any:
 
 
 def _address(handle: Any) -> int:
-    """The handle of an object of cuda-python as a number; a number is returned as it is."""
+    """The handle of a cuda-python object as a number; a number is returned unchanged."""
     if isinstance(handle, int):
         return handle
     from cuda.bindings.utils import get_cuda_native_handle
@@ -164,9 +163,10 @@ def _address(handle: Any) -> int:
 
 
 class CudaDriver:
-    """The Driver over NVIDIA's cuda-python. Raises as ``find_device`` does, unless it is given a ``cudart``.
+    """The Driver on NVIDIA's cuda-python. Without a ``cudart``, raises as ``find_device`` does.
 
-    spinning   a thread that waits for an event polls it and keeps a core busy; otherwise the thread sleeps
+    cudart     stands in for the module ``cuda.bindings.runtime``
+    spinning   whether a thread that waits for an event polls it, which keeps a core busy; otherwise the thread sleeps
     """
 
     def __init__(self, cudart: Any = None, *, spinning: bool = False) -> None:
@@ -201,7 +201,7 @@ class CudaDriver:
         self._call("cudaFreeHost", array.ctypes.data)
 
     def stream(self) -> int:
-        # Non-blocking: the legacy default stream, which other libraries use, must not serialise the lanes.
+        # Non-blocking, or the legacy default stream, which other libraries use, would serialise the lanes.
         return _address(self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking))
 
     def destroy_stream(self, stream: int) -> None:
@@ -234,13 +234,13 @@ class CudaDriver:
         self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, stream)
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
-        # Thread-local: other threads may allocate and synchronise while this one captures.
+        # Thread-local: other threads may allocate and synchronise while this thread captures.
         mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             enqueue()
         except BaseException:
-            with suppress(EngineError):  # a broken capture may refuse to end cleanly; the stream leaves it all the same
+            with suppress(EngineError):  # ending a broken capture may fail; the stream leaves the capture anyway
                 self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
             raise
         template = self._call("cudaStreamEndCapture", stream)

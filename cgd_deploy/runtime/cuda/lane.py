@@ -28,15 +28,15 @@ T = TypeVar("T")
 
 
 class Enqueue(Protocol):
-    """One execution context: something that gives batches to a CUDA stream. Called by one thread at a time."""
+    """One execution context, which enqueues batches on a CUDA stream. One thread at a time calls it."""
 
     @property
     def capturable(self) -> bool:
-        """Whether its calls may be captured in a CUDA graph."""
+        """Whether a CUDA graph may capture the calls."""
         ...
 
     def __call__(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
-        """Enqueue uint8 [batch, H, W, 3] -> float32 [batch, D] between device pointers; False if it was refused."""
+        """Enqueue uint8 [batch, H, W, 3] -> float32 [batch, D] between device pointers; False for a refused batch."""
         ...
 
     def close(self) -> None: ...
@@ -56,7 +56,7 @@ class Layout:
 
 
 class Pending:
-    """A batch on its way to the GPU and back."""
+    """A batch that a lane computes."""
 
     def __init__(self, slot: Slot, rows: int) -> None:
         self._slot = slot
@@ -64,7 +64,7 @@ class Pending:
         self.outcome: NDArray[np.float32] | EngineError | None = None
 
     def result(self) -> NDArray[np.float32]:
-        """Wait for the descriptors, float32 [n, D], the caller's to keep. Raises EngineError if the device failed."""
+        """Wait for the descriptors, float32 [n, D], which the caller owns. Raises EngineError if the device failed."""
         with self._slot.lock:
             if self.outcome is None:
                 self._slot.settle()
@@ -75,7 +75,7 @@ class Pending:
 
 
 class Slot:
-    """A buffer set and its batch. It takes the next batch once this one is *settled*: its descriptors copied out."""
+    """A buffer set and its batch. ``settle`` copies the descriptors out, and so makes room for the next batch."""
 
     def __init__(self, driver: Driver, stack: ExitStack, layout: Layout) -> None:
         self._driver = driver
@@ -95,7 +95,7 @@ class Slot:
         )
 
     def settle(self) -> None:
-        """Wait for the batch in this slot, if any, and hand its descriptors over. The caller holds ``lock``."""
+        """Wait for the batch in this slot, if any, and copy its descriptors out. The caller holds ``lock``."""
         if self.pending is None:
             return
         try:
@@ -107,7 +107,7 @@ class Slot:
 
 
 class Graphs:
-    """CUDA graphs by (batch, images, descriptors), which a graph cannot change; the one used longest ago goes first."""
+    """CUDA graphs by (batch, images, descriptors), which a graph fixes. Drops the least recently used graph first."""
 
     def __init__(self, driver: Driver, capacity: int) -> None:
         self._driver = driver
@@ -132,9 +132,9 @@ class Graphs:
 
 
 class Lane:
-    """Sends batches through one context, several on their way at once. Threads may share it.
+    """Sends batches through one context, with several batches in flight. Threads may share it.
 
-    make      from the compute stream to the lane's Enqueue, which the lane closes
+    make      makes the lane's Enqueue from its compute stream; the lane closes it
     depth     buffer sets
     graphs    CUDA graphs kept, 0 for none
     failure   why the lane takes no more batches, or None
@@ -173,7 +173,7 @@ class Lane:
             slot.settle()
             with self._lock:
                 self._check()
-            slot.host_images[: len(images)] = images  # outside the lane's lock: other threads may send meanwhile
+            slot.host_images[: len(images)] = images  # outside the lane's lock, so other threads can send
             with self._lock:
                 self._check()
                 try:
@@ -185,7 +185,7 @@ class Lane:
             return slot.pending
 
     def run_on(self, streams: Sequence[int], rows: int, images: int, descriptors: int) -> None:
-        """Compute between the caller's device buffers, after earlier and before later work on these streams."""
+        """Compute from the caller's device buffer to another, after earlier and before later work on ``streams``."""
         with self._lock:
             self._check()
             try:
@@ -197,11 +197,11 @@ class Lane:
                 for stream in streams:
                     self._driver.wait(stream, self._left)
             except BaseException:
-                self._recover()  # work enqueued before the failure still uses the caller's memory
+                self._recover()  # work from before the failure still uses the caller's memory
                 raise
 
     def compute(self, rows: int) -> None:
-        """Enqueue one batch on the pixels that the next slot holds. Copies nothing, returns at once, see ``finish``."""
+        """Enqueue one batch on the pixels in the next slot, without copies. Returns at once, see ``finish``."""
         slot = self._slots[next(self._turn) % len(self._slots)]
         with slot.lock:
             slot.settle()
@@ -210,7 +210,7 @@ class Lane:
                 self._run(self._layout.bucket(rows), slot.images, slot.descriptors)
 
     def finish(self) -> None:
-        """Wait for everything that was enqueued."""
+        """Wait for all enqueued work."""
         self._driver.finish(self._compute)
 
     def close(self) -> None:
@@ -225,7 +225,7 @@ class Lane:
         try:
             self._resources.close()
         except EngineError:
-            if not self.failure:  # a failed device refuses every call, and its first error has been raised
+            if not self.failure:  # a failed device refuses every call; its first error was raised before
                 raise
 
     def _send(self, slot: Slot, rows: int) -> None:
@@ -244,12 +244,12 @@ class Lane:
         if (graph := self._graphs.get(key)) is not None:
             self._driver.launch(graph, self._compute)
             return
-        # The first call at a shape does work that must not end up in a graph, and shows that the batch is accepted.
+        # The first call at a shape does extra work that a graph must not keep, and shows that the batch is accepted.
         self._checked_enqueue(*key)
         if self._graphs.capacity:
             try:
                 self._graphs.put(key, self._driver.capture(self._compute, lambda: self._checked_enqueue(*key)))
-            except OutOfDeviceMemory:  # the caller can mend this one, and slow batches would hide it
+            except OutOfDeviceMemory:  # the caller can make memory free; running without graphs would hide that
                 raise
             except EngineError as error:
                 self._graphs.capacity = 0
@@ -266,7 +266,7 @@ class Lane:
             raise EngineError(f"this CUDA lane has failed: {self.failure}")
 
     def _recover(self) -> None:
-        """Empty the streams, so that the buffers of a batch that stopped half-way can be used again."""
+        """Wait for the streams after a failed batch, so that its buffers can be used again."""
         try:
             for stream in self._streams:
                 self._driver.finish(stream)
@@ -275,6 +275,6 @@ class Lane:
 
 
 def owned(stack: ExitStack, resource: T, release: Callable[[T], object]) -> T:
-    """The resource, released when the stack unwinds."""
+    """Return ``resource``; the stack releases it."""
     stack.callback(release, resource)
     return resource

@@ -1,7 +1,7 @@
-"""Bulk decoding on the GPU: NVIDIA's nvJPEG turns JPEG files into RGB, by way of the library nvImageCodec.
+"""Decodes JPEG files on the GPU with NVIDIA's nvJPEG, through the library nvImageCodec.
 
-nvJPEG replaces nothing but that step. Pillow still reads every header, ``preprocess`` still crops, resizes and checks
-limits, and every file that nvJPEG does not take or cannot decode goes through ``preprocess`` from the start.
+nvJPEG only decodes. Pillow still reads every header, and ``preprocess`` still crops, resizes and checks limits. Files
+that nvJPEG does not take or cannot decode go through ``preprocess`` alone.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from .driver import ORDINAL
 
 DECODERS = ("pillow", "nvjpeg")
 GROUP, GROUP_PIXELS = 64, 64 << 20
-"""Pictures that nvJPEG decodes in one call, and pixels after which a call takes no further picture: 192 MiB of RGB."""
+"""The most pictures in a call of nvJPEG, and the pixels after which a call takes no further picture: 192 MiB of RGB."""
 OPTIONS = ":fancy_upsampling=1"
 """Interpolate chroma as libjpeg does; without it pixels differ from Pillow's by 0.4 to 1.0 levels of 255 on average."""
 END_OF_IMAGE = b"\xff\xd9"
 YCBCR = [1, 2, 3]
-"""The numbers of a file's components that mean YCbCr to libjpeg, without a marker that says otherwise."""
+"""Component numbers that libjpeg reads as YCbCr, unless a marker in the file says otherwise."""
 VERBOSITY = "PYNVIMGCODEC_VERBOSITY"
 
 
 def check_decoder(decoder: str, fast_decode: bool) -> None:
-    """Raise InputError for an unknown decoder, or one that cannot decode files smaller."""
+    """Raise InputError for an unknown decoder, and for nvJPEG with ``fast_decode``, which it does not have."""
     if decoder not in DECODERS:
         raise InputError(f"decoder={decoder!r:.60} is unknown; expected one of {', '.join(DECODERS)}.")
     if fast_decode and decoder != "pillow":
@@ -67,14 +67,14 @@ class NvJpeg:
             self._decoder = codec.Decoder(backends=on_gpu, **settings)
         except RuntimeError as error:
             raise EngineError(_no_decoder(in_one_line(error))) from error
-        self._params = codec.DecodeParams(apply_exif_orientation=False)  # the caller turns, as for Pillow
+        self._params = codec.DecodeParams(apply_exif_orientation=False)  # the caller turns the picture, as for Pillow
         [trial] = self.decode([_small_jpeg()])
         if trial is None:
             self.close()
             raise EngineError(_no_decoder("it gives no pixels for a small JPEG"))
 
     def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
-        """The pixels of JPEG files: uint8 [H, W, 3] in RGB, in host memory, not turned; None for those that fail."""
+        """The pixels of JPEG files in host memory, not turned: uint8 RGB [H, W, 3], None for a file that fails."""
         images = self._decoder.decode(list(files), params=self._params) if files else []
         return [None if image is None else np.asarray(image.cpu()) for image in images]
 
@@ -92,9 +92,9 @@ class NvJpeg:
 
 
 def import_nvimgcodec() -> Any:
-    """The module ``nvidia.nvimgcodec``, which then writes nothing about single files to stderr.
+    """The module ``nvidia.nvimgcodec``, imported so that it writes nothing about single files to stderr.
 
-    Raises MissingDependency without it.
+    Raises MissingDependency without the module.
     """
     try:
         with _quiet():
@@ -106,7 +106,7 @@ def import_nvimgcodec() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ask the library, which reads the variable when it is imported, for no messages; what the user has set counts."""
+    """Set the variable by which the library, when imported, chooses its messages. A value of the user stays."""
     if VERBOSITY in os.environ:
         yield
         return
@@ -129,7 +129,7 @@ def _small_jpeg() -> bytes:
 
 
 class JpegFile(NamedTuple):
-    """A file that nvJPEG takes: its bytes, how many pixels it has, and what turns it upright."""
+    """A file that nvJPEG takes: its bytes, its number of pixels, and the turn that makes it upright."""
 
     data: bytes
     pixels: int
@@ -137,10 +137,9 @@ class JpegFile(NamedTuple):
 
 
 def read_jpeg(path: Path) -> JpegFile | None:
-    """Read a file if nvJPEG gives the pixels that Pillow gives: a JPEG in 8-bit YCbCr or grey, with its end.
+    """Read a file for which nvJPEG and Pillow give the same pixels: a complete JPEG in 8-bit YCbCr or grey.
 
-    None for every other file, and for one that Pillow refuses or that does not fit ``limits()``: ``preprocess`` then
-    tells what is wrong with it.
+    Returns None for every other file. ``preprocess`` then reads the file, or says what is wrong with it.
     """
     try:
         check_file(path, "picture_bytes")
@@ -157,7 +156,7 @@ def read_jpeg(path: Path) -> JpegFile | None:
 
 
 def _is_plain(opened: Any) -> bool:
-    """Whether a file is a JPEG in grey or YCbCr; nvJPEG takes three components for YCbCr, also where they are RGB."""
+    """Whether a file is a JPEG in grey or YCbCr. nvJPEG would read a JPEG in RGB as YCbCr."""
     if opened.format != "JPEG" or opened.mode not in ("L", "RGB"):
         return False
     numbers = [component[0] for component in opened.layer]
@@ -172,13 +171,14 @@ def nvjpeg_batches(
     on_error: Callable[[int, InputError], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Generator[tuple[list[int], NDArray[np.uint8]], None, None]:
-    """``preprocess.batches`` with nvJPEG as the decoder of JPEG files.
+    """``preprocess.batches``, but nvJPEG decodes JPEG files.
 
-    workers   threads that read files, and as many that resize; None: every core that this process may use
-    on_note   told at the end, in one sentence, how many pictures Pillow decoded, if any; None: ``warnings.warn``
+    workers   threads that read files, and as many threads that resize; None: one for each core this process may use
+    on_note   called at the end with one sentence that says how many pictures Pillow decoded, if any; None:
+              ``warnings.warn``
 
     Up to three groups of decoded pictures wait in host memory, 192 MiB and one picture each, and two pictures for each
-    worker. Raises as ``NvJpeg`` does, and as ``batches`` does.
+    worker. Raises the errors of ``NvJpeg`` and of ``batches``.
     """
     attempts = _attempts(images, spec, available_threads() if workers is None else workers, on_note or _warn)
     return gathered(attempts, batch_size, on_error)
@@ -189,15 +189,15 @@ def _warn(note: str) -> None:
 
 
 Read = tuple[int, JpegFile | None]
-"""The number of a picture in the list, and its file if nvJPEG takes it."""
+"""Index of a picture in the list, and its file if nvJPEG takes it."""
 Decoded = tuple[int, JpegFile | None, NDArray[np.uint8] | None]
-"""The same, and the pixels that nvJPEG gave."""
+"""``Read``, and the pixels from nvJPEG."""
 
 
 def _attempts(
     images: ImageList, spec: ModelSpec, workers: int, on_note: Callable[[str], None]
 ) -> Generator[Attempt, None, None]:
-    """Threads read files, one thread decodes them in groups, and threads turn, crop and resize: in list order."""
+    """Threads read files, one thread decodes them in groups, and threads turn, crop and resize, in list order."""
     others: list[int] = []
     failed: list[int] = []
 

@@ -193,8 +193,9 @@ cgd_status cgd_search(const float *queries, size_t query_count, size_t query_str
                     "dim is %zu, k %zu of %zu rows, the strides %zu and %zu; expected k of 1 to the gallery's rows, and "
                     "strides of whole floats that hold a row.",
                     dim, k, gallery_count, query_stride, gallery_stride);
-    return IN_PYTHON(cgdpy_search(queries, query_count, query_stride, gallery, gallery_count, gallery_stride, dim, k,
-                                  indices, scores, last_error));
+    const cgd_rows asked = {queries, query_count, query_stride}, searched = {gallery, gallery_count, gallery_stride};
+    const cgd_found found = {indices, scores};
+    return IN_PYTHON(cgdpy_search(&asked, &searched, dim, k, &found, last_error));
 }
 
 cgd_status cgd_set_limit(const char *name, const char *value) {
@@ -245,6 +246,7 @@ cgd_status cgd_index_search(const cgd_index *index, const cgd_engine *engine, co
         return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass queries, indices and scores.");
     if (query_count > SIZE_MAX / sizeof(uint64_t) / (engine->facts.dim > k ? engine->facts.dim : k))
         return fail(CGD_INVALID_ARGUMENT, "%zu queries cannot be; pass fewer.", query_count);
-    return IN_PYTHON(cgdpy_index_search(index->number, engine->number, queries, query_count, k, indices, scores,
-                                        last_error));
+    const cgd_rows asked = {queries, query_count, 0};
+    const cgd_found found = {indices, scores};
+    return IN_PYTHON(cgdpy_index_search(index->number, engine->number, &asked, k, &found, last_error));
 }

@@ -1,13 +1,11 @@
-"""What the C functions do, on the one runtime: handles are numbers, errors a status and one sentence in C's memory."""
+"""The Python side of the C functions: an engine or index is a number, an error is a status and one sentence."""
 
 from __future__ import annotations
 
 import atexit
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from itertools import count
 from threading import Lock
@@ -19,11 +17,12 @@ from numpy.typing import NDArray
 from ...errors import CgdError, EngineError, InputError, MissingDependency, Overloaded, SpecError
 from ...limits import parse_limit, set_limits
 from ...pictures.preprocess import Picture, preprocess
-from ...runtime.descriptors import Descriptor, Descriptors
+from ...runtime.descriptors import Descriptor
 from ...runtime.engine import Engine, load
 from ...runtime.scheduler import Batching
 from ...search.index import Index, read_index
-from ...search.retrieval import Indices, neighbours
+from ...search.retrieval import neighbours
+from .memory import Memory
 
 T = TypeVar("T")
 
@@ -35,7 +34,14 @@ STATUSES: dict[type[Exception], str] = {
     CgdError: "CGD_BAD_INPUT",
     Exception: "CGD_INTERNAL",
 }
-"""The first that an error is one of; only what is not a CgdError leaves a traceback on stderr."""
+"""Status by error; the first class that fits counts. An error that is no CgdError leaves a traceback on stderr."""
+
+BAD_INPUT = {
+    "set_limit": "CGD_INVALID_ARGUMENT",
+    "index_open": "CGD_BAD_INDEX",
+    "index_search": "CGD_BAD_INDEX",
+}
+"""Status of an InputError, by function; CGD_BAD_INPUT for the other functions."""
 
 _engines: dict[int, Engine] = {}
 _indices: dict[int, Index] = {}
@@ -44,69 +50,47 @@ _limits_lock = Lock()
 
 
 def serve(ffi: Any, lib: Any) -> None:
-    """Define the functions that cgd.c calls; each returns a status plus one."""
+    """Define the functions that cgd.c calls, each a method of ``Functions``. A function returns a status plus one."""
+    memory = Memory(ffi, lib)
+    functions = Functions(memory, lib.shut_down)
+    for name in [name for name in vars(Functions) if not name.startswith("_")]:
+        ffi.def_extern(name=f"cgdpy_{name}")(partial(_call, getattr(functions, name), name, memory, lib))
 
-    def floats(address: Any, rows: int, columns: int, stride: int = 0) -> NDArray[np.float32]:
-        """A view of C's floats [rows, columns]."""
-        stride = stride or 4 * columns
-        if not rows:
-            return np.empty((0, columns), np.float32)
-        flat = np.frombuffer(ffi.buffer(address, (rows - 1) * stride + 4 * columns), np.float32)
-        return np.lib.stride_tricks.as_strided(flat, (rows, columns), (stride, 4))
 
-    def text(address: Any) -> str:
-        return str(ffi.string(address).decode(errors="replace"))
+def _call(body: Callable[..., None], name: str, memory: Memory, lib: Any, *arguments: Any) -> int:
+    """Call ``body`` with C's arguments but the last, a buffer that gets the sentence of an error."""
+    *given, message = arguments
+    try:
+        body(*given)
+    except Exception as error:
+        if not isinstance(error, CgdError):
+            traceback.print_exc()
+        memory.write_message(message, " ".join(str(error).split()) or type(error).__name__)
+        return int(getattr(lib, _status(error, name))) + 1
+    return int(lib.CGD_OK) + 1
 
-    def pixels(image: Any) -> NDArray[np.uint8]:
-        """A view of an image's pixels, RGB [height, width, 3]."""
-        shape, strides = (image.height, image.width, 3), (image.stride, 3, 1)
-        flat = np.frombuffer(ffi.buffer(image.data, (image.height - 1) * image.stride + 3 * image.width), np.uint8)
-        pixels = np.lib.stride_tricks.as_strided(flat, shape, strides)
-        return pixels[..., ::-1] if image.format == lib.CGD_BGR8 else pixels
 
-    def strings(texts: Sequence[str]) -> Any:
-        """An array of C strings in one block of memory, which C frees."""
-        encoded = [_c_string(text) for text in texts]
-        starts = np.cumsum([0, *map(len, encoded)], dtype=np.uintp)
-        table = len(encoded) * starts.itemsize
-        block = lib.malloc(table + int(starts[-1]))
-        if not block:
-            raise MemoryError("there is no memory left.")
-        addresses = starts[:-1] + int(ffi.cast("uintptr_t", block)) + table
-        content = addresses.tobytes() + b"".join(encoded)
-        ffi.memmove(block, content, len(content))
-        return ffi.cast("const char **", block)
+def _status(error: Exception, function: str) -> str:
+    if isinstance(error, InputError) and function in BAD_INPUT:
+        return BAD_INPUT[function]
+    return next(status for kind, status in STATUSES.items() if isinstance(error, kind))
 
-    def write_found(found: Indices, products: Descriptors, indices: Any, scores: Any) -> None:
-        if found.size:
-            np.frombuffer(ffi.buffer(indices, found.size * 8), np.uint64)[:] = found.reshape(-1)
-            floats(scores, *found.shape)[:] = products
 
-    def function(body: Callable[..., None], bad_input: str = "CGD_BAD_INPUT") -> None:
-        """Define ``body`` for C; an InputError has the status ``bad_input``."""
-        statuses: dict[type[Exception], str] = {InputError: bad_input, **STATUSES}
+class Functions:
+    """The functions of install.FUNCTIONS, by their names there without "cgdpy_" and without the message.
 
-        def call(*arguments: Any) -> int:
-            *given, message = arguments
-            try:
-                body(*given)
-            except Exception as error:
-                status = next(name for kind, name in statuses.items() if isinstance(error, kind))
-                if not isinstance(error, CgdError):
-                    traceback.print_exc()
-                sentence = " ".join(str(error).split()) or type(error).__name__
-                encoded = sentence.encode(errors="replace")[: lib.CGD_MESSAGE - 1] + b"\0"
-                ffi.memmove(message, encoded, len(encoded))
-                return int(getattr(lib, status)) + 1
-            return int(lib.CGD_OK) + 1
+    shut_down   C's function that waits for running calls and refuses later ones
+    """
 
-        ffi.def_extern(name=f"cgdpy_{body.__name__}")(call)
+    def __init__(self, memory: Memory, shut_down: Callable[[], None]) -> None:
+        self._memory = memory
+        self._shut_down = shut_down
+        self._shut_down_first()
 
-    @function
-    def open(path: Any, options: Any, number: Any, facts: Any) -> None:
+    def open(self, path: Any, options: Any, number: Any, facts: Any) -> None:
         engine = load(
-            os.fsdecode(ffi.string(path)),
-            device=text(options.device) if options.device else None,
+            self._memory.path(path),
+            device=self._memory.text(options.device) if options.device else None,
             threads=options.threads or None,
             streams=options.streams or None,
             batching=Batching(
@@ -120,90 +104,58 @@ def serve(ffi: Any, lib: Any) -> None:
         facts.space_id = engine.spec.space_id.encode()
         number[0] = next(_numbers)
         _engines[number[0]] = engine
-        shut_down_first()
+        self._shut_down_first()
 
-    @function
-    def close(number: int) -> None:
+    def close(self, number: int) -> None:
         engine = _opened(_engines, number)
         del _engines[number]
         engine.close()
 
-    @function
-    def self_test(number: int, cosine: Any) -> None:
+    def self_test(self, number: int, cosine: Any) -> None:
         cosine[0] = _opened(_engines, number).self_test()
 
-    @function
-    def embed(number: int, images: Any, count: int, out: Any) -> None:
+    def embed(self, number: int, images: Any, count: int, out: Any) -> None:
         engine = _opened(_engines, number)
-        _embed(engine, [pixels(images[i]) for i in range(count)], floats(out, count, engine.spec.dim))
+        pictures = [self._memory.pixels(images[i]) for i in range(count)]
+        _embed(engine, pictures, self._memory.floats(out, count, engine.spec.dim))
 
-    @function
-    def embed_encoded(number: int, files: Any, sizes: Any, count: int, out: Any) -> None:
+    def embed_encoded(self, number: int, files: Any, sizes: Any, count: int, out: Any) -> None:
         engine = _opened(_engines, number)
-        pictures = [bytes(ffi.buffer(files[i], sizes[i])) for i in range(count)]
-        _embed(engine, pictures, floats(out, count, engine.spec.dim))
+        pictures = [self._memory.content(files[i], sizes[i]) for i in range(count)]
+        _embed(engine, pictures, self._memory.floats(out, count, engine.spec.dim))
 
-    @function
-    def search(
-        queries: Any,
-        query_count: int,
-        query_stride: int,
-        gallery: Any,
-        gallery_count: int,
-        gallery_stride: int,
-        dim: int,
-        k: int,
-        indices: Any,
-        scores: Any,
-    ) -> None:
-        found, products = neighbours(
-            floats(queries, query_count, dim, query_stride), floats(gallery, gallery_count, dim, gallery_stride), k
-        )
-        write_found(found, products, indices, scores)
+    def search(self, queries: Any, gallery: Any, dim: int, k: int, found: Any) -> None:
+        indices, scores = neighbours(self._memory.rows(queries, dim), self._memory.rows(gallery, dim), k)
+        self._memory.write_found(found, indices, scores)
 
-    @partial(function, bad_input="CGD_INVALID_ARGUMENT")
-    def set_limit(name: Any, value: Any) -> None:
+    def set_limit(self, name: Any, value: Any) -> None:
         with _limits_lock:
-            set_limits(**parse_limit(f"{text(name)}={text(value)}"))
+            set_limits(**parse_limit(f"{self._memory.text(name)}={self._memory.text(value)}"))
 
-    @partial(function, bad_input="CGD_BAD_INDEX")
-    def index_open(path: Any, number: Any, facts: Any) -> None:
-        index = read_index(os.fsdecode(ffi.string(path)))
+    def index_open(self, path: Any, number: Any, facts: Any) -> None:
+        index = read_index(self._memory.path(path))
         facts.size, facts.dim = len(index.paths), index.compact.dim
-        facts.texts = strings([index.space_id, *index.paths])
+        facts.texts = self._memory.strings([index.space_id, *index.paths])
         number[0] = next(_numbers)
         _indices[number[0]] = index
 
-    @function
-    def index_close(number: int) -> None:
+    def index_close(self, number: int) -> None:
         _opened(_indices, number)
         del _indices[number]
 
-    @partial(function, bad_input="CGD_BAD_INDEX")
-    def index_search(number: int, engine: int, queries: Any, count: int, k: int, indices: Any, scores: Any) -> None:
+    def index_search(self, number: int, engine: int, queries: Any, k: int, found: Any) -> None:
         made_by = _opened(_engines, engine)
-        found, cosines = _opened(_indices, number).search(made_by, floats(queries, count, made_by.spec.dim), k)
-        write_found(found, cosines, indices, scores)
+        descriptors = self._memory.rows(queries, made_by.spec.dim)
+        self._memory.write_found(found, *_opened(_indices, number).search(made_by, descriptors, k))
 
-    def shut_down_first() -> None:
-        """Where the host has a Python: when that ends, wait for running calls before engines are freed."""
-        atexit.unregister(lib.shut_down)
-        atexit.register(lib.shut_down)
-
-    shut_down_first()
-
-
-def _c_string(text: str) -> bytes:
-    """Raises InputError for a text that C or the file system cannot hold."""
-    with suppress(UnicodeEncodeError):
-        encoded = os.fsencode(text)
-        if b"\0" not in encoded:
-            return encoded + b"\0"
-    raise InputError(f"the index holds {text!a:.200}, which is no path or name; make the index again.")
+    def _shut_down_first(self) -> None:
+        """Where the host has a Python: when that Python ends, wait for running calls before engines are freed."""
+        atexit.unregister(self._shut_down)
+        atexit.register(self._shut_down)
 
 
 def _embed(engine: Engine, pictures: Sequence[Picture], descriptors: NDArray[np.float32]) -> None:
-    """One picture joins those of other threads; several are a batch already."""
+    """Describe ``pictures``; a single picture joins the pictures of other threads, several are a batch already."""
     if len(pictures) == 1:
         descriptors[0] = _result(engine.submit(pictures[0]))
     elif pictures:
@@ -211,9 +163,9 @@ def _embed(engine: Engine, pictures: Sequence[Picture], descriptors: NDArray[np.
 
 
 def _result(future: Future[Descriptor]) -> Descriptor:
-    """The result. An interrupt is raised once the future is done, as until then the engine reads pixels of C's.
+    """Wait for the result. The engine reads C's pixels, so an interrupt is raised only once the future is done.
 
-    Cancelling would not do: a thread may be decoding them.
+    Cancelling the future would not stop a thread that decodes the picture.
     """
     try:
         return future.result()

@@ -22,11 +22,13 @@ SOVERSION = "0"
 LIBRARY = f"libcgd.so.{SOVERSION}"
 MESSAGE_BYTES = 1024
 
-FACTS = """
+STRUCTS = """
 typedef struct cgd_facts { size_t dim; uint32_t width; uint32_t height; char space_id[256]; } cgd_facts;
 typedef struct cgd_index_facts { size_t size; size_t dim; const char **texts; } cgd_index_facts;
+typedef struct cgd_rows { const float *values; size_t count; size_t stride; } cgd_rows;
+typedef struct cgd_found { uint64_t *indices; float *scores; } cgd_found;
 """
-"""``texts`` has the space_id of an index, then its paths."""
+"""``texts`` has the space_id of an index, then its paths. ``stride`` is in bytes, 0 for rows without a gap."""
 FUNCTIONS = """
 int cgdpy_open(const char *path, const cgd_options *options, uint64_t *number, cgd_facts *facts, char *message);
 int cgdpy_close(uint64_t number, char *message);
@@ -34,19 +36,18 @@ int cgdpy_self_test(uint64_t number, float *cosine, char *message);
 int cgdpy_embed(uint64_t number, const cgd_image *images, size_t count, float *out, char *message);
 int cgdpy_embed_encoded(uint64_t number, const void *const *files, const size_t *sizes, size_t count, float *out,
                         char *message);
-int cgdpy_search(const float *queries, size_t query_count, size_t query_stride, const float *gallery,
-                 size_t gallery_count, size_t gallery_stride, size_t dim, size_t k, uint64_t *indices, float *scores,
+int cgdpy_search(const cgd_rows *queries, const cgd_rows *gallery, size_t dim, size_t k, const cgd_found *found,
                  char *message);
 int cgdpy_set_limit(const char *name, const char *value, char *message);
 int cgdpy_index_open(const char *path, uint64_t *number, cgd_index_facts *facts, char *message);
 int cgdpy_index_close(uint64_t number, char *message);
-int cgdpy_index_search(uint64_t number, uint64_t engine, const float *queries, size_t count, size_t k,
-                       uint64_t *indices, float *scores, char *message);
+int cgdpy_index_search(uint64_t number, uint64_t engine, const cgd_rows *queries, size_t k, const cgd_found *found,
+                       char *message);
 """
-"""Of embedded.py, for cgd.c: a status plus one; 0 after an error that embedded.py did not expect."""
+"""The functions of embedded.py that cgd.c calls. Each returns a status plus one, or 0 after an unexpected error."""
 
 FOR_PYTHON = "void *malloc(size_t size); void shut_down(void);"
-"""Of C, for embedded.py."""
+"""The functions of C that embedded.py calls."""
 
 BOOT = """
 problem = b""
@@ -62,8 +63,8 @@ try:
 except BaseException as error:
     problem = (type(error).__name__ + ": " + str(error)).encode(errors="replace")
 """
-"""The library runs this first, once Python has its standard library. In a process that has a Python already
-(``joined``) the packages of the Python that built the library come before the packages of the process."""
+"""The library runs this code first, once Python has its standard library. In a process that already has a Python
+(``joined``), the packages of the Python that built the library come before the packages of the process."""
 
 START = """
 from _libcgd import ffi, lib
@@ -127,12 +128,12 @@ def _build(folder: Path) -> Path:
     exports.write_text(EXPORTS)
     libpython = sysconfig.get_config_var("LIBDIR")
     ffi = cffi.FFI()
-    ffi.cdef(types + constant + FACTS + FOR_PYTHON)
+    ffi.cdef(types + constant + STRUCTS + FOR_PYTHON)
     ffi.embedding_api(FUNCTIONS)
     ffi.embedding_init_code(START)
     ffi.set_source(
         "_libcgd",
-        f'#include "cgd.h"\n{constant}{FACTS}{FUNCTIONS}{_python()}#include "cgd.c"\n',
+        f'#include "cgd.h"\n{constant}{STRUCTS}{FUNCTIONS}{_python()}#include "cgd.c"\n',
         include_dirs=[str(INCLUDE), str(HERE)],
         extra_compile_args=["-std=gnu11", "-O2"],
         extra_link_args=[
