@@ -25,7 +25,7 @@ from cgd_deploy.quality.bench import environment
 from cgd_deploy.runtime.engine import open_engine
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.runtime.tuning import Setting, setting_here
-from cgd_deploy.search.index import index_images
+from cgd_deploy.search.index import Reading, index_images
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
@@ -44,7 +44,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
                 engine.embed(pixels)
 
         def from_files() -> None:
-            index_images(engine, images, batch, fast_decode=options.fast_decode)
+            index_images(engine, images, Reading(batch_size=batch, fast_decode=options.fast_decode))
 
         started = cpu_clock()
         taken = interleaved(

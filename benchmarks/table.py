@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cgd_deploy.quality.formatting import change, change_interval
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
@@ -56,8 +58,8 @@ def cpu_table(result: dict[str, Any]) -> str:
     for one in result["contestants"]:
         speeds = one["speed"]
         shares = [speed["share_of_peak"] for speed in speeds.values() if speed["share_of_peak"] is not None]
-        low, high = (f"{0.0 - drop:+.1f}" for drop in reversed(one["recall_drop_interval_pp"]["1"]))
-        change, across = (f"{0.0 - one[drop]['1']:+.2f}" for drop in ("recall_drop_pp", "cross_recall_drop_pp"))
+        lost, across = (change(one[drop]["1"]) for drop in ("recall_drop_pp", "cross_recall_drop_pp"))
+        between = change_interval(one["recall_drop_interval_pp"]["1"], " to ", digits=1)
         mixed = f" ({one['int8_share']:.1%} INT8)" if 0 < (one["int8_share"] or 0) < 1 else ""
         cells = [
             f"**{one['title']}**{mixed}" if one["ours"] else one["title"],
@@ -65,7 +67,7 @@ def cpu_table(result: dict[str, Any]) -> str:
             *(f"{speeds[size]['speedup_vs_torch']:.2f}" for size in sizes),
             f"{max(shares):.0%}" if shares else "",
             f"{one['recall']['1']:.1%}",
-            *(["", "", ""] if one is first else [f"{change} ({low} to {high})", across, f"{one['overlap_at_10']:.3f}"]),
+            *(["", "", ""] if one is first else [f"{lost} ({between})", across, f"{one['overlap_at_10']:.3f}"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -121,11 +121,6 @@ class Evaluation:
         cameras = tuple(self.cameras[i] for i in chosen) if self.cameras else None
         return replace(self, images=self.images.subset(chosen), in_gallery=roles, cameras=cameras)
 
-    def without(self, numbers: Iterable[int]) -> Evaluation:
-        """All test pictures but those at ``numbers``; raises InputError as ``subset`` does."""
-        left_out = set(numbers)
-        return self.subset(number for number in range(len(self.images)) if number not in left_out)
-
     def neighbours(
         self, descriptors: Descriptors, k: int, gallery: Descriptors | None = None
     ) -> tuple[Indices, Descriptors]:

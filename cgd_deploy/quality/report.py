@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ..hardware.timing import load_warning
 from ..pictures.folders import counted, some
 from ..pictures.images import Box
 from ..pictures.preprocess import decode
+from .formatting import change, change_interval, percent
 
 THUMBNAIL = 112
 CAPTION = 26
@@ -232,20 +234,20 @@ def _number(value: float) -> str:
 
 
 def _percent(fraction: float | None) -> str:
-    return UNKNOWN if fraction is None else f"{100 * fraction:.2f}%"
+    return percent(fraction, UNKNOWN)
 
 
 def _difference(drop: float | None) -> str:
-    """A drop in percentage points, written as what it does to the number: a drop of 0.25 is -0.25 pp."""
-    if drop is None:
-        return UNKNOWN
-    text = f"{-drop:+.2f}"
-    return ("\N{PLUS-MINUS SIGN}0.00" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")) + " pp"
+    """A drop of 0.25 percentage points is a change of -0.25 pp, with a real minus sign."""
+    return UNKNOWN if drop is None else f"{_typographic(change(drop))} pp"
 
 
 def _interval(drop: Sequence[float]) -> str:
-    """The ends of a drop's confidence interval, as those of what it does to the number."""
-    return " to ".join(_difference(end).removesuffix(" pp") for end in reversed(drop)) + " pp"
+    return f"{_typographic(change_interval(drop, ' to '))} pp"
+
+
+def _typographic(text: str) -> str:
+    return re.sub(r"[-+]0\.00", "\N{PLUS-MINUS SIGN}0.00", text).replace("-", "\N{MINUS SIGN}")
 
 
 def _size(count: int) -> str:

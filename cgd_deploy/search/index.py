@@ -111,28 +111,42 @@ def check_index_path(path: str | Path) -> None:
         import_pyarrow()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How pictures are read for an index, see ``Engine.embed_list``."""
+
+    batch_size: int | None = None
+    fast_decode: bool = False
+    decoder: str = "pillow"
+
+
 def index_images(
     engine: Engine,
     images: ImageList,
-    batch_size: int | None = None,
+    reading: Reading | None = None,
     on_error: Callable[[int, InputError], None] | None = None,
     on_pictures: Callable[[int], None] | None = None,
-    *,
-    fast_decode: bool = False,
-    decoder: str = "pillow",
     on_note: Callable[[str], None] | None = None,
+    *,
     descriptor_dtype: str = "float32",
     pca: int | None = None,
 ) -> Index:
-    """Embed a list; pictures that ``on_error`` is told of are left out, without it the first one raises InputError.
+    """Embed a list of pictures into an index.
 
-    batch_size, fast_decode, decoder, on_note   see ``Engine.embed_list``
-    descriptor_dtype, pca   the form they are kept in, see ``compact.fit``; InputError if they cannot have it
+    on_error      called with the number of each bad picture, which is left out; None: the first bad picture raises
+    on_pictures   called with how many pictures were embedded since the last call
+    on_note       called with sentences about how pictures are decoded
+    descriptor_dtype, pca   how the index keeps descriptors, see ``compact.fit``
+
+    Raises InputError if no picture can be read, or if the gallery cannot have that form.
     """
     check_form(descriptor_dtype, pca, engine.spec.dim, len(images))
+    read = reading or Reading()
     kept: list[int] = []
     parts: list[Descriptors] = []
-    for indices, descriptors in engine.embed_list(images, batch_size, on_error, fast_decode, decoder, on_note):
+    for indices, descriptors in engine.embed_list(
+        images, read.batch_size, on_error, read.fast_decode, read.decoder, on_note
+    ):
         kept += indices
         parts.append(descriptors)
         if on_pictures:

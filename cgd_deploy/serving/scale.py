@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,47 +86,59 @@ class Written:
     killed: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayOptions:
+    """How ``embed_on_ray`` embeds.
+
+    batch_size   see ``Engine.embed_list``; None: each worker's engine chooses
+    fast_decode  see ``Engine.embed_list``
+    descriptor_dtype   how shards keep descriptors, see ``Compact``
+    paths_are    "relative" to the folder of shards, or "absolute", see ``paths``
+    shard        pictures in a shard
+    workers      engines at the same time; None: as many as fit
+    threads      CPU threads of each worker, which also decode; None: as many as leave room for ``workers``, or for one
+                 worker on each node or GPU
+    streams      see ``load``
+    address      of a Ray cluster; "auto": the cluster of this machine; None: the Ray that this process is connected to,
+                 or else a new Ray on this machine
+    """
+
+    batch_size: int | None = None
+    fast_decode: bool = False
+    descriptor_dtype: str = "float32"
+    paths_are: str = RELATIVE
+    shard: int = SHARD
+    workers: int | None = None
+    threads: int | None = None
+    streams: int | None = None
+    address: str | None = None
+
+
 def embed_on_ray(
     images: ImageList,
     file: EngineFile,
     out: Path,
-    batch_size: int | None = None,
+    options: RayOptions | None = None,
     on_error: Callable[[int, InputError], None] | None = None,
     on_pictures: Callable[[int], None] | None = None,
     on_killed: Callable[[str], None] | None = None,
-    *,
-    fast_decode: bool = False,
-    descriptor_dtype: str = "float32",
-    paths_are: str = RELATIVE,
-    shard: int = SHARD,
-    workers: int | None = None,
-    threads: int | None = None,
-    streams: int | None = None,
-    address: str | None = None,
 ) -> Written:
     """Embed a list into the folder ``out``, see ``shards``; only shards that are missing or out of date are computed.
 
-    batch_size   see ``Engine.embed_list``; None: each worker's engine chooses
-    on_error     told of each picture that is left out, also by runs before; without it the first raises InputError
-    on_pictures  told of how many have been embedded since, those that were there first
-    on_killed    told of a worker that died
-    paths_are    "relative" to ``out``, or "absolute", see ``paths``
-    workers      engines at the same time; None: as many as fit
-    threads      CPU threads of each, and how many decode; None: as many as leave room for ``workers``, or for one on
-                 each node or GPU
-    streams      see ``load``
-    address      of a Ray cluster, "auto" for the one this machine belongs to; None: a Ray of its own on this machine,
-                 or the one that this process is connected to
+    on_error     called for each picture that is left out, also by earlier runs; None: the first such picture raises
+    on_pictures  called with how many pictures were embedded since the last call; shards of earlier runs come first
+    on_killed    called with a sentence when a worker died
 
     Pictures and ``out`` lie where every node finds them under the same path; the engine travels by itself.
-    Raises InputError for what does not fit together, MissingDependency without Ray.
+    Raises InputError for options that do not fit together, MissingDependency without Ray.
     """
     _import_ray()
-    check_paths_are(paths_are)
-    shards = Shards(out, _run(images, file, descriptor_dtype, shard, fast_decode))
+    options = options or RayOptions()
+    check_paths_are(options.paths_are)
+    shards = Shards(out, _run(images, file, options))
     shards.check()
 
-    def count(part: range, left_out: Mapping[int, str]) -> None:
+    def report(part: range, left_out: Mapping[int, str]) -> None:
         for number, reason in left_out.items():
             if on_error is None:
                 raise InputError(reason)
@@ -135,28 +147,38 @@ def embed_on_ray(
             on_pictures(len(part) - len(left_out))
 
     before = shards.done()
-    kept = _up_to_date(before, images, paths_are)
+    kept = _up_to_date(before, images, options.paths_are)
     for part in kept:
-        count(part, before[part].left_out)
+        report(part, before[part].left_out)
     missing = [part for part in shards.run.ranges if part not in kept]
     killed = 0
-    if missing:
-        with _connected(address) as ray:
-            workers, threads = _places(ray.nodes(), workers, threads, _on_gpu(file), may_grow=address is not None)
-            shards.begin()
-            job = _job(images, batch_size, threads, streams, strict=on_error is None, paths_are=paths_are)
-            for part, tries, left_out in _results(ray, images, missing, file, shards, job, workers):
-                killed += tries - 1
-                if tries > 1 and on_killed:
-                    on_killed(f"a worker died over pictures {part[0]} to {part[-1]}; another one has done them.")
-                count(part, left_out)
+    with closing(_compute(missing, images, file, shards, options, strict=on_error is None)) as computed:
+        for part, tries, left_out in computed:
+            killed += tries - 1
+            if tries > 1 and on_killed:
+                on_killed(f"a worker died over pictures {part[0]} to {part[-1]}; another one has done them.")
+            report(part, left_out)
     done = shards.done()
     shards.check_complete(done)
     shards.end()
-    reasons = [reason for written in done.values() for reason in written.left_out.values()]
+    reasons = [reason for shard in done.values() for reason in shard.left_out.values()]
     if len(reasons) == len(images):
         raise InputError(f"none of the {len(images)} pictures could be read ({reasons[0].rstrip('.')}); list others.")
     return Written(len(images) - len(reasons), reasons, len(done), len(kept), len(before) - len(kept), killed)
+
+
+def _compute(
+    missing: Sequence[range], images: ImageList, file: EngineFile, shards: Shards, options: RayOptions, strict: bool
+) -> Generator[tuple[range, int, dict[int, str]], None, None]:
+    """Write the missing shards on Ray; yields as ``_results`` does. Without missing shards no Ray starts."""
+    if not missing:
+        return
+    with _connected(options.address) as ray:
+        may_grow = options.address is not None
+        workers, threads = _places(ray.nodes(), options.workers, options.threads, _on_gpu(file), may_grow)
+        shards.begin()
+        job = _job(images, options, threads, strict)
+        yield from _results(ray, images, missing, file, shards, job, workers)
 
 
 class Worker:
@@ -234,19 +256,19 @@ def _open(file: EngineFile, job: Job) -> Engine:
     return open_engine(file, threads=job.threads, streams=job.streams)
 
 
-def _run(images: ImageList, file: EngineFile, descriptor_dtype: str, shard: int, fast_decode: bool) -> Run:
+def _run(images: ImageList, file: EngineFile, options: RayOptions) -> Run:
     spec = file.manifest.spec
     return Run(
         pictures=len(images),
-        shard=shard,
+        shard=options.shard,
         root=str(images.root),
         list_sha256=images.sha256,
         engine_sha256=sha256_file(file.path),
         space_id=spec.space_id,
         precision=file.manifest.precision.value,
         dim=spec.dim,
-        descriptor_dtype=Compact(descriptor_dtype, spec.dim).dtype,
-        fast_decode=fast_decode,
+        descriptor_dtype=Compact(options.descriptor_dtype, spec.dim).dtype,
+        fast_decode=options.fast_decode,
     )
 
 
@@ -261,15 +283,15 @@ def _up_to_date(there: Mapping[range, Shard], images: ImageList, paths_are: str)
         ]
 
 
-def _job(images: ImageList, batch: int | None, threads: int, streams: int | None, strict: bool, paths_are: str) -> Job:
+def _job(images: ImageList, options: RayOptions, threads: int, strict: bool) -> Job:
     return Job(
         images=replace(images, names=(), classes=None, boxes=None),
         folder=None if images.root.is_absolute() else os.getcwd(),
-        batch=batch,
+        batch=options.batch_size,
         threads=threads,
-        streams=streams,
+        streams=options.streams,
         strict=strict,
-        paths_are=paths_are,
+        paths_are=options.paths_are,
         limits=limits(),
         release=package_version("cgd-deploy"),
     )
