@@ -24,8 +24,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch would take cores from the engines
 
 import numpy as np
-from rich.console import Console
 
+import charts
 from cgd_deploy.cli.terminal import warn_of_load
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.datasets.layouts import read_dataset
@@ -74,7 +74,7 @@ def main() -> None:
     warn_of_load(result["environment"]["load"])
     write_text(options.json, json.dumps(result, indent=1) + "\n")
     chart(result, options.json.with_suffix(".svg"))
-    Console().print(f"{options.json}, {options.json.with_suffix('.svg')}", highlight=False)
+    print(f"wrote {options.json} and its chart {options.json.with_suffix('.svg')}")
 
 
 def ensemble(parts: Sequence[Descriptors]) -> Descriptors:
@@ -85,13 +85,8 @@ def ensemble(parts: Sequence[Descriptors]) -> Descriptors:
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """Recall of each model, as SVG: a dot a seed, a bar at the mean, and what one picture costs under its name."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "cgd"  # the same picture is the same file
-    figure, axes = plt.subplots(figsize=(7, 3.6))
+    figure = charts.new_figure(7, 3.6)
+    axes = figure.subplots()
     models = result["models"]
     baseline = models[0]["latency_ms"]["1"]["p50"]
     colours = {1: "#8a8a8a", 2: "#2c7fb8", 3: "#d95f0e"}
@@ -105,11 +100,8 @@ def chart(result: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(models)), names)
     axes.set_xlabel("descriptors, and the time of one picture in times that of S")
     axes.set_ylabel("recall@1, %")
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    charts.tidy(axes, "y")
+    charts.save(figure, path)
 
 
 def _options() -> argparse.Namespace:

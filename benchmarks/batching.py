@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from cgd_deploy.files import replacing
+import charts
+import running
 from cgd_deploy.hardware.timing import percentile
-from cgd_deploy.quality.bench import OnProgress
+from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime.admission import Policy
 from cgd_deploy.runtime.cuda.streams import bucket_sizes
-from running import run
 
 LOADS = (0.1, 0.5, 0.8, 0.95, 1.1)
 DELAYS = (0.0, 0.002)
@@ -177,10 +177,8 @@ def lines(result: dict[str, Any], name: str) -> dict[tuple[float, int], list[dic
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """The 99th percentile of latency against load: a panel for each device, a line for each policy."""
-    from matplotlib.figure import Figure
-
     devices = [name for name in result["devices"] if len(DEVICES[name].enough) > 1]
-    figure = Figure(figsize=(3.4 * len(devices), 3.6), layout="constrained")
+    figure = charts.new_figure(3.4 * len(devices), 3.6)
     for axes, name in zip(figure.subplots(1, len(devices), squeeze=False)[0], devices, strict=True):
         for (delay, enough), steps in lines(result, name).items():
             loads = [100 * one["load"] for one in steps if one["load"] < 1]
@@ -191,11 +189,9 @@ def chart(result: dict[str, Any], path: Path) -> None:
             )
         axes.set_title(name, fontsize=9)
         axes.set(xlabel="offered load, % of peak", ylabel="p99, ms", ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        charts.tidy(axes)
         axes.legend(title="enough, max_delay_ms", title_fontsize=7, frameon=False, fontsize=7)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    charts.save(figure, path)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -212,12 +208,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "batching.json")
     parser.add_argument("--pictures", type=int, default=100_000, help="of each step [default: 100000]")
     parser.add_argument("--seed", type=int, default=0, help="[default: 0]")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("batching.json"), help="JSON; the chart goes beside it"
-    )
     options = parser.parse_args(arguments)
     if options.pictures < 1:
         parser.error("--pictures takes 1 or more")
@@ -225,7 +218,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    print(table(run(measure, chart, parse())))
+    print(table(running.run(measure, parse(), chart)))
 
 
 if __name__ == "__main__":

@@ -26,15 +26,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import charts
+import running
 from cgd_deploy.cli.terminal import errors, warn_of_load
 from cgd_deploy.errors import EngineError, InputError, MissingDependency
-from cgd_deploy.files import replacing, sha256_file
+from cgd_deploy.files import sha256_file
 from cgd_deploy.hardware.cpu import available_threads, cpu_clock
 from cgd_deploy.hardware.packages import package_version
-from cgd_deploy.hardware.timing import interleaved, load_between, percentiles_ms
+from cgd_deploy.hardware.timing import interleaved, load_between
 from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress, environment
+from cgd_deploy.quality.bench import environment
 from cgd_deploy.quality.comparison import retrieval_quality
+from cgd_deploy.quality.contestants import QUALITY_BATCH, Contestant, OnProgress, Run, speed
 from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.runtime.backends.openvino import import_openvino
 from cgd_deploy.runtime.descriptors import Descriptors
@@ -47,9 +50,7 @@ from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cgd_train.checkpoint import load_checkpoint
 from cgd_train.model import DeployModel
 from contest import evaluation_of, gflop_per_image, retrieve
-from running import run
 
-Run = Callable[[NDArray[np.uint8]], Descriptors]
 Samples = Mapping[int, Mapping[str, list[float]]]
 """Seconds of each timed call, by batch size and contestant."""
 
@@ -69,15 +70,12 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Something that embeds uint8 [N, H, W, 3] as float32 [N, D].
+class CpuContestant(Contestant):
+    """A rival or an engine of ours.
 
-    int8_share   of the convolution work, by an engine's own proof
+    int8_share   share of the convolution work in INT8, by an engine's own proof
     """
 
-    title: str
-    precision: str
-    run: Run
     ours: bool = False
     int8_share: float | None = None
 
@@ -173,7 +171,7 @@ RIVALS: dict[str, Callable[[Source], Run]] = {
 
 def rivals(
     source: Source, sizes: Sequence[int], without: Sequence[str], on_progress: OnProgress
-) -> tuple[list[Contestant], dict[str, str]]:
+) -> tuple[list[CpuContestant], dict[str, str]]:
     """Those that run every batch size here, and for the others the reason why not, by title."""
     found, left_out = [], {}
     for number, (title, make) in enumerate(RIVALS.items(), 1):
@@ -187,12 +185,12 @@ def rivals(
             left_out[title] = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             errors.print(f"left out: {title}: {left_out[title]}")
         else:
-            found.append(Contestant(title, next(p for p in COLOURS if p in title), run))
+            found.append(CpuContestant(title, next(p for p in COLOURS if p in title), run))
         on_progress("preparing", number / len(RIVALS))
     return found, left_out
 
 
-def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list[Contestant]:
+def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list[CpuContestant]:
     """Engines of this very model, closed by the stack; raises InputError for one of another model."""
     found = []
     for path in paths:
@@ -203,7 +201,7 @@ def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list
                 f"{source.spec.space_id}; pass engines made from that checkpoint."
             )
         share = (engine.manifest.proof or {}).get("flops_share", {}).get("int8", 0.0)
-        found.append(Contestant(f"cgd-deploy {path.stem}", engine.precision.value, engine.embed, True, share))
+        found.append(CpuContestant(f"cgd-deploy {path.stem}", engine.precision.value, engine.embed, True, share))
     return found
 
 
@@ -218,7 +216,7 @@ def matmuls() -> list[Matmul]:
 
 
 def time(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[CpuContestant],
     multiplied: Sequence[Matmul],
     spec: ModelSpec,
     options: argparse.Namespace,
@@ -246,7 +244,7 @@ def peaks(multiplied: Sequence[Matmul], samples: Samples) -> dict[str, dict[str,
     return found
 
 
-def speeds(contestant: Contestant, samples: Samples, gflop: float, peak: Mapping[str, Any]) -> dict[str, Any]:
+def speeds(contestant: CpuContestant, samples: Samples, gflop: float, peak: Mapping[str, Any]) -> dict[str, Any]:
     """By batch size: latency of a call, images a second, times torch eager's, share of the precision's peak.
 
     gflop   2 x multiply-adds for one picture, in 1e9
@@ -254,14 +252,9 @@ def speeds(contestant: Contestant, samples: Samples, gflop: float, peak: Mapping
     """
     found = {}
     for size, taken in samples.items():
-        median, reference = (float(np.median(taken[title])) for title in (contestant.title, REFERENCE))
-        share = size * gflop / median / peak[contestant.precision]["gops"] if contestant.precision in peak else None
-        found[str(size)] = {
-            "latency_ms": percentiles_ms(taken[contestant.title]),
-            "images_per_second": round(size / median, 3),
-            "speedup_vs_torch": round(reference / median, 4),
-            "share_of_peak": None if share is None else round(share, 4),
-        }
+        gflops = size * gflop / float(np.median(taken[contestant.title]))
+        share = round(gflops / peak[contestant.precision]["gops"], 4) if contestant.precision in peak else None
+        found[str(size)] = {**speed(taken, contestant.title, REFERENCE, size), "share_of_peak": share}
     return found
 
 
@@ -276,7 +269,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         ours = our_engines(stack, source, options.engines)
         onnx_from_checkpoint(options.checkpoint, onnx)
         gflop = gflop_per_image(loaded.model, onnx)
-        reference = Contestant(REFERENCE, "fp32", by_torch(source, channels_last=False))
+        reference = CpuContestant(REFERENCE, "fp32", by_torch(source, channels_last=False))
         others, left_out = rivals(source, sorted({*options.batch, QUALITY_BATCH}), options.without, on_progress)
         contestants = [reference, *others, *ours]
         found = retrieve(contestants, evaluation, source.spec, on_progress)
@@ -319,19 +312,12 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 def chart(result: Mapping[str, Any], path: Path) -> None:
     """SVG: times torch eager's speed as bars, for the first two batch sizes, and beside them the neighbours kept."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "cgd"  # the same picture is the same file
     contestants = result["contestants"]
     sizes = list(contestants[0]["speed"])[:2]
     places = np.arange(len(contestants))
     colours = [COLOURS[one["precision"]] for one in contestants]
-    figure, (fast, same) = plt.subplots(
-        1, 2, sharey=True, figsize=(9, 1 + 0.4 * len(contestants)), width_ratios=(3, 1), layout="constrained"
-    )
+    figure = charts.new_figure(9, 1 + 0.4 * len(contestants))
+    fast, same = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     height = 0.8 / len(sizes)
     for number, size in enumerate(sizes):
         speedups = [one["speed"][size]["speedup_vs_torch"] for one in contestants]
@@ -355,17 +341,13 @@ def chart(result: Mapping[str, Any], path: Path) -> None:
     same.set_xlim(right=1.02, left=least - 0.4 * (1.02 - least))  # room for the label
     same.set_xlabel("overlap@10")
     same.tick_params(left=False)
-    for axes in (fast, same):
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    charts.tidy(fast, "x")
+    charts.tidy(same, "x")
+    charts.save(figure, path)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "cpu.json")
     parser.add_argument("checkpoint", type=Path, help="the trained model; torch eager FP32 is the reference")
     parser.add_argument("engines", type=Path, nargs="*", help=".cgd files made from it")
     parser.add_argument("--data", help="test pictures: a data set or LIST.tsv [default: the checkpoint's]")
@@ -376,7 +358,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--without", action="append", default=[], choices=RIVALS, metavar="TITLE", help=" | ".join(RIVALS)
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("cpu.json"), help="JSON; the chart goes beside it")
     options = parser.parse_args()
     options.batch = list(dict.fromkeys(options.batch or BATCHES))
     pictures = 1 if options.pictures is None else options.pictures
@@ -388,7 +369,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    run(measure, chart, parse())
+    running.run(measure, parse(), chart)
 
 
 if __name__ == "__main__":

@@ -34,15 +34,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import charts
+import running
 from aims import judged, lines
 from cgd_deploy.cli.doctor import examine
 from cgd_deploy.errors import InputError
-from cgd_deploy.files import replacing, sha256_file
+from cgd_deploy.files import sha256_file
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import interleaved, percentiles_ms
 from cgd_deploy.pictures.images import ImageList
-from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress
 from cgd_deploy.quality.comparison import retrieval_quality
+from cgd_deploy.quality.contestants import QUALITY_BATCH, Contestant, OnProgress
 from cgd_deploy.quality.reference import products
 from cgd_deploy.runtime.backends import BACKENDS, precision_settings
 from cgd_deploy.runtime.compatibility import check_compatibility
@@ -52,7 +54,6 @@ from cgd_deploy.runtime.descriptors import Descriptors
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.spec import ModelSpec, Precision
 from contest import evaluation_of, gflop_per_image, retrieve
-from running import run as run_benchmark
 
 REFERENCE, BASELINE = "torch eager fp32", "torch eager fp16"
 """What retrieval is compared with, and what speed is."""
@@ -70,18 +71,14 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Something that embeds on the GPU.
+class GpuContestant(Contestant):
+    """A model in torch or an engine on the GPU; ``run`` takes and gives host memory.
 
-    run    uint8 [N, H, W, 3] -> float32 [N, D], both in host memory
     call   (images, batches, with transfers) -> the function that is timed: it embeds ``images`` that many times
     """
 
-    title: str
     backend: str
-    precision: str
     streams: int
-    run: Callable[[Pixels], Descriptors]
     call: Callable[[Pixels, int, bool], Callable[[], object]]
 
 
@@ -89,13 +86,13 @@ class Contestant:
 class Case:
     """One timed call of a contestant: ``batches`` of ``batch`` images."""
 
-    contestant: Contestant
+    contestant: GpuContestant
     batch: int
     batches: int
     transfers: bool
 
 
-def by_torch(model: Any, title: str, precision: str) -> Contestant:
+def by_torch(model: Any, title: str, precision: str) -> GpuContestant:
     """A torch model on the GPU."""
     import torch
 
@@ -125,10 +122,10 @@ def by_torch(model: Any, title: str, precision: str) -> Contestant:
 
         return timed
 
-    return Contestant(title, "torch", precision, 1, run, call)
+    return GpuContestant(title, precision, run, "torch", 1, call)
 
 
-def torch_contestants(model: Any, compiled: bool, tf32: bool) -> list[Contestant]:
+def torch_contestants(model: Any, compiled: bool, tf32: bool) -> list[GpuContestant]:
     """Eager, and compiled with CUDA graphs, of a DeployModel; ``tf32``: also eager in TF32."""
     import torch
 
@@ -160,7 +157,7 @@ def open_lanes(stack: ExitStack, path: Path, streams: int, largest: int, driver:
     return lanes
 
 
-def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> Contestant:
+def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> GpuContestant:
     """A .cgd engine on CUDA with so many streams, its graphs captured; closed by the stack."""
     lanes = open_lanes(stack, path, streams, largest)
     manifest = read_engine(path).manifest
@@ -170,7 +167,7 @@ def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> Conte
             return lambda: deque(lanes.run_many(images for _ in range(batches)), maxlen=0)
         return lambda: lanes.compute(len(images), batches)
 
-    return Contestant(title_of(path, streams), manifest.backend, manifest.precision.value, streams, lanes.run, call)
+    return GpuContestant(title_of(path, streams), manifest.precision.value, lanes.run, manifest.backend, streams, call)
 
 
 def title_of(path: Path, streams: int) -> str:
@@ -316,21 +313,13 @@ def rows(
 
 def chart(result: Mapping[str, Any], path: Path) -> None:
     """SVG: images a second of each contestant, a panel for each batch; pale bars are without transfers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "cgd"  # the same picture is the same file
     found = result["rows"]
     sizes = sorted({row["batch"] for row in found})
     titles = list(dict.fromkeys(row["title"] for row in found))
     colours = [COLOURS[next(row["precision"] for row in found if row["title"] == title)] for title in titles]
-    figure, panels = plt.subplots(
-        1, len(sizes), sharey=True, squeeze=False, figsize=(3 + 3 * len(sizes), 1 + 0.4 * len(titles)),
-        layout="constrained",
-    )  # fmt: skip
-    for axes, size in zip(panels[0], sizes, strict=True):
+    figure = charts.new_figure(3 + 3 * len(sizes), 1 + 0.4 * len(titles))
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for axes, size in zip(panels, sizes, strict=True):
         speed = {(row["title"], row["transfers"]): row["images_per_second"] for row in found if row["batch"] == size}
         for transfers, offset, alpha in ((False, -0.2, 0.45), (True, 0.2, 1.0)):
             values = [speed.get((title, transfers), 0.0) for title in titles]
@@ -339,19 +328,15 @@ def chart(result: Mapping[str, Any], path: Path) -> None:
         axes.set_title(f"batch {size}")
         axes.set_xlabel("images a second")
         axes.margins(x=0.2)
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-    panels[0][0].set_yticks(range(len(titles)), titles)
-    panels[0][0].invert_yaxis()
+        charts.tidy(axes, "x")
+    panels[0].set_yticks(range(len(titles)), titles)
+    panels[0].invert_yaxis()
     figure.suptitle(f"{result['gpu']['name']}; pale: without transfers", fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    charts.save(figure, path)
 
 
 def time_cases(
-    contestants: Sequence[Contestant], options: argparse.Namespace, size: tuple[int, int], on_progress: OnProgress
+    contestants: Sequence[GpuContestant], options: argparse.Namespace, size: tuple[int, int], on_progress: OnProgress
 ) -> dict[Case, list[float]]:
     """Seconds of each call, in turns; ``size`` is the input's height and width."""
     samples: dict[Case, list[float]] = {}
@@ -389,6 +374,14 @@ def settings_of(options: argparse.Namespace, spec: ModelSpec, gflop: float, pict
     }
 
 
+def enter(stack: ExitStack, options: argparse.Namespace, model: Any) -> list[GpuContestant]:
+    """All contestants: a DeployModel in torch, and each engine at each number of streams; closed by the stack."""
+    tf32 = any(read_engine(path).manifest.precision is Precision.TF32 for path in options.engines)
+    largest = max(*options.batch, QUALITY_BATCH)
+    engines = [by_engine(stack, path, streams, largest) for path in options.engines for streams in options.streams]
+    return [*torch_contestants(model, not options.no_compile, tf32), *engines]
+
+
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Everything but the writing. Raises EngineError without a GPU, before anything is loaded."""
     find_device()
@@ -402,11 +395,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         onnx = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
         onnx_from_checkpoint(options.checkpoint, onnx)
         gflop = gflop_per_image(loaded.model, onnx)
-        tf32 = any(read_engine(path).manifest.precision is Precision.TF32 for path in options.engines)
-        contestants = torch_contestants(DeployModel(loaded.model), not options.no_compile, tf32)
-        largest = max(*options.batch, QUALITY_BATCH)
-        for path in options.engines:
-            contestants += [by_engine(stack, path, streams, largest) for streams in options.streams]
+        contestants = enter(stack, options, DeployModel(loaded.model))
         found = retrieve(contestants, evaluation, loaded.spec, on_progress)
         quality = {title: retrieval_quality(one, found[REFERENCE], evaluation) for title, one in found.items()}
         peaks = matmul_peaks()
@@ -427,11 +416,10 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 
 def parse() -> argparse.Namespace:
-    summary = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = running.parser(__doc__, "gpu.json")
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("checkpoint", type=Path, help="the trained model, for torch")
     parser.add_argument("engines", type=Path, nargs="+", help=".cgd files for CUDA")
-    parser.add_argument("-o", "--output", type=Path, default=Path("gpu.json"), help="JSON; the chart goes beside it")
     parser.add_argument("--data", help="test pictures; by default, the checkpoint's test pictures")
     parser.add_argument("--pictures", type=int, default=1000, help="of the test pictures, how many; 0 for all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128], help="batch sizes")
@@ -446,7 +434,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    result = run_benchmark(measure, chart, parse())
+    result = running.run(measure, parse(), chart)
     print(*lines(result["aims"]), sep="\n")
 
 

@@ -27,15 +27,15 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+import charts
+import running
 from cgd_deploy import Batching, Engine, InputError, Overloaded, load
-from cgd_deploy.files import replacing
 from cgd_deploy.hardware.cpu import available_threads, cpu_name, instruction_sets
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import percentile, percentiles_ms
-from cgd_deploy.quality.bench import OnProgress
+from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime.descriptors import Descriptors
 from cgd_deploy.runtime.golden import golden_images
-from running import run
 
 Send: TypeAlias = Callable[[NDArray[np.uint8]], "Future[Any]"]
 OnRound: TypeAlias = Callable[[float], None]
@@ -65,7 +65,7 @@ class Answers:
     full_batches: list[float] = field(default_factory=list)
 
     def set_beside(self, peak: float, batch: int, max_delay_ms: float) -> None:
-        """Say what ``peak`` pictures a second would have served, and how long answers took in times of a full batch."""
+        """Compare with ``peak`` pictures a second: the pictures of a full load, and latencies in full batches."""
         self.at_peak = peak * self.seconds
         self.full_batches = [(latency - max_delay_ms / 1000) * peak / batch for latency in self.latencies]
 
@@ -250,50 +250,57 @@ def _median_rate(rates: Sequence[float]) -> dict[str, Any]:
     return {"images_per_second": round(float(np.median(rates)), 2)}
 
 
+def open_loops(
+    ways: dict[str, Send], pictures: NDArray[np.uint8], beside: Beside, options: argparse.Namespace, on_round: OnRound
+) -> dict[tuple[float, str], Answers]:
+    """What became of the requests at each load and by each server, over all rounds."""
+    random = np.random.default_rng(0)
+    answers = {(share, name): Answers() for share in options.loads for name in ways}
+    for number in range(options.rounds):
+        for step, (share, name) in enumerate(answers):
+            found, at = beside.step(
+                lambda most, share=share, name=name: open_loop(
+                    ways[name], pictures, share * most, options.seconds, random
+                )
+            )
+            found.set_beside(at, options.batch, options.max_delay_ms)
+            answers[share, name].add(found)
+            on_round((number + (step + 1) / len(answers)) / options.rounds)
+    return answers
+
+
+def beside_python(
+    send: Send, pictures: NDArray[np.uint8], options: argparse.Namespace, on_round: OnRound
+) -> dict[str, Any] | None:
+    """Throughput of threads in C and in Python; None without --service."""
+    if not options.service:
+        return None
+    callers = throughputs(
+        "Python",
+        partial(closed_loop, send, pictures, options.c_threads, options.seconds),
+        {"C": partial(from_c, options.service, options.engine, options.c_threads, options.seconds)},
+        options.rounds,
+        on_round,
+    )
+    return {"threads": options.c_threads, "callers": callers}
+
+
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Everything but the writing; raises CgdError."""
     with ExitStack() as stack:
         bare = stack.enter_context(load(options.engine, threads=options.threads))
         ways = servers(stack, options)
         pictures = golden_images(bare.spec, 4 * options.batch)
-        batch = pictures[: options.batch]
         for send in ways.values():
             send(pictures[0]).result(PATIENCE)
-        random = np.random.default_rng(0)
-        answers = {(share, name): Answers() for share in options.loads for name in ways}
-
-        def peak_now() -> float:
-            return peak(bare, batch, min(PEAK_SECONDS, options.seconds))
-
+        peak_now = partial(peak, bare, pictures[: options.batch], min(PEAK_SECONDS, options.seconds))
         beside = Beside(peak_now)
-        for number in range(options.rounds):
-            for step, (share, name) in enumerate(answers):
-                found, at = beside.step(
-                    lambda most, share=share, name=name: open_loop(
-                        ways[name], pictures, share * most, options.seconds, random
-                    )
-                )
-                found.set_beside(at, options.batch, options.max_delay_ms)
-                answers[share, name].add(found)
-                on_progress("open loop", (number + (step + 1) / len(answers)) / options.rounds)
-        closed = throughputs(
-            "peak",
-            peak_now,
-            {name: partial(closed_loop, ways[name], pictures, options.clients, options.seconds) for name in ways},
-            options.rounds,
-            partial(on_progress, "closed loop"),
-        )
-        native = None
-        if options.service:
-            native = throughputs(
-                "Python",
-                partial(closed_loop, ways[OURS], pictures, options.c_threads, options.seconds),
-                {"C": partial(from_c, options.service, options.engine, options.c_threads, options.seconds)},
-                options.rounds,
-                partial(on_progress, "from C"),
-            )
+        answers = open_loops(ways, pictures, beside, options, partial(on_progress, "open loop"))
+        clients = {name: partial(closed_loop, ways[name], pictures, options.clients, options.seconds) for name in ways}
+        closed = throughputs("peak", peak_now, clients, options.rounds, partial(on_progress, "closed loop"))
+        native = beside_python(ways[OURS], pictures, options, partial(on_progress, "from C"))
         manifest = bare.manifest
-        most = float(np.median(beside.found))
+    most = float(np.median(beside.found))
     return {
         "schema": 1,
         "environment": {
@@ -314,15 +321,13 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         "full_batch_ms": round(1000 * options.batch / most, 2),
         "open_loop": [{"server": name, "load": share, **found.facts()} for (share, name), found in answers.items()],
         "closed_loop": {"clients": options.clients, "servers": closed},
-        "from_c": native and {"threads": options.c_threads, "callers": native},
+        "from_c": native,
     }
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """Latency and throughput against load, a line for each server."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = charts.new_figure(10, 4.2)
     left, right = figure.subplots(1, 2)
     for name in dict.fromkeys(one["server"] for one in result["open_loop"]):
         steps = [one for one in result["open_loop"] if one["server"] == name and one["latency_ms"]]
@@ -339,15 +344,13 @@ def chart(result: dict[str, Any], path: Path) -> None:
     )
     for axes in (left, right):
         axes.set_xlabel("offered load, % of peak")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        charts.tidy(axes)
     left.legend(frameon=False, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    charts.save(figure, path)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "load.json")
     parser.add_argument("engine", type=Path, help="a .cgd file")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each step in each round [default: 20]")
     parser.add_argument("--rounds", type=int, default=3, help="[default: 3]")
@@ -360,7 +363,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--triton", action="store_true", help="also by a tritonserver, see docs/triton.md")
     parser.add_argument("--service", type=Path, help="examples/native/service.cpp, built: also compare C with Python")
     parser.add_argument("--c-threads", type=int, default=8, help="that send in that comparison [default: 8]")
-    parser.add_argument("-o", "--output", type=Path, default=Path("load.json"), help="JSON; the chart goes beside it")
     options = parser.parse_args(arguments)
     counts = (options.rounds, options.batch, options.max_queue, options.clients, options.threads, options.c_threads)
     if min(counts) < 1 or min(options.seconds, *options.loads) <= 0:
@@ -369,7 +371,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    run(measure, chart, parse())
+    running.run(measure, parse(), chart)
 
 
 if __name__ == "__main__":

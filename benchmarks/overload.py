@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import threading
 import time
@@ -29,17 +28,17 @@ import numpy as np
 import psutil
 from PIL import Image
 
+import charts
+import running
 from cgd_deploy import Batching, Engine, Overloaded, load
-from cgd_deploy.files import replacing
 from cgd_deploy.hardware.cpu import cpu_name
 from cgd_deploy.hardware.timing import percentiles_ms
 from cgd_deploy.pictures.preprocess import preprocess
-from cgd_deploy.quality.bench import OnProgress
+from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime import engine as engine_module
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import ModelSpec
 from load import closed_loop
-from running import run
 
 PICTURES = 32
 CANCELLED = 0.02
@@ -196,20 +195,16 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """Memory over time, from zero."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    figure = charts.new_figure(7, 2.6)
     axes = figure.subplots()
     axes.plot(*zip(*result["memory"], strict=True), color="#d95f0e", linewidth=1)
     axes.set(xlabel="seconds", ylabel="memory, MiB", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    charts.tidy(axes)
+    charts.save(figure, path)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "overload.json")
     parser.add_argument("engine", type=Path, help="a .cgd file")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the overload [default: 60]")
     parser.add_argument("--load", type=float, default=1.5, help="offered, in times the peak [default: 1.5]")
@@ -220,9 +215,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--threads", type=int, help="of the engine, to compute and to decode [default: as load chooses]"
     )
     parser.add_argument("--every", type=float, default=0.5, help="seconds between samples of memory [default: 0.5]")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("overload.json"), help="JSON; the chart goes beside it"
-    )
     options = parser.parse_args(arguments)
     if min(options.clients, options.side - 7) < 1 or options.max_queue < options.clients:
         parser.error("--clients takes 1 or more, --max-queue no fewer than --clients, --side 8 or more")
@@ -232,8 +224,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    result = run(measure, chart, parse())
-    print(json.dumps({name: value for name, value in result.items() if name not in ("schema", "memory")}, indent=1))
+    result = running.run(measure, parse(), chart)
+    running.show(result, *(name for name in result if name not in ("schema", "memory")))
     sys.exit(0 if all(result["checks"].values()) else 3)
 
 

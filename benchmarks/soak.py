@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import random
 import sys
 import threading
@@ -28,11 +27,11 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
+import charts
+import running
 from cgd_deploy import Batching, Engine, InputError, Overloaded, load
-from cgd_deploy.files import replacing
 from cgd_deploy.hardware.cpu import cpu_name
 from cgd_deploy.runtime.golden import golden_images
-from running import run
 
 PICTURES = 32
 WARM_UP = 0.2
@@ -181,9 +180,7 @@ def measure(options: argparse.Namespace, on_progress: Callable[[str, float], Non
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """Memory, handles and threads over time, each from zero."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = charts.new_figure(8, 5)
     panels = figure.subplots(3, 1, sharex=True)
     minutes = [one["minute"] for one in result["samples"]]
     titles = {"rss_mib": "memory, MiB", "handles": "file handles", "threads": "threads"}
@@ -192,11 +189,9 @@ def chart(result: dict[str, Any], path: Path) -> None:
         axes.set(ylabel=title, ylim=(0, None))
         slope = result["slopes"][name]
         axes.set_title(f"{slope['per_minute']:+.3f} ± {slope['interval']:.3f} a minute", fontsize=8, loc="right")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        charts.tidy(axes)
     panels[-1].set_xlabel("minutes")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    charts.save(figure, path)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -206,7 +201,7 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "soak.json")
     parser.add_argument("engine", type=Path, help="a .cgd file")
     parser.add_argument("--minutes", type=float, default=30.0, help="[default: 30]")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between samples [default: 5]")
@@ -215,20 +210,8 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--streams", type=int)
-    parser.add_argument("-o", "--output", type=Path, default=Path("soak.json"), help="JSON; the chart goes beside it")
-    result = run(measure, chart, parser.parse_args())
-    told = {
-        name: result[name]
-        for name in (
-            "counts",
-            "failures",
-            "largest_difference",
-            "smallest_difference_between_pictures",
-            "slopes",
-            "threads_left",
-        )
-    }
-    print(json.dumps(told))
+    result = running.run(measure, parser.parse_args(), chart)
+    running.show(result, *(name for name in result if name not in ("schema", "environment", "engine", "samples")))
     sys.exit(3 if result["failures"] or result["counts"].get("wrong") or result["threads_left"] else 0)
 
 

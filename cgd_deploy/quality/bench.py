@@ -52,7 +52,7 @@ LIMITS = {
     Precision.FP16: {"max_recall_drop_pp": 0.2, "min_overlap_at_10": 0.98},
     Precision.INT8: {"max_recall_drop_pp": 1.0, "min_overlap_at_10": 0.8},
 }
-"""What the gate allows at recall@1 and among the ten nearest neighbours, by the precision asked for."""
+"""Limits of the gate by precision: the largest drop of recall@1, in percentage points, and the smallest overlap@10."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +173,12 @@ def bench(
 
 
 def gate(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Hold each run's recall@1 drop (where there are classes) and overlap@10 against the limits of its precision."""
+    """Check each engine's drop of recall@1, if there are classes, and its overlap@10 against limits for its precision.
+
+    limits   override LIMITS for every precision
+
+    Returns {"passed", "limits", "failures"}; a failure is a sentence part that names the engine.
+    """
     allowed = {run["precision"]: {**LIMITS[Precision(run["precision"])], **(limits or {})} for run in runs}
     failures = []
     for run in {run["path"]: run for run in runs}.values():
@@ -191,9 +196,9 @@ def gate(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float] | None =
 def environment(
     images: ImageList, threads: int, samples: Mapping[int, Mapping[str, list[float]]], load: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything around the numbers that could have changed them.
+    """The machine, the packages and the pictures of a measurement, for its JSON.
 
-    load   of the machine while ``samples`` were taken, see ``load_between``
+    load   of the machine while ``samples`` were timed, see ``load_between``
     """
     versions = {name: version for name in PACKAGES if (version := package_version(name))}
     return {
@@ -286,9 +291,7 @@ def _reference(
 def _recorded_checkpoint(manifest: Manifest) -> Path:
     recorded = Path(manifest.source.get("checkpoint") or "an unknown place")
     if not recorded.is_file():
-        raise InputError(
-            f"the checkpoint that the engine was made from is not at {recorded}; pass --reference CKPT.pt or FP32.cgd."
-        )
+        raise InputError(f"the checkpoint of the engine is not at {recorded}; pass --reference CKPT.pt or FP32.cgd.")
     if sha256_file(recorded) != manifest.source["checkpoint_sha256"]:
         raise InputError(f"{recorded} changed since the engine was made from it; export again or pass --reference.")
     return recorded
@@ -305,7 +308,7 @@ def _evaluation(
     evaluation, left_out = without_bad(evaluation, strict=options.strict, on_progress=on_progress)
     if evaluation.offered <= K:
         raise InputError(
-            f"bench compares {K} neighbours a picture and got {len(evaluation.images)} pictures; "
+            f"bench compares {K} neighbours of each picture and got {len(evaluation.images)} pictures; "
             f"pass at least {K + 2}, and {K + 1} to search in."
         )
     if "max_recall_drop_pp" in (options.limits or {}):

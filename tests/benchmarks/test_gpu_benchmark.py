@@ -60,7 +60,8 @@ def test_refuses_settings_that_make_no_sense(tmp_path: Path, wrong: list[str]) -
 def contestant(
     gpu: ModuleType, title: str, precision: str, run: Any = None, streams: int = 1, backend: str = "torch"
 ) -> Any:
-    return gpu.Contestant(title, backend, precision, streams, run, lambda images, count, transfers: lambda: run(images))
+    call = lambda images, count, transfers: lambda: run(images)  # noqa: E731
+    return gpu.GpuContestant(title, precision, run, backend, streams, call)
 
 
 QUALITY = {"recall": {"1": 0.5}, "overlap_at_10": 0.9}

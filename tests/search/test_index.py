@@ -346,7 +346,7 @@ def refused(path: Path, message: str) -> None:
 def test_a_missing_projection_is_refused(engine, picture_list, path):
     write_index(index_images(engine, picture_list, pca=6), path)
     beside(path).unlink()
-    refused(path, r"\.pca\.npy is missing, .*make the index again")
+    refused(path, r"\.pca\.npy, the PCA of .*, is missing; .*make the index again")
 
 
 def test_the_projection_of_another_index_is_refused(engine, picture_list, path):

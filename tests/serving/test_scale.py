@@ -118,8 +118,8 @@ def test_the_same_command_again_computes_only_what_is_missing(cli, ray_of_two, b
     for shard in lost:
         shard.unlink()
     assert cli("search", "3.jpg", "-e", "fake.cgd", "--index", "ray.parquet")[2] == (
-        "cgd-deploy: ray.parquet lacks 2 of its 8 shards; run the same `cgd-deploy embed --ray` again, which goes on "
-        "from there.\n"
+        "cgd-deploy: ray.parquet lacks 2 of its 8 shards; run the same `cgd-deploy embed --ray` again, which "
+        "continues from there.\n"
     )
     code, out, _ = cli(*embed, "--json")
     facts = json.loads(out)
@@ -213,7 +213,7 @@ def test_what_ray_cannot_load_is_one_sentence(cli, ray_of_two, desk, pictures):
             "99 workers of 1 threads do not fit on 2 cores; ask for fewer.",
         ),
         ("-o o.parquet --ray --threads 99", "no node of this Ray has room for an engine with 99 threads"),
-        ("-o o.parquet --ray --ray-address auto", "is connected to a Ray already; leave auto out."),
+        ("-o o.parquet --ray --ray-address auto", "is already connected to Ray; leave auto out."),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_nothing_written(cli, ray_of_two, boxed, pictures, options, message):
