@@ -33,7 +33,7 @@ DELAYS = (0.0, 0.002)
 """Seconds."""
 MAX_QUEUE = 256
 MOMENT = 1e-9
-"""Seconds that count as none: rounding of the simulated clock."""
+"""Shorter waits count as zero, in seconds: the simulated clock rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Device:
     workers   batches in flight at most
     enough    the values of ``Policy.enough`` to compare; the last is the number of workers
     batch     pictures of a full batch
-    fixed     of a batch, whatever its size
-    each      more for every picture
-    host      of one picture, for the worker that stacks it into pinned memory, beside other workers
-    copy      of one picture to the device, one batch after another, while earlier batches compute
+    fixed     time of a batch, whatever its size
+    each      additional time for every picture
+    host      time for a worker to stack one picture into pinned memory; workers do this in parallel
+    copy      time to copy one picture to the device; batches are copied one after another while earlier ones compute
     serial    whether batches compute one after another, as kernels on a GPU; else each worker has a part of the cores
     """
 
@@ -60,7 +60,7 @@ class Device:
     serial: bool = True
 
     def seconds(self, rows: int) -> float:
-        """Of the computation of a batch; on a GPU it is padded to the next bucket."""
+        """Time to compute a batch; on a GPU the batch is padded to the next bucket."""
         if self.serial:
             rows = next(size for size in bucket_sizes(1, self.batch) if size >= rows)
         return self.fixed + self.each * rows
@@ -85,7 +85,7 @@ DEVICES = {
 
 
 class Clock:
-    """A device at work: when each batch that starts will end."""
+    """The state of a device: when each started batch will end."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -103,7 +103,7 @@ class Clock:
 
 
 def simulate(device: Device, policy: Policy, load: float, pictures: int, seed: int) -> dict[str, Any]:
-    """What becomes of ``pictures`` that arrive at ``load`` times the peak: latencies in ms, rows a batch, shares."""
+    """Simulate pictures that arrive at ``load`` times the peak; returns latencies in ms, rows a batch and shares."""
     random = np.random.default_rng(seed)
     arrivals = deque(np.cumsum(random.exponential(1 / (load * device.peak), size=pictures)).tolist())
     duration = arrivals[-1]
@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 
 def lines(result: dict[str, Any], name: str) -> dict[tuple[float, int], list[dict[str, Any]]]:
-    """Of one device: the steps of each delay (ms) and policy, by load."""
+    """The steps of one device by delay (ms) and policy, in the order of the loads."""
     found: dict[tuple[float, int], list[dict[str, Any]]] = {}
     for one in result["simulated"]:
         if one["device"] == name:

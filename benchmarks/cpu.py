@@ -1,12 +1,14 @@
-"""What one model costs and what it retrieves on a CPU, by each runtime at hand and by cgd-deploy's engines, in one run.
+"""Speed and retrieval of one model on a CPU, in each runtime at hand and in cgd-deploy's engines, in one run.
 
     python benchmarks/cpu.py ckpt.pt int8.cgd tuned.cgd -o benchmarks/results/cpu.json
 
-All use the same threads, start from uint8 pictures and end in float32 descriptors in NumPy, and take turns; each turn's
-first call, in which the last one's threads go to sleep, does not count. Matrix multiplications take turns with them:
-what they reach is the peak of which each contestant has its share. A rival that this machine lacks is left out by name.
-Rivals have their defaults, torch but for its reference channels last, which is faster. INT8 by NNCF has the pictures
-that our engines calibrate on, and is there a second time with the descriptor head left in float, as ours always is.
+All contestants use the same threads, take uint8 pictures, give float32 descriptors in NumPy, and take turns. The first
+call of each turn does not count, because the threads of the last contestant still go to sleep. Matrix multiplications
+take turns too: the fastest one is the peak, and each contestant reaches a share of it. A rival that this machine lacks
+is left out by name.
+
+Rivals have their default settings. Torch is channels last, which is faster, except for the reference. NNCF calibrates
+on the same pictures as our engines; it runs twice, once with the descriptor head in float, as in our engines.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ COLOURS = {"fp32": "#8a8a8a", "bf16": "#2c7fb8", "int8": "#d95f0e"}
 
 @dataclass(frozen=True)
 class Source:
-    """The model that every contestant runs: its checkpoint, and that as FP32 ONNX with its calibration list beside."""
+    """The model that every contestant runs: its checkpoint, and its FP32 ONNX file beside a calibration list."""
 
     checkpoint: Path
     onnx: Path
@@ -82,7 +84,7 @@ class CpuContestant(Contestant):
 
 @dataclass(frozen=True)
 class Matmul:
-    """A square matrix multiplication, to learn what the machine can do."""
+    """A square matrix multiplication, to find the peak of the machine."""
 
     precision: str
     size: int
@@ -99,12 +101,14 @@ class Matmul:
 
 
 def by_torch(source: Source, *, channels_last: bool = True, bf16: bool = False, compiled: bool = False) -> Run:
-    """The checkpoint in torch; BF16 is autocast, compiled is a graph without breaks for each batch size."""
+    """The checkpoint in torch; BF16 means autocast, compiled means one graph without breaks for each batch size."""
     model: Any = DeployModel(load_checkpoint(source.checkpoint).model)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     if compiled:
-        model = torch.compile(model, dynamic=False, fullgraph=True)  # too many batch sizes raise: none is run eagerly
+        model = torch.compile(
+            model, dynamic=False, fullgraph=True
+        )  # too many batch sizes raise an error, so nothing runs eagerly
 
     def run(images: NDArray[np.uint8]) -> Descriptors:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -118,7 +122,7 @@ def by_onnxruntime(source: Source) -> Run:
 
 
 def by_openvino(source: Source, *, precision: str = "f32", model: Any = None) -> Run:
-    """The FP32 ONNX, or what is made of it, with the settings of our engines but for the arithmetic of floats."""
+    """The FP32 ONNX file, or a model made from it, with the settings of our engines except for the float precision."""
     settings = {
         "INFERENCE_NUM_THREADS": source.threads,
         "NUM_STREAMS": 1,
@@ -148,7 +152,7 @@ def by_nncf(source: Source, *, float_head: bool = False) -> Run:
 
 
 def head_names(model: Any) -> list[str]:
-    """The operations of the descriptor head: all that come after the backbone's last feature map."""
+    """The operations of the descriptor head: all operations after the backbone's last feature map."""
     operations = [one for one in model.get_ordered_ops() if one.get_type_name() not in ("Constant", "Result")]
     last = next(place for place, one in enumerate(operations) if FEATURES in one.output(0).get_names())
     return [one.get_friendly_name() for one in operations[last + 1 :]]
@@ -166,22 +170,22 @@ RIVALS: dict[str, Callable[[Source], Run]] = {
     "OpenVINO int8 by NNCF": by_nncf,
     "OpenVINO int8 by NNCF, float head": partial(by_nncf, float_head=True),
 }
-"""How each is made, by its title, which names its precision."""
+"""Makes each rival, by its title, which names its precision."""
 
 
 def rivals(
     source: Source, sizes: Sequence[int], without: Sequence[str], on_progress: OnProgress
 ) -> tuple[list[CpuContestant], dict[str, str]]:
-    """Those that run every batch size here, and for the others the reason why not, by title."""
+    """The rivals that run every batch size here, and for each other rival the reason, by title."""
     found, left_out = [], {}
     for number, (title, make) in enumerate(RIVALS.items(), 1):
         try:
             if title in without:
-                raise InputError("it was not wanted (--without)")
+                raise InputError("--without excludes it")
             run = make(source)
-            for size in sizes:  # torch.compile compiles now
+            for size in sizes:  # lets torch.compile compile before timing
                 run(golden_images(source.spec, size))
-        except Exception as error:  # whatever a rival fails with, the others are measured
+        except Exception as error:  # any error of one rival must not stop the others
             left_out[title] = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             errors.print(f"left out: {title}: {left_out[title]}")
         else:
@@ -191,7 +195,7 @@ def rivals(
 
 
 def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list[CpuContestant]:
-    """Engines of this very model, closed by the stack; raises InputError for one of another model."""
+    """Engines of this model, closed by the stack; raises InputError for an engine of another model."""
     found = []
     for path in paths:
         engine = stack.enter_context(load(path, threads=source.threads))
@@ -222,7 +226,7 @@ def time(
     options: argparse.Namespace,
     on_progress: OnProgress,
 ) -> Samples:
-    """Rounds of turns of everything there is, for each batch size."""
+    """Time contestants and multiplications, in turns, for each batch size."""
     samples = {}
     for size in options.batch:
         pixels = golden_images(spec, size)
@@ -234,7 +238,7 @@ def time(
 
 
 def peaks(multiplied: Sequence[Matmul], samples: Samples) -> dict[str, dict[str, Any]]:
-    """By precision, the most operations a second (in 1e9) that a matrix multiplication reached, and which one did."""
+    """By precision, the most operations a second (in 1e9) of a matrix multiplication, and the title of that one."""
     found: dict[str, dict[str, Any]] = {}
     for one in multiplied:
         for taken in samples.values():
@@ -248,7 +252,7 @@ def speeds(contestant: CpuContestant, samples: Samples, gflop: float, peak: Mapp
     """By batch size: latency of a call, images a second, times torch eager's, share of the precision's peak.
 
     gflop   2 x multiply-adds for one picture, in 1e9
-    peak    of ``peaks``; a precision that is not in it has no share
+    peak    from ``peaks``; a precision that it lacks has no share
     """
     found = {}
     for size, taken in samples.items():
@@ -311,7 +315,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 
 def chart(result: Mapping[str, Any], path: Path) -> None:
-    """SVG: times torch eager's speed as bars, for the first two batch sizes, and beside them the neighbours kept."""
+    """SVG: bars of the speed-up over torch eager at the first two batch sizes, and beside them overlap@10."""
     contestants = result["contestants"]
     sizes = list(contestants[0]["speed"])[:2]
     places = np.arange(len(contestants))

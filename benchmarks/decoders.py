@@ -1,8 +1,9 @@
-"""How nvJPEG's pixels differ from Pillow's, and how many files a second each brings to a model's input.
+"""How nvJPEG's pixels differ from Pillow's, and how many files a second each decodes and resizes.
 
     python benchmarks/decoders.py pictures/ -o build/decoders.json
 
-Without pictures it makes some. Both decode, resize and gather as bulk embedding does, and take turns. No engine runs.
+Without pictures the script makes some. Both decoders decode, resize and form batches as bulk embedding does, and take
+turns. No engine runs.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def make(folder: Path) -> None:
 
 
 def levels(images: ImageList) -> dict[str, float]:
-    """How far nvJPEG's pixels lie from Pillow's, in levels of 255, over the files that nvJPEG takes and decodes.
+    """The difference between nvJPEG's and Pillow's pixels, in levels of 255, over the files that nvJPEG decodes.
 
-    Raises InputError if it decodes none.
+    Raises InputError if nvJPEG decodes no file.
     """
     means, largest = [], 0
     with NvJpeg(available_threads()) as decoder:

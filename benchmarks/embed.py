@@ -1,8 +1,8 @@
-"""What of an engine's speed is left when it reads JPEG files: embedding a folder against the same pixels in memory.
+"""How much speed an engine loses by reading JPEG files: embedding a folder, against the same pixels in memory.
 
     python benchmarks/embed.py int8.cgd pictures/ -o benchmarks/results/embed.json
 
-Both take turns and run in the setting that autotuning chose for this machine, else on every core in batches of 8.
+Both take turns, with the setting that autotuning chose for this machine, or else on every core in batches of 8.
 """
 
 from __future__ import annotations

@@ -2,17 +2,17 @@
 
     python benchmarks/gpu.py ckpt.pt fp16.cgd int8.cgd -o benchmarks/results/gpu.json
 
-Contestants are torch eager and torch.compile (with CUDA graphs), in FP16 and BF16 autocast and channels last, torch
-eager in TF32 if an engine is TF32, and each engine at each number of streams, with CUDA graphs where its library allows
-them. They take turns, so that a GPU growing warm slows all alike. Each is timed with transfers (pixels in host memory
-to descriptors in host memory, torch through pinned memory too) and without (on the device alone); latency is one batch
-alone, throughput many batches in flight.
-The reference for recall and neighbours is torch in FP32 on the same GPU. The peak is the speed of torch's largest
-matrix multiplications there. The JSON files in benchmarks/results say where this has run.
+Contestants are torch eager and torch.compile (with CUDA graphs), in FP16 and BF16 autocast and channels last; torch
+eager in TF32, if an engine is TF32; and each engine at each number of streams, with CUDA graphs if its library allows
+them. They take turns, so that a warming GPU slows all of them equally. Each is timed with transfers (pixels in host
+memory to descriptors in host memory; torch uses pinned memory too) and without (on the device alone). Latency is
+measured with one batch alone, throughput with many batches in flight.
 
-Each engine also describes single pictures while its threads wait for the GPU asleep, as they do by default, and while
-they poll it: latency against CPU time. TensorRT plans run in trtexec too, if that is on the PATH. ``aims`` says what
-should be reached.
+The reference for recall and neighbours is torch in FP32 on the same GPU. The peak is the speed of torch's largest
+matrix multiplications on it. The JSON files in benchmarks/results name the GPUs on which this has run.
+
+Each engine also embeds single pictures with blocking waits for the GPU, the default, and with spinning waits: latency
+against CPU time. TensorRT plans also run in trtexec, if it is on the PATH. ``aims`` holds the aims.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from cgd_deploy.spec import ModelSpec, Precision
 from contest import evaluation_of, gflop_per_image, retrieve
 
 REFERENCE, BASELINE = "torch eager fp32", "torch eager fp16"
-"""What retrieval is compared with, and what speed is."""
+"""The contestants that retrieval and speed are compared with."""
 PACKAGES = (
     "cgd-deploy", "numpy", "torch", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings",
     "nvidia-cudnn-cu13",
@@ -126,7 +126,7 @@ def by_torch(model: Any, title: str, precision: str) -> GpuContestant:
 
 
 def torch_contestants(model: Any, compiled: bool, tf32: bool) -> list[GpuContestant]:
-    """Eager, and compiled with CUDA graphs, of a DeployModel; ``tf32``: also eager in TF32."""
+    """A DeployModel in torch eager, and compiled with CUDA graphs; ``tf32``: also eager in TF32."""
     import torch
 
     torch.backends.cudnn.benchmark = True
@@ -141,12 +141,12 @@ def torch_contestants(model: Any, compiled: bool, tf32: bool) -> list[GpuContest
 
 
 def open_lanes(stack: ExitStack, path: Path, streams: int, largest: int, driver: Driver | None = None) -> Streams:
-    """The lanes of a .cgd engine for batches to ``largest``, warmed up; closed by the stack."""
+    """The lanes of a .cgd engine for batches up to ``largest``, warmed up; the stack closes them."""
     file = read_engine(path)
     manifest = file.manifest
     if manifest.profile["max"] < largest:
         raise InputError(
-            f"{path} takes batches to {manifest.profile['max']}; build it with a larger one or pass --batch."
+            f"{path} takes batches up to {manifest.profile['max']}; build it with a larger --max-batch or pass --batch."
         )
     check_compatibility(path, manifest)
     make: Any = BACKENDS[manifest.backend]
@@ -158,7 +158,7 @@ def open_lanes(stack: ExitStack, path: Path, streams: int, largest: int, driver:
 
 
 def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> GpuContestant:
-    """A .cgd engine on CUDA with so many streams, its graphs captured; closed by the stack."""
+    """A .cgd engine on CUDA with ``streams`` lanes, its graphs captured; the stack closes it."""
     lanes = open_lanes(stack, path, streams, largest)
     manifest = read_engine(path).manifest
 
@@ -175,7 +175,7 @@ def title_of(path: Path, streams: int) -> str:
 
 
 def metered(call: Callable[[], object], spent: list[tuple[float, float]]) -> Callable[[], None]:
-    """``call``, whose (wall, CPU of the process) seconds are added to ``spent``."""
+    """Wrap ``call``: each call adds its (wall, CPU of the process) seconds to ``spent``."""
 
     def run() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -186,7 +186,7 @@ def metered(call: Callable[[], object], spent: list[tuple[float, float]]) -> Cal
 
 
 def waiting(path: Path, size: tuple[int, int], seconds: float, on_progress: OnProgress) -> list[dict[str, Any]]:
-    """Latency of one picture, and CPU seconds a second, with blocking events and with spinning ones, in turns."""
+    """Latency of one picture, and CPU seconds per second, with blocking and with spinning events, in turns."""
     smallest = read_engine(path).manifest.profile["min"]
     picture = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     spent: dict[str, list[tuple[float, float]]] = {"blocking": [], "spinning": []}
@@ -210,10 +210,12 @@ def waiting(path: Path, size: tuple[int, int], seconds: float, on_progress: OnPr
 def beside_trtexec(
     engines: Sequence[Path], found: Sequence[Mapping[str, Any]], size: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    """Images a second, engine only, of each TensorRT plan at its fastest, by us and by NVIDIA's trtexec.
+    """Images a second of each TensorRT plan without transfers, at its fastest setting, in our runtime and in trtexec.
 
     found   the rows of the result
-    Each is {"title", "batch", "ours", "trtexec", "why"}; "trtexec" is None where "why" says so.
+
+    Returns {"title", "batch", "ours", "trtexec", "why"} for each plan. If trtexec gives no number, "trtexec" is None
+    and "why" is the reason.
     """
     runs = []
     for path in engines:
@@ -228,9 +230,9 @@ def beside_trtexec(
 
 
 def trtexec(plan: bytes, batch: int, streams: int, size: tuple[int, int]) -> tuple[float | None, str | None]:
-    """Images a second of a plan in trtexec, with CUDA graphs and without transfers; or None, and why."""
+    """Images a second of a plan in trtexec, with CUDA graphs and without transfers; or None, and the reason."""
     if not (program := shutil.which("trtexec")):
-        return None, "trtexec is not here"
+        return None, "trtexec is not on the PATH"
     with TemporaryDirectory() as folder:
         (Path(folder) / "engine.plan").write_bytes(plan)
         shape = "x".join(map(str, (batch, *size, 3)))
@@ -243,7 +245,7 @@ def trtexec(plan: bytes, batch: int, streams: int, size: tuple[int, int]) -> tup
             return None, f"trtexec took more than {TRTEXEC_TIMEOUT} s"
     reached = re.search(r"Throughput: ([\d.]+) qps", done.stdout)
     if done.returncode or not reached:
-        last = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
+        last = (done.stderr.strip() or done.stdout.strip() or "it prints nothing").splitlines()[-1]
         return None, f"trtexec failed: {last[:200]}"
     return round(batch * float(reached[1]), 1), None
 
@@ -275,7 +277,7 @@ def rows(
     gflop: float,
     peaks: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """One row for each contestant, batch and transfers: speed, share of the peak, and what the contestant retrieves.
+    """One row for each contestant, batch and choice of transfers: speed, share of the peak, and retrieval.
 
     quality   by title
     gflop     1e9 operations for one image
@@ -312,7 +314,7 @@ def rows(
 
 
 def chart(result: Mapping[str, Any], path: Path) -> None:
-    """SVG: images a second of each contestant, a panel for each batch; pale bars are without transfers."""
+    """SVG: images a second of each contestant, one panel for each batch size; pale bars are without transfers."""
     found = result["rows"]
     sizes = sorted({row["batch"] for row in found})
     titles = list(dict.fromkeys(row["title"] for row in found))
@@ -360,7 +362,7 @@ def time_cases(
 
 
 def settings_of(options: argparse.Namespace, spec: ModelSpec, gflop: float, pictures: ImageList) -> dict[str, Any]:
-    """What was measured, and how."""
+    """The model, the pictures and the options of the run, for the JSON."""
     return {
         "checkpoint_sha256": sha256_file(options.checkpoint),
         "engines": {path.name: sha256_file(path) for path in options.engines},

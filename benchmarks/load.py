@@ -1,12 +1,12 @@
-"""What clients feel of one engine under load, by ways to serve it: open loop, closed loop, and from C, in one run.
+"""Latency and throughput of one engine under load, served in several ways: open loop, closed loop and from C.
 
     python benchmarks/load.py int8.cgd --triton --service build/service -o benchmarks/results/load.json
 
-Open loop: requests of one picture arrive at random (Poisson), whether or not earlier ones were answered, and latency
-counts from when one was due. Closed loop: clients that send their next picture once they have their last. Loads and
-throughputs are shares of the peak, full batches embedded in a loop: it is measured again between any two steps, and a
-step has the mean of its two, since machines change their speed. Requests carry pixels; server and clients share the
-machine's cores.
+Open loop: requests of one picture arrive at random (Poisson), whether or not earlier requests were answered. Latency
+counts from the time when a request was due. Closed loop: each client sends its next picture when it has its last
+answer. Loads and throughputs are shares of the peak, the speed of full batches in a loop. Machines change their speed,
+so the peak is measured again between any two steps, and a step is compared with the mean of the two peaks around it.
+Requests carry pixels; server and clients share the cores of the machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Found = TypeVar("Found")
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.5)
 PEAK_SECONDS = 2.0
 PATIENCE = 120.0
-"""Seconds after the last arrival until a request counts as lost."""
+"""Seconds after the last arrival after which a request counts as lost."""
 OURS = "cgd-deploy"
 TRITON = "Triton, Python backend, gRPC"
 COLOURS = {OURS: "#d95f0e", "one at a time": "#8a8a8a", "full batches only": "#2c7fb8", TRITON: "#4d9221"}
@@ -52,7 +52,7 @@ COLOURS = {OURS: "#d95f0e", "one at a time": "#8a8a8a", "full batches only": "#2
 
 @dataclass
 class Answers:
-    """What became of the requests of one open loop."""
+    """The outcome of the requests of one open loop."""
 
     sent: int = 0
     shed: int = 0
@@ -74,7 +74,7 @@ class Answers:
             setattr(self, name, getattr(self, name) + value)
 
     def facts(self) -> dict[str, Any]:
-        """``served_per_second`` and ``of_peak`` count the answers that came while requests did."""
+        """The JSON; ``served_per_second`` and ``of_peak`` count answers that came while requests still arrived."""
         p99 = percentile(self.full_batches, 99)
         return {
             "sent": self.sent,
@@ -98,7 +98,7 @@ def open_loop(
     random: np.random.Generator,
     patience: float = PATIENCE,
 ) -> Answers:
-    """Send at ``rate`` a second for ``seconds``, at random, and wait until every answer is there."""
+    """Send at random, ``rate`` a second for ``seconds``, and wait for every answer."""
     due = np.cumsum(random.exponential(1 / rate, size=max(1, int(3 * rate * seconds) + 20)))
     due = due[due < seconds]
     answered: dict[int, float] = {}
@@ -131,7 +131,7 @@ def open_loop(
 
 
 def closed_loop(send: Send, pictures: NDArray[np.uint8], clients: int, seconds: float) -> float:
-    """Answers a second that ``clients`` threads get, each waiting for its last answer before it sends again."""
+    """Answers a second for ``clients`` threads, each of which waits for its answer before it sends again."""
     begin = time.perf_counter()
     end = begin + seconds
 
@@ -148,7 +148,7 @@ def closed_loop(send: Send, pictures: NDArray[np.uint8], clients: int, seconds: 
 
 
 def peak(engine: Engine, batch: NDArray[np.uint8], seconds: float) -> float:
-    """Pictures a second of full batches in a loop, nothing else going on."""
+    """Pictures a second of full batches in a loop, with no other load."""
     engine.embed(batch)
     begin, calls = time.perf_counter(), 0
     while (taken := time.perf_counter() - begin) < seconds or not calls:
@@ -158,7 +158,7 @@ def peak(engine: Engine, batch: NDArray[np.uint8], seconds: float) -> float:
 
 
 def servers(stack: ExitStack, options: argparse.Namespace) -> dict[str, Send]:
-    """Ways to serve the engine, by their names; closed by the stack."""
+    """Ways to serve the engine, by name; the stack closes them."""
     settings = {
         "one at a time": Batching(max_batch=1, max_delay_ms=0, max_queue=options.max_queue),
         "full batches only": Batching(max_batch=options.batch, max_delay_ms=1000, max_queue=options.max_queue),
@@ -174,7 +174,7 @@ def servers(stack: ExitStack, options: argparse.Namespace) -> dict[str, Send]:
 
 
 def triton(stack: ExitStack, engine: Path) -> Send:
-    """A tritonserver of its own, asked over gRPC; raises CgdError where there is none."""
+    """Start a tritonserver and ask it over gRPC; raises CgdError if there is none."""
     import tritonclient.grpc as grpc
 
     from cgd_deploy.serving.triton import export_triton
@@ -203,7 +203,7 @@ def triton(stack: ExitStack, engine: Path) -> Send:
 
 
 def from_c(service: Path, engine: Path, threads: int, seconds: float) -> float:
-    """Pictures a second of examples/native/service.cpp, which sends one at a time from each of its threads."""
+    """Pictures a second of examples/native/service.cpp, whose threads each send one picture at a time."""
     command = [str(service), str(engine), str(threads), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -212,14 +212,14 @@ def from_c(service: Path, engine: Path, threads: int, seconds: float) -> float:
 
 
 class Beside:
-    """What is measured again between any two steps, so that each can be set beside the mean of its two."""
+    """Measures a value again between any two steps, so that each step has the mean of the values around it."""
 
     def __init__(self, measure: Callable[[], float]) -> None:
         self._measure = measure
         self.found = [measure()]
 
     def step(self, call: Callable[[float], Found]) -> tuple[Found, float]:
-        """What ``call`` gives, told the last measure, and the mean of that and the next."""
+        """Call ``call`` with the last value; returns its result, and the mean of the values before and after."""
         value = call(self.found[-1])
         self.found.append(self._measure())
         return value, float(np.mean(self.found[-2:]))
@@ -228,7 +228,7 @@ class Beside:
 def throughputs(
     base: str, measure: Callable[[], float], calls: dict[str, Callable[[], float]], rounds: int, on_round: OnRound
 ) -> dict[str, Any]:
-    """Pictures a second of ``base`` and of each call, and the median of each one's rounds in parts of the base."""
+    """Pictures a second of ``base`` and of each call, and each call's share of the base, as medians over rounds."""
     beside = Beside(measure)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for number in range(rounds):

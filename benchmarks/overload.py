@@ -1,11 +1,11 @@
-"""Overload: threads send JPEG files faster than the engine can serve them, and it must shed without wasted work.
+"""Overload: threads send JPEG files faster than the engine can serve them, and it must shed load without wasted work.
 
     python benchmarks/overload.py int8.cgd --seconds 60 -o benchmarks/results/overload.json
 
-The peak is what the same threads get in a closed loop, measured before and after. Then each thread sends at random
-(Poisson), together ``--load`` times the peak, and cancels some requests at once. Latency counts from when a request was
-due. The script counts the pictures that the engine decodes: served ones, and cancelled ones, but none that it refused.
-Exit status 3 if that does not hold, if a request fails, or if memory grows.
+The peak is the throughput of the same threads in a closed loop, measured before and after. Then the threads send at
+random (Poisson), together ``--load`` times the peak, and cancel some requests at once. Latency counts from the time
+when a request was due. The script counts the pictures that the engine decodes: it may decode served and cancelled
+pictures, but no refused ones. Exit status 3 if it does, if a request fails, or if memory grows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PICTURES = 32
 CANCELLED = 0.02
 """Of the admitted requests."""
 GROWTH = 1.02
-"""Memory at the end, in times that in the middle, that still counts as flat."""
+"""The largest ratio of memory at the end to memory in the middle that still counts as flat."""
 
 
 def jpeg_files(spec: ModelSpec, side: int) -> list[bytes]:
@@ -69,15 +69,15 @@ class Decoded:
         return preprocess(image, spec)
 
     def close(self) -> int:
-        """Stop counting; how many there were."""
+        """Stop counting; returns the number of decoded pictures."""
         engine_module.preprocess = preprocess
         return next(self._numbers)
 
 
 class Senders:
-    """Threads that send in an open loop until ``seconds`` are over, and what became of their requests.
+    """Threads that send in an open loop for ``seconds``, and the outcome of their requests.
 
-    Nothing here grows with the number of requests: the memory for their latencies is taken before the first one.
+    Memory for latencies is allocated before the first request, so nothing here grows with the number of requests.
     """
 
     def __init__(self, engine: Engine, files: Sequence[bytes], rate: float, seconds: float, threads: int) -> None:
@@ -93,7 +93,7 @@ class Senders:
             thread.start()
 
     def latencies(self) -> list[float]:
-        """Seconds, of every request that was served."""
+        """The latency of every served request, in seconds."""
         return [float(one) for one in self._latencies[~np.isnan(self._latencies)]]
 
     def _send(self, random: Random) -> None:
@@ -144,7 +144,7 @@ def overloaded(engine: Engine, files: Sequence[bytes], rate: float, options: arg
 
 
 def facts(found: dict[str, Any], peak: float, seconds: float) -> dict[str, Any]:
-    """What the JSON file says of the open loop; ``peak`` in pictures a second."""
+    """The JSON of the open loop; ``peak`` in pictures a second."""
     counts = Counter(found["counts"])
     memory = np.array([mib for _, mib in found["memory"]])
     thirds = [round(float(np.median(part)), 2) for part in np.array_split(memory, 3) if len(part)]

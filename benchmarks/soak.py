@@ -1,10 +1,11 @@
-"""Hours of serving in minutes: memory and handles stay flat, and no answer is ever another picture's.
+"""A soak test of serving: memory and handles stay flat, and every answer belongs to its own picture.
 
     python benchmarks/soak.py int8.cgd --minutes 30 -o benchmarks/results/soak.json
 
 Threads, asyncio tasks and callers of ``embed_into`` share one engine. They send pictures at random, some as damaged
-files, cancel some and send more than the queue takes now and then; every descriptor is compared with the picture's own,
-computed before. Memory counts from when a fifth of the time is over, and its slope has a 95 % interval.
+files, cancel some, and sometimes send more than the queue takes. Every descriptor is compared with the descriptor that
+was computed before for the same picture. Memory counts after the first fifth of the time; its slope has a 95 %
+interval.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from cgd_deploy.runtime.golden import golden_images
 
 PICTURES = 32
 WARM_UP = 0.2
-"""Of the time: allocators and caches fill."""
+"""Share of the time in which allocators and caches fill."""
 QUEUE = 32
 TOLERANCE = 1e-3
-"""Of a descriptor's components: a picture's own, whatever batch it was in; another one's differ far more."""
+"""Largest difference in a component between two descriptors of one picture, from different batches."""
 
 
 class Soak:
-    """Counts of what was sent and came back, by kind, for one engine and the pictures it knows the descriptors of."""
+    """Sends pictures with known descriptors to one engine, and counts the outcomes."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -87,7 +88,7 @@ class Soak:
                 self.count("refused")
 
     def gather(self, random: random.Random) -> None:
-        """Tasks of an event loop of their own."""
+        """Four tasks in a new event loop."""
 
         async def tasks() -> None:
             numbers = [random.randrange(PICTURES) for _ in range(4)]
@@ -111,7 +112,7 @@ class Soak:
 
 
 def keep_on(work: Callable[[random.Random], None], seed: int, end: float, pause: float, failed: list[str]) -> None:
-    """Call ``work`` until ``end`` with a random pause in between; an error ends it and is kept."""
+    """Call ``work`` until ``end`` with random pauses; an error ends the calls and is added to ``failed``."""
     chance = random.Random(seed)
     try:
         while time.monotonic() < end:
@@ -122,7 +123,7 @@ def keep_on(work: Callable[[random.Random], None], seed: int, end: float, pause:
 
 
 def slope(minutes: NDArray[np.float64], values: NDArray[np.float64]) -> dict[str, float]:
-    """Least squares a minute, and the half-width of its 95 % interval from the residuals."""
+    """The least-squares slope per minute, and the half-width of its 95 % interval from the residuals."""
     centred = minutes - minutes.mean()
     spread = float((centred**2).sum())
     found = float((centred * values).sum() / spread)

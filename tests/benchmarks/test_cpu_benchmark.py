@@ -128,7 +128,7 @@ def test_a_rival_that_fails_is_named_and_the_others_stay(
     assert left_out == {
         "broken fp32": "no compiler",
         "single bf16": "one at a time",
-        "unwanted fp32": "it was not wanted (--without)",
+        "unwanted fp32": "--without excludes it",
     }
     assert done == [0.25, 0.5, 0.75, 1.0]
     told = capsys.readouterr().err
