@@ -2,11 +2,11 @@
 
     python benchmarks/ablation.py --data cars196 --weights resnet18.pth -o runs/ablation
 
-Trains S, M, G, SG, GM and SMG from the same weights with the same recipe and several seeds, at one length of the joined
-descriptor; the ensemble is the S, M and G models of one seed, their descriptors joined and normalised again. What is
-measured is the last epoch's model on held-out classes: nothing is chosen by its test recall. A run that was stopped
-goes on where it was. Training is counted in CPU seconds, which other programs change little; inference in the time of
-FP32 engines for this machine's CPU, which take turns.
+Trains S, M, G, SG, GM and SMG from the same weights with the same recipe and several seeds; all descriptors have the
+same length. The ensemble joins the descriptors of the S, M and G models of one seed and normalises them again. We
+measure the model of the last epoch on held-out classes: nothing is chosen by its test recall. A stopped run continues
+where it stopped. Training is counted in CPU seconds, which other programs change little. Inference is timed on FP32
+engines for this machine's CPU, which take turns.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch would take cores from the engines
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of torch would take cores from the engines
 
 import numpy as np
-from rich.console import Console
 
+import charts
 from cgd_deploy.cli.terminal import warn_of_load
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.datasets.layouts import read_dataset
@@ -74,7 +74,7 @@ def main() -> None:
     warn_of_load(result["environment"]["load"])
     write_text(options.json, json.dumps(result, indent=1) + "\n")
     chart(result, options.json.with_suffix(".svg"))
-    Console().print(f"{options.json}, {options.json.with_suffix('.svg')}", highlight=False)
+    print(f"wrote {options.json} and its chart {options.json.with_suffix('.svg')}")
 
 
 def ensemble(parts: Sequence[Descriptors]) -> Descriptors:
@@ -84,14 +84,9 @@ def ensemble(parts: Sequence[Descriptors]) -> Descriptors:
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
-    """Recall of each model, as SVG: a dot a seed, a bar at the mean, and what one picture costs under its name."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "cgd"  # the same picture is the same file
-    figure, axes = plt.subplots(figsize=(7, 3.6))
+    """SVG of the recall of each model: a dot for each seed, a bar at the mean, and the cost of a picture below."""
+    figure = charts.new_figure(7, 3.6)
+    axes = figure.subplots()
     models = result["models"]
     baseline = models[0]["latency_ms"]["1"]["p50"]
     colours = {1: "#8a8a8a", 2: "#2c7fb8", 3: "#d95f0e"}
@@ -105,11 +100,8 @@ def chart(result: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(models)), names)
     axes.set_xlabel("descriptors, and the time of one picture in times that of S")
     axes.set_ylabel("recall@1, %")
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    charts.tidy(axes, "y")
+    charts.save(figure, path)
 
 
 def _options() -> argparse.Namespace:
@@ -153,7 +145,7 @@ def _recipe(options: argparse.Namespace, descriptors: str, seed: int) -> TrainCo
 
 
 def _told(options: argparse.Namespace) -> dict[str, Any]:
-    """The recipe as it is written down: without what differs between runs, and without this machine's paths."""
+    """The recipe for the JSON, without options that differ between runs and without paths of this machine."""
     config = _recipe(options, "S", 0)
     told = {name: value for name, value in vars(config).items() if name not in ("data", "out", "resume", "seed")}
     return {**told, "weights": sha256_file(options.weights), "descriptors": "as below"}
@@ -178,7 +170,7 @@ def _measured(descriptors: Descriptors, testing: Evaluation, seed: int, seconds:
 
 
 def _cost(options: argparse.Namespace, name: str) -> dict[str, int]:
-    """Length of the descriptor and parameters of what is deployed."""
+    """Length of the descriptor, and number of parameters of the deployed model."""
     runs = [options.out / f"{part}-0" for part in (SINGLES if name == ENSEMBLE else [name])]
     models = [load_checkpoint(run / "last.pt").model for run in runs]
     deployed = [p for model in models for n, p in model.named_parameters() if not n.startswith("auxiliary.")]
@@ -186,9 +178,9 @@ def _cost(options: argparse.Namespace, name: str) -> dict[str, int]:
 
 
 def _add_latency(models: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of one call, by batch size; the ensemble asks its three engines one after another.
+    """Add milliseconds of one call by batch size to each model; the ensemble calls its three engines in sequence.
 
-    Returns the machine's load meanwhile.
+    Returns the load of the machine meanwhile.
     """
     with ExitStack() as stack:
         engines = {}

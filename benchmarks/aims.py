@@ -1,9 +1,9 @@
-"""What a GPU benchmark should reach, and whether it did. Reads the JSON of gpu.py, and runs nothing.
+"""The aims of the GPU benchmark, and whether a result meets them. Reads the JSON of gpu.py and runs nothing.
 
-Three times of one engine on one lane show that the copy of batch i+1 overlaps the compute of batch i: a batch alone
-with transfers, a batch alone without, and a batch among many in flight with transfers. The second from the first leaves
-the time of copying; the third from the first leaves how much of it is hidden. A ratio of throughputs would not show
-it: at 45,000 images/s and 50 GB/s, a copy that overlaps nothing adds only 14 % to the time of the compute.
+Three times of one engine on one lane show whether the copy of batch i+1 overlaps the compute of batch i: a = a batch
+alone with transfers, b = a batch alone without transfers, c = a batch among many in flight with transfers. Copying
+takes a - b, and a - c of it is hidden. A ratio of throughputs would not show this: at 45,000 images/s and 50 GB/s, a
+copy that overlaps nothing adds only 14 % to the time of the compute.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ NO_ENGINE = "no such engine was measured"
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim: ``reached`` of a result is to be at least ``wanted``.
+    """One aim: the number ``reached`` must be at least ``wanted``.
 
-    reached   from the JSON to the number, or to a sentence that says why there is none
-    absolute  whether it is an aim for ``MODEL`` on ``GPUS`` alone
+    reached   takes the JSON; returns the number, or the reason why there is none
+    absolute  whether the aim only holds for ``MODEL`` on ``GPUS``
     """
 
     name: str
@@ -33,12 +33,12 @@ class Aim:
 
 
 def judged(result: Result) -> list[dict[str, Any]]:
-    """Each aim as {"name", "wanted", "reached", "met", "why"}; ``met`` is None where ``why`` says so."""
+    """Each aim as {"name", "wanted", "reached", "met", "why"}. If no judgement is possible, met is None."""
     return [_judged(aim, result) for aim in AIMS]
 
 
 def lines(aims: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Each aim beside what was reached, as text."""
+    """A line of text for each aim: the number reached, the number wanted, and the outcome."""
     words = {True: "met", False: "missed"}
     for aim in aims:
         reached = "-" if aim["reached"] is None else f"{aim['reached']:,}"

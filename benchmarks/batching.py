@@ -21,19 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from cgd_deploy.files import replacing
+import charts
+import running
 from cgd_deploy.hardware.timing import percentile
-from cgd_deploy.quality.bench import OnProgress
+from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime.admission import Policy
 from cgd_deploy.runtime.cuda.streams import bucket_sizes
-from running import run
 
 LOADS = (0.1, 0.5, 0.8, 0.95, 1.1)
 DELAYS = (0.0, 0.002)
 """Seconds."""
 MAX_QUEUE = 256
 MOMENT = 1e-9
-"""Seconds that count as none: rounding of the simulated clock."""
+"""Shorter waits count as zero, in seconds: the simulated clock rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Device:
     workers   batches in flight at most
     enough    the values of ``Policy.enough`` to compare; the last is the number of workers
     batch     pictures of a full batch
-    fixed     of a batch, whatever its size
-    each      more for every picture
-    host      of one picture, for the worker that stacks it into pinned memory, beside other workers
-    copy      of one picture to the device, one batch after another, while earlier batches compute
+    fixed     time of a batch, whatever its size
+    each      additional time for every picture
+    host      time for a worker to stack one picture into pinned memory; workers do this in parallel
+    copy      time to copy one picture to the device; batches are copied one after another while earlier ones compute
     serial    whether batches compute one after another, as kernels on a GPU; else each worker has a part of the cores
     """
 
@@ -60,7 +60,7 @@ class Device:
     serial: bool = True
 
     def seconds(self, rows: int) -> float:
-        """Of the computation of a batch; on a GPU it is padded to the next bucket."""
+        """Time to compute a batch; on a GPU the batch is padded to the next bucket."""
         if self.serial:
             rows = next(size for size in bucket_sizes(1, self.batch) if size >= rows)
         return self.fixed + self.each * rows
@@ -85,7 +85,7 @@ DEVICES = {
 
 
 class Clock:
-    """A device at work: when each batch that starts will end."""
+    """The state of a device: when each started batch will end."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -103,7 +103,7 @@ class Clock:
 
 
 def simulate(device: Device, policy: Policy, load: float, pictures: int, seed: int) -> dict[str, Any]:
-    """What becomes of ``pictures`` that arrive at ``load`` times the peak: latencies in ms, rows a batch, shares."""
+    """Simulate pictures that arrive at ``load`` times the peak; returns latencies in ms, rows a batch and shares."""
     random = np.random.default_rng(seed)
     arrivals = deque(np.cumsum(random.exponential(1 / (load * device.peak), size=pictures)).tolist())
     duration = arrivals[-1]
@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 
 def lines(result: dict[str, Any], name: str) -> dict[tuple[float, int], list[dict[str, Any]]]:
-    """Of one device: the steps of each delay (ms) and policy, by load."""
+    """The steps of one device by delay (ms) and policy, in the order of the loads."""
     found: dict[tuple[float, int], list[dict[str, Any]]] = {}
     for one in result["simulated"]:
         if one["device"] == name:
@@ -177,10 +177,8 @@ def lines(result: dict[str, Any], name: str) -> dict[tuple[float, int], list[dic
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """The 99th percentile of latency against load: a panel for each device, a line for each policy."""
-    from matplotlib.figure import Figure
-
     devices = [name for name in result["devices"] if len(DEVICES[name].enough) > 1]
-    figure = Figure(figsize=(3.4 * len(devices), 3.6), layout="constrained")
+    figure = charts.new_figure(3.4 * len(devices), 3.6)
     for axes, name in zip(figure.subplots(1, len(devices), squeeze=False)[0], devices, strict=True):
         for (delay, enough), steps in lines(result, name).items():
             loads = [100 * one["load"] for one in steps if one["load"] < 1]
@@ -191,11 +189,9 @@ def chart(result: dict[str, Any], path: Path) -> None:
             )
         axes.set_title(name, fontsize=9)
         axes.set(xlabel="offered load, % of peak", ylabel="p99, ms", ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        charts.tidy(axes)
         axes.legend(title="enough, max_delay_ms", title_fontsize=7, frameon=False, fontsize=7)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    charts.save(figure, path)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -212,12 +208,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "batching.json")
     parser.add_argument("--pictures", type=int, default=100_000, help="of each step [default: 100000]")
     parser.add_argument("--seed", type=int, default=0, help="[default: 0]")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("batching.json"), help="JSON; the chart goes beside it"
-    )
     options = parser.parse_args(arguments)
     if options.pictures < 1:
         parser.error("--pictures takes 1 or more")
@@ -225,7 +218,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    print(table(run(measure, chart, parse())))
+    print(table(running.run(measure, parse(), chart)))
 
 
 if __name__ == "__main__":

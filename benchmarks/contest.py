@@ -1,10 +1,10 @@
-"""What a benchmark's contestants retrieve, and how much work their model is."""
+"""What cpu.py and gpu.py share: test pictures, retrieval, and the work of one picture in GFLOP."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +12,15 @@ from numpy.typing import NDArray
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.datasets.layouts import read_evaluation
 from cgd_deploy.errors import InputError
-from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress
+from cgd_deploy.quality import contestants as in_bench
 from cgd_deploy.quality.comparison import K
+from cgd_deploy.quality.contestants import QUALITY_BATCH, Contestant, OnProgress, Run
 from cgd_deploy.runtime.descriptors import Descriptors
 from cgd_deploy.search.retrieval import Retrieved
 from cgd_deploy.spec import ModelSpec
 from cgd_export.metadata import load_onnx
 from cgd_export.proof import convolution_work
 from cgd_train.model import CGD
-
-
-class Embeds(Protocol):
-    """A contestant: ``run`` makes descriptors float32 [N, D] of pictures uint8 [N, H, W, 3]."""
-
-    @property
-    def title(self) -> str: ...
-
-    @property
-    def run(self) -> Callable[[NDArray[np.uint8]], Descriptors]: ...
 
 
 def gflop_per_image(model: CGD, onnx: Path) -> float:
@@ -40,21 +30,24 @@ def gflop_per_image(model: CGD, onnx: Path) -> float:
 
 
 def retrieve(
-    contestants: Sequence[Embeds], evaluation: Evaluation, spec: ModelSpec, on_progress: OnProgress
+    contestants: Sequence[Contestant], evaluation: Evaluation, spec: ModelSpec, on_progress: OnProgress
 ) -> dict[str, Retrieved]:
-    """What each finds, by title. Descriptors are made unit vectors first, which those computed in BF16 just miss."""
-    parts: dict[str, list[Descriptors]] = {contestant.title: [] for contestant in contestants}
-    seen = 0
-    for indices, pixels in batches(evaluation.images, spec, QUALITY_BATCH):
-        whole = np.resize(pixels, (QUALITY_BATCH, *pixels.shape[1:]))  # torch.compile would compile the last, short one
-        for contestant in contestants:
-            found = contestant.run(whole)[: len(pixels)]
-            parts[contestant.title].append(found / np.linalg.norm(found, axis=1, keepdims=True))
-        seen += len(indices)
-        on_progress("embedding", seen / len(evaluation.images))
-    depth = min(max(K, *evaluation.recall_at), evaluation.offered)
-    embedded = {title: np.concatenate(part) for title, part in parts.items()}
-    return {title: Retrieved(found, *evaluation.neighbours(found, depth)) for title, found in embedded.items()}
+    """The neighbours that each contestant finds, by title, as ``cgd-deploy bench`` compares them."""
+    whole = [replace(contestant, run=in_whole_batches(contestant.run)) for contestant in contestants]
+    return in_bench.retrieve(whole, evaluation, spec, on_progress)
+
+
+def in_whole_batches(run: Run) -> Run:
+    """``run``, always called with QUALITY_BATCH pictures, and its descriptors made unit vectors.
+
+    torch.compile would compile again for a short batch, and descriptors computed in BF16 are not quite unit vectors.
+    """
+
+    def padded(pixels: NDArray[np.uint8]) -> Descriptors:
+        found = run(np.resize(pixels, (QUALITY_BATCH, *pixels.shape[1:])))[: len(pixels)]
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    return padded
 
 
 def evaluation_of(recorded: Evaluation | None, data: str | None, count: int | None) -> Evaluation:

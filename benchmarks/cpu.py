@@ -1,12 +1,14 @@
-"""What one model costs and what it retrieves on a CPU, by each runtime at hand and by cgd-deploy's engines, in one run.
+"""Speed and retrieval of one model on a CPU, in each runtime at hand and in cgd-deploy's engines, in one run.
 
     python benchmarks/cpu.py ckpt.pt int8.cgd tuned.cgd -o benchmarks/results/cpu.json
 
-All use the same threads, start from uint8 pictures and end in float32 descriptors in NumPy, and take turns; each turn's
-first call, in which the last one's threads go to sleep, does not count. Matrix multiplications take turns with them:
-what they reach is the peak of which each contestant has its share. A rival that this machine lacks is left out by name.
-Rivals have their defaults, torch but for its reference channels last, which is faster. INT8 by NNCF has the pictures
-that our engines calibrate on, and is there a second time with the descriptor head left in float, as ours always is.
+All contestants use the same threads, take uint8 pictures, give float32 descriptors in NumPy, and take turns. The first
+call of each turn does not count, because the threads of the last contestant still go to sleep. Matrix multiplications
+take turns too: the fastest one is the peak, and each contestant reaches a share of it. A rival that this machine lacks
+is left out by name.
+
+Rivals have their default settings. Torch is channels last, which is faster, except for the reference. NNCF calibrates
+on the same pictures as our engines; it runs twice, once with the descriptor head in float, as in our engines.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import charts
+import running
 from cgd_deploy.cli.terminal import errors, warn_of_load
 from cgd_deploy.errors import EngineError, InputError, MissingDependency
-from cgd_deploy.files import replacing, sha256_file
+from cgd_deploy.files import sha256_file
 from cgd_deploy.hardware.cpu import available_threads, cpu_clock
 from cgd_deploy.hardware.packages import package_version
-from cgd_deploy.hardware.timing import interleaved, load_between, percentiles_ms
+from cgd_deploy.hardware.timing import interleaved, load_between
 from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress, environment
+from cgd_deploy.quality.bench import environment
 from cgd_deploy.quality.comparison import retrieval_quality
+from cgd_deploy.quality.contestants import QUALITY_BATCH, Contestant, OnProgress, Run, speed
 from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.runtime.backends.openvino import import_openvino
 from cgd_deploy.runtime.descriptors import Descriptors
@@ -47,9 +52,7 @@ from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cgd_train.checkpoint import load_checkpoint
 from cgd_train.model import DeployModel
 from contest import evaluation_of, gflop_per_image, retrieve
-from running import run
 
-Run = Callable[[NDArray[np.uint8]], Descriptors]
 Samples = Mapping[int, Mapping[str, list[float]]]
 """Seconds of each timed call, by batch size and contestant."""
 
@@ -60,7 +63,7 @@ COLOURS = {"fp32": "#8a8a8a", "bf16": "#2c7fb8", "int8": "#d95f0e"}
 
 @dataclass(frozen=True)
 class Source:
-    """The model that every contestant runs: its checkpoint, and that as FP32 ONNX with its calibration list beside."""
+    """The model that every contestant runs: its checkpoint, and its FP32 ONNX file beside a calibration list."""
 
     checkpoint: Path
     onnx: Path
@@ -69,22 +72,19 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Something that embeds uint8 [N, H, W, 3] as float32 [N, D].
+class CpuContestant(Contestant):
+    """A rival or an engine of ours.
 
-    int8_share   of the convolution work, by an engine's own proof
+    int8_share   share of the convolution work in INT8, by an engine's own proof
     """
 
-    title: str
-    precision: str
-    run: Run
     ours: bool = False
     int8_share: float | None = None
 
 
 @dataclass(frozen=True)
 class Matmul:
-    """A square matrix multiplication, to learn what the machine can do."""
+    """A square matrix multiplication, to find the peak of the machine."""
 
     precision: str
     size: int
@@ -101,12 +101,14 @@ class Matmul:
 
 
 def by_torch(source: Source, *, channels_last: bool = True, bf16: bool = False, compiled: bool = False) -> Run:
-    """The checkpoint in torch; BF16 is autocast, compiled is a graph without breaks for each batch size."""
+    """The checkpoint in torch; BF16 means autocast, compiled means one graph without breaks for each batch size."""
     model: Any = DeployModel(load_checkpoint(source.checkpoint).model)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     if compiled:
-        model = torch.compile(model, dynamic=False, fullgraph=True)  # too many batch sizes raise: none is run eagerly
+        model = torch.compile(
+            model, dynamic=False, fullgraph=True
+        )  # too many batch sizes raise an error, so nothing runs eagerly
 
     def run(images: NDArray[np.uint8]) -> Descriptors:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -120,7 +122,7 @@ def by_onnxruntime(source: Source) -> Run:
 
 
 def by_openvino(source: Source, *, precision: str = "f32", model: Any = None) -> Run:
-    """The FP32 ONNX, or what is made of it, with the settings of our engines but for the arithmetic of floats."""
+    """The FP32 ONNX file, or a model made from it, with the settings of our engines except for the float precision."""
     settings = {
         "INFERENCE_NUM_THREADS": source.threads,
         "NUM_STREAMS": 1,
@@ -150,7 +152,7 @@ def by_nncf(source: Source, *, float_head: bool = False) -> Run:
 
 
 def head_names(model: Any) -> list[str]:
-    """The operations of the descriptor head: all that come after the backbone's last feature map."""
+    """The operations of the descriptor head: all operations after the backbone's last feature map."""
     operations = [one for one in model.get_ordered_ops() if one.get_type_name() not in ("Constant", "Result")]
     last = next(place for place, one in enumerate(operations) if FEATURES in one.output(0).get_names())
     return [one.get_friendly_name() for one in operations[last + 1 :]]
@@ -168,32 +170,32 @@ RIVALS: dict[str, Callable[[Source], Run]] = {
     "OpenVINO int8 by NNCF": by_nncf,
     "OpenVINO int8 by NNCF, float head": partial(by_nncf, float_head=True),
 }
-"""How each is made, by its title, which names its precision."""
+"""Makes each rival, by its title, which names its precision."""
 
 
 def rivals(
     source: Source, sizes: Sequence[int], without: Sequence[str], on_progress: OnProgress
-) -> tuple[list[Contestant], dict[str, str]]:
-    """Those that run every batch size here, and for the others the reason why not, by title."""
+) -> tuple[list[CpuContestant], dict[str, str]]:
+    """The rivals that run every batch size here, and for each other rival the reason, by title."""
     found, left_out = [], {}
     for number, (title, make) in enumerate(RIVALS.items(), 1):
         try:
             if title in without:
-                raise InputError("it was not wanted (--without)")
+                raise InputError("--without excludes it")
             run = make(source)
-            for size in sizes:  # torch.compile compiles now
+            for size in sizes:  # lets torch.compile compile before timing
                 run(golden_images(source.spec, size))
-        except Exception as error:  # whatever a rival fails with, the others are measured
+        except Exception as error:  # any error of one rival must not stop the others
             left_out[title] = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             errors.print(f"left out: {title}: {left_out[title]}")
         else:
-            found.append(Contestant(title, next(p for p in COLOURS if p in title), run))
+            found.append(CpuContestant(title, next(p for p in COLOURS if p in title), run))
         on_progress("preparing", number / len(RIVALS))
     return found, left_out
 
 
-def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list[Contestant]:
-    """Engines of this very model, closed by the stack; raises InputError for one of another model."""
+def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list[CpuContestant]:
+    """Engines of this model, closed by the stack; raises InputError for an engine of another model."""
     found = []
     for path in paths:
         engine = stack.enter_context(load(path, threads=source.threads))
@@ -203,7 +205,7 @@ def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list
                 f"{source.spec.space_id}; pass engines made from that checkpoint."
             )
         share = (engine.manifest.proof or {}).get("flops_share", {}).get("int8", 0.0)
-        found.append(Contestant(f"cgd-deploy {path.stem}", engine.precision.value, engine.embed, True, share))
+        found.append(CpuContestant(f"cgd-deploy {path.stem}", engine.precision.value, engine.embed, True, share))
     return found
 
 
@@ -218,13 +220,13 @@ def matmuls() -> list[Matmul]:
 
 
 def time(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[CpuContestant],
     multiplied: Sequence[Matmul],
     spec: ModelSpec,
     options: argparse.Namespace,
     on_progress: OnProgress,
 ) -> Samples:
-    """Rounds of turns of everything there is, for each batch size."""
+    """Time contestants and multiplications, in turns, for each batch size."""
     samples = {}
     for size in options.batch:
         pixels = golden_images(spec, size)
@@ -236,7 +238,7 @@ def time(
 
 
 def peaks(multiplied: Sequence[Matmul], samples: Samples) -> dict[str, dict[str, Any]]:
-    """By precision, the most operations a second (in 1e9) that a matrix multiplication reached, and which one did."""
+    """By precision, the most operations a second (in 1e9) of a matrix multiplication, and the title of that one."""
     found: dict[str, dict[str, Any]] = {}
     for one in multiplied:
         for taken in samples.values():
@@ -246,22 +248,17 @@ def peaks(multiplied: Sequence[Matmul], samples: Samples) -> dict[str, dict[str,
     return found
 
 
-def speeds(contestant: Contestant, samples: Samples, gflop: float, peak: Mapping[str, Any]) -> dict[str, Any]:
+def speeds(contestant: CpuContestant, samples: Samples, gflop: float, peak: Mapping[str, Any]) -> dict[str, Any]:
     """By batch size: latency of a call, images a second, times torch eager's, share of the precision's peak.
 
     gflop   2 x multiply-adds for one picture, in 1e9
-    peak    of ``peaks``; a precision that is not in it has no share
+    peak    from ``peaks``; a precision that it lacks has no share
     """
     found = {}
     for size, taken in samples.items():
-        median, reference = (float(np.median(taken[title])) for title in (contestant.title, REFERENCE))
-        share = size * gflop / median / peak[contestant.precision]["gops"] if contestant.precision in peak else None
-        found[str(size)] = {
-            "latency_ms": percentiles_ms(taken[contestant.title]),
-            "images_per_second": round(size / median, 3),
-            "speedup_vs_torch": round(reference / median, 4),
-            "share_of_peak": None if share is None else round(share, 4),
-        }
+        gflops = size * gflop / float(np.median(taken[contestant.title]))
+        share = round(gflops / peak[contestant.precision]["gops"], 4) if contestant.precision in peak else None
+        found[str(size)] = {**speed(taken, contestant.title, REFERENCE, size), "share_of_peak": share}
     return found
 
 
@@ -276,7 +273,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         ours = our_engines(stack, source, options.engines)
         onnx_from_checkpoint(options.checkpoint, onnx)
         gflop = gflop_per_image(loaded.model, onnx)
-        reference = Contestant(REFERENCE, "fp32", by_torch(source, channels_last=False))
+        reference = CpuContestant(REFERENCE, "fp32", by_torch(source, channels_last=False))
         others, left_out = rivals(source, sorted({*options.batch, QUALITY_BATCH}), options.without, on_progress)
         contestants = [reference, *others, *ours]
         found = retrieve(contestants, evaluation, source.spec, on_progress)
@@ -318,20 +315,13 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 
 def chart(result: Mapping[str, Any], path: Path) -> None:
-    """SVG: times torch eager's speed as bars, for the first two batch sizes, and beside them the neighbours kept."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "cgd"  # the same picture is the same file
+    """SVG: bars of the speed-up over torch eager at the first two batch sizes, and beside them overlap@10."""
     contestants = result["contestants"]
     sizes = list(contestants[0]["speed"])[:2]
     places = np.arange(len(contestants))
     colours = [COLOURS[one["precision"]] for one in contestants]
-    figure, (fast, same) = plt.subplots(
-        1, 2, sharey=True, figsize=(9, 1 + 0.4 * len(contestants)), width_ratios=(3, 1), layout="constrained"
-    )
+    figure = charts.new_figure(9, 1 + 0.4 * len(contestants))
+    fast, same = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     height = 0.8 / len(sizes)
     for number, size in enumerate(sizes):
         speedups = [one["speed"][size]["speedup_vs_torch"] for one in contestants]
@@ -355,17 +345,13 @@ def chart(result: Mapping[str, Any], path: Path) -> None:
     same.set_xlim(right=1.02, left=least - 0.4 * (1.02 - least))  # room for the label
     same.set_xlabel("overlap@10")
     same.tick_params(left=False)
-    for axes in (fast, same):
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    charts.tidy(fast, "x")
+    charts.tidy(same, "x")
+    charts.save(figure, path)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "cpu.json")
     parser.add_argument("checkpoint", type=Path, help="the trained model; torch eager FP32 is the reference")
     parser.add_argument("engines", type=Path, nargs="*", help=".cgd files made from it")
     parser.add_argument("--data", help="test pictures: a data set or LIST.tsv [default: the checkpoint's]")
@@ -376,7 +362,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--without", action="append", default=[], choices=RIVALS, metavar="TITLE", help=" | ".join(RIVALS)
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("cpu.json"), help="JSON; the chart goes beside it")
     options = parser.parse_args()
     options.batch = list(dict.fromkeys(options.batch or BATCHES))
     pictures = 1 if options.pictures is None else options.pictures
@@ -388,7 +373,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    run(measure, chart, parse())
+    running.run(measure, parse(), chart)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""How nvJPEG's pixels differ from Pillow's, and how many files a second each brings to a model's input.
+"""How nvJPEG's pixels differ from Pillow's, and how many files a second each decodes and resizes.
 
     python benchmarks/decoders.py pictures/ -o build/decoders.json
 
-Without pictures it makes some. Both decode, resize and gather as bulk embedding does, and take turns. No engine runs.
+Without pictures the script makes some. Both decoders decode, resize and form batches as bulk embedding does, and take
+turns. No engine runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import running
 from cgd_deploy.cli.doctor import examine
-from cgd_deploy.cli.terminal import phases
-from cgd_deploy.errors import CgdError, InputError
-from cgd_deploy.files import write_text
+from cgd_deploy.errors import InputError
 from cgd_deploy.hardware.cpu import available_threads
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import interleaved
 from cgd_deploy.pictures.images import ImageList, read_images
 from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime.cuda.driver import find_device
 from cgd_deploy.runtime.cuda.nvjpeg import GROUP, NvJpeg, nvjpeg_batches, read_jpeg
 from cgd_deploy.spec import ModelSpec
@@ -48,9 +48,9 @@ def make(folder: Path) -> None:
 
 
 def levels(images: ImageList) -> dict[str, float]:
-    """How far nvJPEG's pixels lie from Pillow's, in levels of 255, over the files that nvJPEG takes and decodes.
+    """The difference between nvJPEG's and Pillow's pixels, in levels of 255, over the files that nvJPEG decodes.
 
-    Raises InputError if it decodes none.
+    Raises InputError if nvJPEG decodes no file.
     """
     means, largest = [], 0
     with NvJpeg(available_threads()) as decoder:
@@ -67,17 +67,25 @@ def levels(images: ImageList) -> dict[str, float]:
     return {"pictures": len(means), "mean": round(float(np.mean(means)), 4), "max": largest}
 
 
-def measure(images: ImageList, seconds: float) -> dict[str, Any]:
-    """The difference, images a second of both, and their ratio. Raises EngineError without a GPU."""
+def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    """Compare both on the pictures of ``options``, or on made ones. Raises EngineError without a GPU."""
     find_device()
+    with TemporaryDirectory() as folder:
+        if options.images is None:
+            make(Path(folder))
+        images = read_images(options.images or folder).sample(options.pictures)
+        return compare(images, options.seconds, on_progress)
+
+
+def compare(images: ImageList, seconds: float, on_progress: OnProgress) -> dict[str, Any]:
+    """The difference of the pixels, images a second of both, and their ratio."""
     notes: list[str] = []
     difference = levels(images)
     calls = {
         "pillow": lambda: [len(indices) for indices, _ in batches(images, SPEC, BATCH)],
         "nvjpeg": lambda: [len(indices) for indices, _ in nvjpeg_batches(images, SPEC, BATCH, on_note=notes.append)],
     }
-    with phases() as on_progress:
-        taken = interleaved(calls, seconds, lambda done: on_progress("timing", done))
+    taken = interleaved(calls, seconds, partial(on_progress, "timing"))
     speed = {name: len(images) / float(np.median(times)) for name, times in taken.items()}
     return {
         "schema": 1,
@@ -94,21 +102,12 @@ def measure(images: ImageList, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "decoders.json")
     parser.add_argument("images", nargs="?", help="a folder, LIST.tsv or glob pattern [default: made ones]")
     parser.add_argument("--pictures", type=int, default=1024, help="evenly taken of them [default: 1024]")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing [default: 20]")
-    parser.add_argument("-o", "--output", type=Path, default=Path("decoders.json"))
-    options = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        try:
-            if options.images is None:
-                make(Path(folder))
-            result = measure(read_images(options.images or folder).sample(options.pictures), options.seconds)
-        except CgdError as error:
-            sys.exit(f"decoders.py: {error}")
-    write_text(options.output, json.dumps(result, indent=1) + "\n")
-    print(json.dumps({name: result[name] for name in ("levels", "images_per_second", "nvjpeg_over_pillow")}))
+    result = running.run(measure, parser.parse_args())
+    running.show(result, "levels", "images_per_second", "nvjpeg_over_pillow")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
     python benchmarks/gpu.py ckpt.pt fp16.cgd int8.cgd -o benchmarks/results/gpu.json
 
-Contestants are torch eager and torch.compile (with CUDA graphs), in FP16 and BF16 autocast and channels last, torch
-eager in TF32 if an engine is TF32, and each engine at each number of streams, with CUDA graphs where its library allows
-them. They take turns, so that a GPU growing warm slows all alike. Each is timed with transfers (pixels in host memory
-to descriptors in host memory, torch through pinned memory too) and without (on the device alone); latency is one batch
-alone, throughput many batches in flight.
-The reference for recall and neighbours is torch in FP32 on the same GPU. The peak is the speed of torch's largest
-matrix multiplications there. The JSON files in benchmarks/results say where this has run.
+Contestants are torch eager and torch.compile (with CUDA graphs), in FP16 and BF16 autocast and channels last; torch
+eager in TF32, if an engine is TF32; and each engine at each number of streams, with CUDA graphs if its library allows
+them. They take turns, so that a warming GPU slows all of them equally. Each is timed with transfers (pixels in host
+memory to descriptors in host memory; torch uses pinned memory too) and without (on the device alone). Latency is
+measured with one batch alone, throughput with many batches in flight.
 
-Each engine also describes single pictures while its threads wait for the GPU asleep, as they do by default, and while
-they poll it: latency against CPU time. TensorRT plans run in trtexec too, if that is on the PATH. ``aims`` says what
-should be reached.
+The reference for recall and neighbours is torch in FP32 on the same GPU. The peak is the speed of torch's largest
+matrix multiplications on it. The JSON files in benchmarks/results name the GPUs on which this has run.
+
+Each engine also embeds single pictures with blocking waits for the GPU, the default, and with spinning waits: latency
+against CPU time. TensorRT plans also run in trtexec, if it is on the PATH. ``aims`` holds the aims.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import charts
+import running
 from aims import judged, lines
 from cgd_deploy.cli.doctor import examine
 from cgd_deploy.errors import InputError
-from cgd_deploy.files import replacing, sha256_file
+from cgd_deploy.files import sha256_file
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import interleaved, percentiles_ms
 from cgd_deploy.pictures.images import ImageList
-from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress
 from cgd_deploy.quality.comparison import retrieval_quality
+from cgd_deploy.quality.contestants import QUALITY_BATCH, Contestant, OnProgress
 from cgd_deploy.quality.reference import products
 from cgd_deploy.runtime.backends import BACKENDS, model_settings
 from cgd_deploy.runtime.compatibility import check_compatibility
@@ -52,10 +54,9 @@ from cgd_deploy.runtime.descriptors import Descriptors
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.spec import ModelSpec, Precision
 from contest import evaluation_of, gflop_per_image, retrieve
-from running import run as run_benchmark
 
 REFERENCE, BASELINE = "torch eager fp32", "torch eager fp16"
-"""What retrieval is compared with, and what speed is."""
+"""The contestants that retrieval and speed are compared with."""
 PACKAGES = (
     "cgd-deploy", "numpy", "torch", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings",
     "nvidia-cudnn-cu13",
@@ -70,18 +71,14 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Something that embeds on the GPU.
+class GpuContestant(Contestant):
+    """A model in torch or an engine on the GPU; ``run`` takes and gives host memory.
 
-    run    uint8 [N, H, W, 3] -> float32 [N, D], both in host memory
     call   (images, batches, with transfers) -> the function that is timed: it embeds ``images`` that many times
     """
 
-    title: str
     backend: str
-    precision: str
     streams: int
-    run: Callable[[Pixels], Descriptors]
     call: Callable[[Pixels, int, bool], Callable[[], object]]
 
 
@@ -89,13 +86,13 @@ class Contestant:
 class Case:
     """One timed call of a contestant: ``batches`` of ``batch`` images."""
 
-    contestant: Contestant
+    contestant: GpuContestant
     batch: int
     batches: int
     transfers: bool
 
 
-def by_torch(model: Any, title: str, precision: str) -> Contestant:
+def by_torch(model: Any, title: str, precision: str) -> GpuContestant:
     """A torch model on the GPU."""
     import torch
 
@@ -125,11 +122,11 @@ def by_torch(model: Any, title: str, precision: str) -> Contestant:
 
         return timed
 
-    return Contestant(title, "torch", precision, 1, run, call)
+    return GpuContestant(title, precision, run, "torch", 1, call)
 
 
-def torch_contestants(model: Any, compiled: bool, tf32: bool) -> list[Contestant]:
-    """Eager, and compiled with CUDA graphs, of a DeployModel; ``tf32``: also eager in TF32."""
+def torch_contestants(model: Any, compiled: bool, tf32: bool) -> list[GpuContestant]:
+    """A DeployModel in torch eager, and compiled with CUDA graphs; ``tf32``: also eager in TF32."""
     import torch
 
     torch.backends.cudnn.benchmark = True
@@ -144,12 +141,12 @@ def torch_contestants(model: Any, compiled: bool, tf32: bool) -> list[Contestant
 
 
 def open_lanes(stack: ExitStack, path: Path, streams: int, largest: int, driver: Driver | None = None) -> Streams:
-    """The lanes of a .cgd engine for batches to ``largest``, warmed up; closed by the stack."""
+    """The lanes of a .cgd engine for batches up to ``largest``, warmed up; the stack closes them."""
     file = read_engine(path)
     manifest = file.manifest
     if manifest.profile["max"] < largest:
         raise InputError(
-            f"{path} takes batches to {manifest.profile['max']}; build it with a larger one or pass --batch."
+            f"{path} takes batches up to {manifest.profile['max']}; build it with a larger --max-batch or pass --batch."
         )
     check_compatibility(path, manifest)
     make: Any = BACKENDS[manifest.backend]["cuda"]
@@ -160,8 +157,8 @@ def open_lanes(stack: ExitStack, path: Path, streams: int, largest: int, driver:
     return lanes
 
 
-def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> Contestant:
-    """A .cgd engine on CUDA with so many streams, its graphs captured; closed by the stack."""
+def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> GpuContestant:
+    """A .cgd engine on CUDA with ``streams`` lanes, its graphs captured; the stack closes it."""
     lanes = open_lanes(stack, path, streams, largest)
     manifest = read_engine(path).manifest
 
@@ -170,7 +167,7 @@ def by_engine(stack: ExitStack, path: Path, streams: int, largest: int) -> Conte
             return lambda: deque(lanes.run_many(images for _ in range(batches)), maxlen=0)
         return lambda: lanes.compute(len(images), batches)
 
-    return Contestant(title_of(path, streams), manifest.backend, manifest.precision.value, streams, lanes.run, call)
+    return GpuContestant(title_of(path, streams), manifest.precision.value, lanes.run, manifest.backend, streams, call)
 
 
 def title_of(path: Path, streams: int) -> str:
@@ -178,7 +175,7 @@ def title_of(path: Path, streams: int) -> str:
 
 
 def metered(call: Callable[[], object], spent: list[tuple[float, float]]) -> Callable[[], None]:
-    """``call``, whose (wall, CPU of the process) seconds are added to ``spent``."""
+    """Wrap ``call``: each call adds its (wall, CPU of the process) seconds to ``spent``."""
 
     def run() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -189,7 +186,7 @@ def metered(call: Callable[[], object], spent: list[tuple[float, float]]) -> Cal
 
 
 def waiting(path: Path, size: tuple[int, int], seconds: float, on_progress: OnProgress) -> list[dict[str, Any]]:
-    """Latency of one picture, and CPU seconds a second, with blocking events and with spinning ones, in turns."""
+    """Latency of one picture, and CPU seconds per second, with blocking and with spinning events, in turns."""
     smallest = read_engine(path).manifest.profile["min"]
     picture = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     spent: dict[str, list[tuple[float, float]]] = {"blocking": [], "spinning": []}
@@ -213,10 +210,12 @@ def waiting(path: Path, size: tuple[int, int], seconds: float, on_progress: OnPr
 def beside_trtexec(
     engines: Sequence[Path], found: Sequence[Mapping[str, Any]], size: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    """Images a second, engine only, of each TensorRT plan at its fastest, by us and by NVIDIA's trtexec.
+    """Images a second of each TensorRT plan without transfers, at its fastest setting, in our runtime and in trtexec.
 
     found   the rows of the result
-    Each is {"title", "batch", "ours", "trtexec", "why"}; "trtexec" is None where "why" says so.
+
+    Returns {"title", "batch", "ours", "trtexec", "why"} for each plan. If trtexec gives no number, "trtexec" is None
+    and "why" is the reason.
     """
     runs = []
     for path in engines:
@@ -231,9 +230,9 @@ def beside_trtexec(
 
 
 def trtexec(plan: bytes, batch: int, streams: int, size: tuple[int, int]) -> tuple[float | None, str | None]:
-    """Images a second of a plan in trtexec, with CUDA graphs and without transfers; or None, and why."""
+    """Images a second of a plan in trtexec, with CUDA graphs and without transfers; or None, and the reason."""
     if not (program := shutil.which("trtexec")):
-        return None, "trtexec is not here"
+        return None, "trtexec is not on the PATH"
     with TemporaryDirectory() as folder:
         (Path(folder) / "engine.plan").write_bytes(plan)
         shape = "x".join(map(str, (batch, *size, 3)))
@@ -246,7 +245,7 @@ def trtexec(plan: bytes, batch: int, streams: int, size: tuple[int, int]) -> tup
             return None, f"trtexec took more than {TRTEXEC_TIMEOUT} s"
     reached = re.search(r"Throughput: ([\d.]+) qps", done.stdout)
     if done.returncode or not reached:
-        last = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
+        last = (done.stderr.strip() or done.stdout.strip() or "it prints nothing").splitlines()[-1]
         return None, f"trtexec failed: {last[:200]}"
     return round(batch * float(reached[1]), 1), None
 
@@ -278,7 +277,7 @@ def rows(
     gflop: float,
     peaks: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """One row for each contestant, batch and transfers: speed, share of the peak, and what the contestant retrieves.
+    """One row for each contestant, batch and choice of transfers: speed, share of the peak, and retrieval.
 
     quality   by title
     gflop     1e9 operations for one image
@@ -315,22 +314,14 @@ def rows(
 
 
 def chart(result: Mapping[str, Any], path: Path) -> None:
-    """SVG: images a second of each contestant, a panel for each batch; pale bars are without transfers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "cgd"  # the same picture is the same file
+    """SVG: images a second of each contestant, one panel for each batch size; pale bars are without transfers."""
     found = result["rows"]
     sizes = sorted({row["batch"] for row in found})
     titles = list(dict.fromkeys(row["title"] for row in found))
     colours = [COLOURS[next(row["precision"] for row in found if row["title"] == title)] for title in titles]
-    figure, panels = plt.subplots(
-        1, len(sizes), sharey=True, squeeze=False, figsize=(3 + 3 * len(sizes), 1 + 0.4 * len(titles)),
-        layout="constrained",
-    )  # fmt: skip
-    for axes, size in zip(panels[0], sizes, strict=True):
+    figure = charts.new_figure(3 + 3 * len(sizes), 1 + 0.4 * len(titles))
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for axes, size in zip(panels, sizes, strict=True):
         speed = {(row["title"], row["transfers"]): row["images_per_second"] for row in found if row["batch"] == size}
         for transfers, offset, alpha in ((False, -0.2, 0.45), (True, 0.2, 1.0)):
             values = [speed.get((title, transfers), 0.0) for title in titles]
@@ -339,19 +330,15 @@ def chart(result: Mapping[str, Any], path: Path) -> None:
         axes.set_title(f"batch {size}")
         axes.set_xlabel("images a second")
         axes.margins(x=0.2)
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-    panels[0][0].set_yticks(range(len(titles)), titles)
-    panels[0][0].invert_yaxis()
+        charts.tidy(axes, "x")
+    panels[0].set_yticks(range(len(titles)), titles)
+    panels[0].invert_yaxis()
     figure.suptitle(f"{result['gpu']['name']}; pale: without transfers", fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    charts.save(figure, path)
 
 
 def time_cases(
-    contestants: Sequence[Contestant], options: argparse.Namespace, size: tuple[int, int], on_progress: OnProgress
+    contestants: Sequence[GpuContestant], options: argparse.Namespace, size: tuple[int, int], on_progress: OnProgress
 ) -> dict[Case, list[float]]:
     """Seconds of each call, in turns; ``size`` is the input's height and width."""
     samples: dict[Case, list[float]] = {}
@@ -375,7 +362,7 @@ def time_cases(
 
 
 def settings_of(options: argparse.Namespace, spec: ModelSpec, gflop: float, pictures: ImageList) -> dict[str, Any]:
-    """What was measured, and how."""
+    """The model, the pictures and the options of the run, for the JSON."""
     return {
         "checkpoint_sha256": sha256_file(options.checkpoint),
         "engines": {path.name: sha256_file(path) for path in options.engines},
@@ -387,6 +374,14 @@ def settings_of(options: argparse.Namespace, spec: ModelSpec, gflop: float, pict
         "batches_in_flight": options.batches,
         "seconds_a_batch_size": options.seconds,
     }
+
+
+def enter(stack: ExitStack, options: argparse.Namespace, model: Any) -> list[GpuContestant]:
+    """All contestants: a DeployModel in torch, and each engine at each number of streams; closed by the stack."""
+    tf32 = any(read_engine(path).manifest.precision is Precision.TF32 for path in options.engines)
+    largest = max(*options.batch, QUALITY_BATCH)
+    engines = [by_engine(stack, path, streams, largest) for path in options.engines for streams in options.streams]
+    return [*torch_contestants(model, not options.no_compile, tf32), *engines]
 
 
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
@@ -402,11 +397,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         onnx = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
         onnx_from_checkpoint(options.checkpoint, onnx)
         gflop = gflop_per_image(loaded.model, onnx)
-        tf32 = any(read_engine(path).manifest.precision is Precision.TF32 for path in options.engines)
-        contestants = torch_contestants(DeployModel(loaded.model), not options.no_compile, tf32)
-        largest = max(*options.batch, QUALITY_BATCH)
-        for path in options.engines:
-            contestants += [by_engine(stack, path, streams, largest) for streams in options.streams]
+        contestants = enter(stack, options, DeployModel(loaded.model))
         found = retrieve(contestants, evaluation, loaded.spec, on_progress)
         quality = {title: retrieval_quality(one, found[REFERENCE], evaluation) for title, one in found.items()}
         peaks = matmul_peaks()
@@ -427,11 +418,10 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 
 def parse() -> argparse.Namespace:
-    summary = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = running.parser(__doc__, "gpu.json")
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.add_argument("checkpoint", type=Path, help="the trained model, for torch")
     parser.add_argument("engines", type=Path, nargs="+", help=".cgd files for CUDA")
-    parser.add_argument("-o", "--output", type=Path, default=Path("gpu.json"), help="JSON; the chart goes beside it")
     parser.add_argument("--data", help="test pictures; by default, the checkpoint's test pictures")
     parser.add_argument("--pictures", type=int, default=1000, help="of the test pictures, how many; 0 for all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128], help="batch sizes")
@@ -446,7 +436,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    result = run_benchmark(measure, chart, parse())
+    result = running.run(measure, parse(), chart)
     print(*lines(result["aims"]), sep="\n")
 
 

@@ -1,12 +1,12 @@
-"""What clients feel of one engine under load, by ways to serve it: open loop, closed loop, and from C, in one run.
+"""Latency and throughput of one engine under load, served in several ways: open loop, closed loop and from C.
 
     python benchmarks/load.py int8.cgd --triton --service build/service -o benchmarks/results/load.json
 
-Open loop: requests of one picture arrive at random (Poisson), whether or not earlier ones were answered, and latency
-counts from when one was due. Closed loop: clients that send their next picture once they have their last. Loads and
-throughputs are shares of the peak, full batches embedded in a loop: it is measured again between any two steps, and a
-step has the mean of its two, since machines change their speed. Requests carry pixels; server and clients share the
-machine's cores.
+Open loop: requests of one picture arrive at random (Poisson), whether or not earlier requests were answered. Latency
+counts from the time when a request was due. Closed loop: each client sends its next picture when it has its last
+answer. Loads and throughputs are shares of the peak, the speed of full batches in a loop. Machines change their speed,
+so the peak is measured again between any two steps, and a step is compared with the mean of the two peaks around it.
+Requests carry pixels; server and clients share the cores of the machine.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+import charts
+import running
 from cgd_deploy import Batching, Engine, InputError, Overloaded, load
-from cgd_deploy.files import replacing
 from cgd_deploy.hardware.cpu import available_threads, cpu_name, instruction_sets
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import percentile, percentiles_ms
-from cgd_deploy.quality.bench import OnProgress
+from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime.descriptors import Descriptors
 from cgd_deploy.runtime.golden import golden_images
-from running import run
 
 Send: TypeAlias = Callable[[NDArray[np.uint8]], "Future[Any]"]
 OnRound: TypeAlias = Callable[[float], None]
@@ -44,7 +44,7 @@ Found = TypeVar("Found")
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.5)
 PEAK_SECONDS = 2.0
 PATIENCE = 120.0
-"""Seconds after the last arrival until a request counts as lost."""
+"""Seconds after the last arrival after which a request counts as lost."""
 OURS = "cgd-deploy"
 TRITON = "Triton, Python backend, gRPC"
 COLOURS = {OURS: "#d95f0e", "one at a time": "#8a8a8a", "full batches only": "#2c7fb8", TRITON: "#4d9221"}
@@ -52,7 +52,7 @@ COLOURS = {OURS: "#d95f0e", "one at a time": "#8a8a8a", "full batches only": "#2
 
 @dataclass
 class Answers:
-    """What became of the requests of one open loop."""
+    """The outcome of the requests of one open loop."""
 
     sent: int = 0
     shed: int = 0
@@ -65,7 +65,7 @@ class Answers:
     full_batches: list[float] = field(default_factory=list)
 
     def set_beside(self, peak: float, batch: int, max_delay_ms: float) -> None:
-        """Say what ``peak`` pictures a second would have served, and how long answers took in times of a full batch."""
+        """Compare with ``peak`` pictures a second: the pictures of a full load, and latencies in full batches."""
         self.at_peak = peak * self.seconds
         self.full_batches = [(latency - max_delay_ms / 1000) * peak / batch for latency in self.latencies]
 
@@ -74,7 +74,7 @@ class Answers:
             setattr(self, name, getattr(self, name) + value)
 
     def facts(self) -> dict[str, Any]:
-        """``served_per_second`` and ``of_peak`` count the answers that came while requests did."""
+        """The JSON; ``served_per_second`` and ``of_peak`` count answers that came while requests still arrived."""
         p99 = percentile(self.full_batches, 99)
         return {
             "sent": self.sent,
@@ -98,7 +98,7 @@ def open_loop(
     random: np.random.Generator,
     patience: float = PATIENCE,
 ) -> Answers:
-    """Send at ``rate`` a second for ``seconds``, at random, and wait until every answer is there."""
+    """Send at random, ``rate`` a second for ``seconds``, and wait for every answer."""
     due = np.cumsum(random.exponential(1 / rate, size=max(1, int(3 * rate * seconds) + 20)))
     due = due[due < seconds]
     answered: dict[int, float] = {}
@@ -131,7 +131,7 @@ def open_loop(
 
 
 def closed_loop(send: Send, pictures: NDArray[np.uint8], clients: int, seconds: float) -> float:
-    """Answers a second that ``clients`` threads get, each waiting for its last answer before it sends again."""
+    """Answers a second for ``clients`` threads, each of which waits for its answer before it sends again."""
     begin = time.perf_counter()
     end = begin + seconds
 
@@ -148,7 +148,7 @@ def closed_loop(send: Send, pictures: NDArray[np.uint8], clients: int, seconds: 
 
 
 def peak(engine: Engine, batch: NDArray[np.uint8], seconds: float) -> float:
-    """Pictures a second of full batches in a loop, nothing else going on."""
+    """Pictures a second of full batches in a loop, with no other load."""
     engine.embed(batch)
     begin, calls = time.perf_counter(), 0
     while (taken := time.perf_counter() - begin) < seconds or not calls:
@@ -158,7 +158,7 @@ def peak(engine: Engine, batch: NDArray[np.uint8], seconds: float) -> float:
 
 
 def servers(stack: ExitStack, options: argparse.Namespace) -> dict[str, Send]:
-    """Ways to serve the engine, by their names; closed by the stack."""
+    """Ways to serve the engine, by name; the stack closes them."""
     settings = {
         "one at a time": Batching(max_batch=1, max_delay_ms=0, max_queue=options.max_queue),
         "full batches only": Batching(max_batch=options.batch, max_delay_ms=1000, max_queue=options.max_queue),
@@ -174,7 +174,7 @@ def servers(stack: ExitStack, options: argparse.Namespace) -> dict[str, Send]:
 
 
 def triton(stack: ExitStack, engine: Path) -> Send:
-    """A tritonserver of its own, asked over gRPC; raises CgdError where there is none."""
+    """Start a tritonserver and ask it over gRPC; raises CgdError if there is none."""
     import tritonclient.grpc as grpc
 
     from cgd_deploy.serving.triton import export_triton
@@ -203,7 +203,7 @@ def triton(stack: ExitStack, engine: Path) -> Send:
 
 
 def from_c(service: Path, engine: Path, threads: int, seconds: float) -> float:
-    """Pictures a second of examples/native/service.cpp, which sends one at a time from each of its threads."""
+    """Pictures a second of examples/native/service.cpp, whose threads each send one picture at a time."""
     command = [str(service), str(engine), str(threads), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -212,14 +212,14 @@ def from_c(service: Path, engine: Path, threads: int, seconds: float) -> float:
 
 
 class Beside:
-    """What is measured again between any two steps, so that each can be set beside the mean of its two."""
+    """Measures a value again between any two steps, so that each step has the mean of the values around it."""
 
     def __init__(self, measure: Callable[[], float]) -> None:
         self._measure = measure
         self.found = [measure()]
 
     def step(self, call: Callable[[float], Found]) -> tuple[Found, float]:
-        """What ``call`` gives, told the last measure, and the mean of that and the next."""
+        """Call ``call`` with the last value; returns its result, and the mean of the values before and after."""
         value = call(self.found[-1])
         self.found.append(self._measure())
         return value, float(np.mean(self.found[-2:]))
@@ -228,7 +228,7 @@ class Beside:
 def throughputs(
     base: str, measure: Callable[[], float], calls: dict[str, Callable[[], float]], rounds: int, on_round: OnRound
 ) -> dict[str, Any]:
-    """Pictures a second of ``base`` and of each call, and the median of each one's rounds in parts of the base."""
+    """Pictures a second of ``base`` and of each call, and each call's share of the base, as medians over rounds."""
     beside = Beside(measure)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for number in range(rounds):
@@ -250,50 +250,57 @@ def _median_rate(rates: Sequence[float]) -> dict[str, Any]:
     return {"images_per_second": round(float(np.median(rates)), 2)}
 
 
+def open_loops(
+    ways: dict[str, Send], pictures: NDArray[np.uint8], beside: Beside, options: argparse.Namespace, on_round: OnRound
+) -> dict[tuple[float, str], Answers]:
+    """What became of the requests at each load and by each server, over all rounds."""
+    random = np.random.default_rng(0)
+    answers = {(share, name): Answers() for share in options.loads for name in ways}
+    for number in range(options.rounds):
+        for step, (share, name) in enumerate(answers):
+            found, at = beside.step(
+                lambda most, share=share, name=name: open_loop(
+                    ways[name], pictures, share * most, options.seconds, random
+                )
+            )
+            found.set_beside(at, options.batch, options.max_delay_ms)
+            answers[share, name].add(found)
+            on_round((number + (step + 1) / len(answers)) / options.rounds)
+    return answers
+
+
+def beside_python(
+    send: Send, pictures: NDArray[np.uint8], options: argparse.Namespace, on_round: OnRound
+) -> dict[str, Any] | None:
+    """Throughput of threads in C and in Python; None without --service."""
+    if not options.service:
+        return None
+    callers = throughputs(
+        "Python",
+        partial(closed_loop, send, pictures, options.c_threads, options.seconds),
+        {"C": partial(from_c, options.service, options.engine, options.c_threads, options.seconds)},
+        options.rounds,
+        on_round,
+    )
+    return {"threads": options.c_threads, "callers": callers}
+
+
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
     """Everything but the writing; raises CgdError."""
     with ExitStack() as stack:
         bare = stack.enter_context(load(options.engine, threads=options.threads))
         ways = servers(stack, options)
         pictures = golden_images(bare.spec, 4 * options.batch)
-        batch = pictures[: options.batch]
         for send in ways.values():
             send(pictures[0]).result(PATIENCE)
-        random = np.random.default_rng(0)
-        answers = {(share, name): Answers() for share in options.loads for name in ways}
-
-        def peak_now() -> float:
-            return peak(bare, batch, min(PEAK_SECONDS, options.seconds))
-
+        peak_now = partial(peak, bare, pictures[: options.batch], min(PEAK_SECONDS, options.seconds))
         beside = Beside(peak_now)
-        for number in range(options.rounds):
-            for step, (share, name) in enumerate(answers):
-                found, at = beside.step(
-                    lambda most, share=share, name=name: open_loop(
-                        ways[name], pictures, share * most, options.seconds, random
-                    )
-                )
-                found.set_beside(at, options.batch, options.max_delay_ms)
-                answers[share, name].add(found)
-                on_progress("open loop", (number + (step + 1) / len(answers)) / options.rounds)
-        closed = throughputs(
-            "peak",
-            peak_now,
-            {name: partial(closed_loop, ways[name], pictures, options.clients, options.seconds) for name in ways},
-            options.rounds,
-            partial(on_progress, "closed loop"),
-        )
-        native = None
-        if options.service:
-            native = throughputs(
-                "Python",
-                partial(closed_loop, ways[OURS], pictures, options.c_threads, options.seconds),
-                {"C": partial(from_c, options.service, options.engine, options.c_threads, options.seconds)},
-                options.rounds,
-                partial(on_progress, "from C"),
-            )
+        answers = open_loops(ways, pictures, beside, options, partial(on_progress, "open loop"))
+        clients = {name: partial(closed_loop, ways[name], pictures, options.clients, options.seconds) for name in ways}
+        closed = throughputs("peak", peak_now, clients, options.rounds, partial(on_progress, "closed loop"))
+        native = beside_python(ways[OURS], pictures, options, partial(on_progress, "from C"))
         manifest = bare.manifest
-        most = float(np.median(beside.found))
+    most = float(np.median(beside.found))
     return {
         "schema": 1,
         "environment": {
@@ -314,15 +321,13 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         "full_batch_ms": round(1000 * options.batch / most, 2),
         "open_loop": [{"server": name, "load": share, **found.facts()} for (share, name), found in answers.items()],
         "closed_loop": {"clients": options.clients, "servers": closed},
-        "from_c": native and {"threads": options.c_threads, "callers": native},
+        "from_c": native,
     }
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """Latency and throughput against load, a line for each server."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = charts.new_figure(10, 4.2)
     left, right = figure.subplots(1, 2)
     for name in dict.fromkeys(one["server"] for one in result["open_loop"]):
         steps = [one for one in result["open_loop"] if one["server"] == name and one["latency_ms"]]
@@ -339,15 +344,13 @@ def chart(result: dict[str, Any], path: Path) -> None:
     )
     for axes in (left, right):
         axes.set_xlabel("offered load, % of peak")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        charts.tidy(axes)
     left.legend(frameon=False, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    charts.save(figure, path)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "load.json")
     parser.add_argument("engine", type=Path, help="a .cgd file")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each step in each round [default: 20]")
     parser.add_argument("--rounds", type=int, default=3, help="[default: 3]")
@@ -360,7 +363,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--triton", action="store_true", help="also by a tritonserver, see docs/triton.md")
     parser.add_argument("--service", type=Path, help="examples/native/service.cpp, built: also compare C with Python")
     parser.add_argument("--c-threads", type=int, default=8, help="that send in that comparison [default: 8]")
-    parser.add_argument("-o", "--output", type=Path, default=Path("load.json"), help="JSON; the chart goes beside it")
     options = parser.parse_args(arguments)
     counts = (options.rounds, options.batch, options.max_queue, options.clients, options.threads, options.c_threads)
     if min(counts) < 1 or min(options.seconds, *options.loads) <= 0:
@@ -369,7 +371,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    run(measure, chart, parse())
+    running.run(measure, parse(), chart)
 
 
 if __name__ == "__main__":

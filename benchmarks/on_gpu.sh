@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves one stage of the GPU path on a machine with an NVIDIA GPU, and writes what it measured into $OUT:
+# Tests one stage of the GPU path on a machine with an NVIDIA GPU, and writes the measurements into $OUT:
 #
 #     bash benchmarks/on_gpu.sh runtime|train|onnxruntime|tensorrt|tensorrt-rtx
 #
@@ -11,12 +11,12 @@
 #
 # PICTURES, WEIGHTS    labelled pictures, and ImageNet weights of $BACKBONE
 # BACKBONE, SIZE       the model                                            (default resnet50 and 224)
-# DESCRIPTORS, EPOCHS  what the stage train trains, and for how long        (default "SG" and 20)
-# SECONDS_EACH         how long each batch size is measured                 (default 20)
+# DESCRIPTORS, EPOCHS  the models of the stage train, and their epochs      (default "SG" and 20)
+# SECONDS_EACH         seconds of timing for each batch size                (default 20)
 # OUT, WORK            folders for JSON, charts and logs, and for models    (default build/on_gpu and build/on_gpu_work)
 #
-# A stage does all that needs no GPU first. If it lacks a GPU, a library or pictures, it says so in one sentence and ends
-# with status 0.
+# A stage first does all work that needs no GPU. If it lacks a GPU, a library or pictures, it says so in one sentence and
+# ends with status 0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,7 +33,7 @@ WORK=${WORK:-build/on_gpu_work}
 if [ -x .venv/bin/python ]; then PYTHON=${PYTHON:-$PWD/.venv/bin/python}; fi
 PYTHON=${PYTHON:-python3}
 
-# The machine may have what we need without having us: links give our folders the names that they are imported by.
+# The machine may have our dependencies but not our packages: links give our folders the names of the packages.
 mkdir -p build/names "$OUT" "$WORK"
 for pair in cgd_deploy:cgd_deploy cgd_train:train cgd_export:export; do
     ln -sfn "$PWD/${pair#*:}" "build/names/${pair%%:*}"
@@ -60,7 +60,7 @@ need_gpu() {
     nvidia-smi > "$OUT/nvidia-smi.txt" || true
 }
 
-# The model of the other stages: the trained one, or else ImageNet weights under random heads. Sets $ONNX and $CHECKPOINT.
+# Makes the model of the other stages: the trained model, or else ImageNet weights with random heads. Sets $ONNX and $CHECKPOINT.
 prepare_model() {
     need_files "$PICTURES" "$WEIGHTS"
     CHECKPOINT=$WORK/SG/best.pt ONNX=$WORK/model.onnx
@@ -73,7 +73,7 @@ prepare_model() {
 
 build() { cgd build-engine "$ONNX" "--$1" --backend "$2" --max-batch 128 -o "$WORK/$2-$1.cgd" "${@:3}"; }
 
-# Whether the library itself loads these plans, whatever our own check of the GPU says.
+# Tries to load these plans with the library itself, without our check of the GPU.
 loads() {
     "$PYTHON" - "$@" << 'END'
 import sys

@@ -1,18 +1,17 @@
-"""Overload: threads send JPEG files faster than the engine can serve them, and it must shed without wasted work.
+"""Overload: threads send JPEG files faster than the engine can serve them, and it must shed load without wasted work.
 
     python benchmarks/overload.py int8.cgd --seconds 60 -o benchmarks/results/overload.json
 
-The peak is what the same threads get in a closed loop, measured before and after. Then each thread sends at random
-(Poisson), together ``--load`` times the peak, and cancels some requests at once. Latency counts from when a request was
-due. The script counts the pictures that the engine decodes: served ones, and cancelled ones, but none that it refused.
-Exit status 3 if that does not hold, if a request fails, or if memory grows.
+The peak is the throughput of the same threads in a closed loop, measured before and after. Then the threads send at
+random (Poisson), together ``--load`` times the peak, and cancel some requests at once. Latency counts from the time
+when a request was due. The script counts the pictures that the engine decodes: it may decode served and cancelled
+pictures, but no refused ones. Exit status 3 if it does, if a request fails, or if memory grows.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import threading
 import time
@@ -29,23 +28,23 @@ import numpy as np
 import psutil
 from PIL import Image
 
+import charts
+import running
 from cgd_deploy import Batching, Engine, Overloaded, load
-from cgd_deploy.files import replacing
 from cgd_deploy.hardware.cpu import cpu_name
 from cgd_deploy.hardware.timing import percentiles_ms
 from cgd_deploy.pictures.preprocess import preprocess
-from cgd_deploy.quality.bench import OnProgress
+from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime import engine as engine_module
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import ModelSpec
 from load import closed_loop
-from running import run
 
 PICTURES = 32
 CANCELLED = 0.02
 """Of the admitted requests."""
 GROWTH = 1.02
-"""Memory at the end, in times that in the middle, that still counts as flat."""
+"""The largest ratio of memory at the end to memory in the middle that still counts as flat."""
 
 
 def jpeg_files(spec: ModelSpec, side: int) -> list[bytes]:
@@ -70,15 +69,15 @@ class Decoded:
         return preprocess(image, spec)
 
     def close(self) -> int:
-        """Stop counting; how many there were."""
+        """Stop counting; returns the number of decoded pictures."""
         engine_module.preprocess = preprocess
         return next(self._numbers)
 
 
 class Senders:
-    """Threads that send in an open loop until ``seconds`` are over, and what became of their requests.
+    """Threads that send in an open loop for ``seconds``, and the outcome of their requests.
 
-    Nothing here grows with the number of requests: the memory for their latencies is taken before the first one.
+    Memory for latencies is allocated before the first request, so nothing here grows with the number of requests.
     """
 
     def __init__(self, engine: Engine, files: Sequence[bytes], rate: float, seconds: float, threads: int) -> None:
@@ -94,7 +93,7 @@ class Senders:
             thread.start()
 
     def latencies(self) -> list[float]:
-        """Seconds, of every request that was served."""
+        """The latency of every served request, in seconds."""
         return [float(one) for one in self._latencies[~np.isnan(self._latencies)]]
 
     def _send(self, random: Random) -> None:
@@ -145,7 +144,7 @@ def overloaded(engine: Engine, files: Sequence[bytes], rate: float, options: arg
 
 
 def facts(found: dict[str, Any], peak: float, seconds: float) -> dict[str, Any]:
-    """What the JSON file says of the open loop; ``peak`` in pictures a second."""
+    """The JSON of the open loop; ``peak`` in pictures a second."""
     counts = Counter(found["counts"])
     memory = np.array([mib for _, mib in found["memory"]])
     thirds = [round(float(np.median(part)), 2) for part in np.array_split(memory, 3) if len(part)]
@@ -196,20 +195,16 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """Memory over time, from zero."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    figure = charts.new_figure(7, 2.6)
     axes = figure.subplots()
     axes.plot(*zip(*result["memory"], strict=True), color="#d95f0e", linewidth=1)
     axes.set(xlabel="seconds", ylabel="memory, MiB", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    charts.tidy(axes)
+    charts.save(figure, path)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "overload.json")
     parser.add_argument("engine", type=Path, help="a .cgd file")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the overload [default: 60]")
     parser.add_argument("--load", type=float, default=1.5, help="offered, in times the peak [default: 1.5]")
@@ -220,9 +215,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--threads", type=int, help="of the engine, to compute and to decode [default: as load chooses]"
     )
     parser.add_argument("--every", type=float, default=0.5, help="seconds between samples of memory [default: 0.5]")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("overload.json"), help="JSON; the chart goes beside it"
-    )
     options = parser.parse_args(arguments)
     if min(options.clients, options.side - 7) < 1 or options.max_queue < options.clients:
         parser.error("--clients takes 1 or more, --max-queue no fewer than --clients, --side 8 or more")
@@ -232,8 +224,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    result = run(measure, chart, parse())
-    print(json.dumps({name: value for name, value in result.items() if name not in ("schema", "memory")}, indent=1))
+    result = running.run(measure, parse(), chart)
+    running.show(result, *(name for name in result if name not in ("schema", "memory")))
     sys.exit(0 if all(result["checks"].values()) else 3)
 
 

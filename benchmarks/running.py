@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: progress while they measure, then a JSON file and a chart beside it."""
+"""The start and end of each benchmark's command: options, progress, a JSON file and a chart beside it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,43 @@ from typing import Any
 from cgd_deploy import CgdError
 from cgd_deploy.cli.terminal import errors, phases
 from cgd_deploy.files import write_text
-from cgd_deploy.quality.bench import OnProgress
+from cgd_deploy.quality.contestants import OnProgress
 
 Result = dict[str, Any]
 
 
+def parser(doc: str | None, output: str | Path) -> argparse.ArgumentParser:
+    """A parser with the first line of a module's docstring as its summary, and with -o for the JSON."""
+    found = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    found.add_argument(
+        "-o", "--output", type=Path, default=Path(output), help="JSON to write; a chart goes beside it, if there is one"
+    )
+    return found
+
+
 def run(
     measure: Callable[[argparse.Namespace, OnProgress], Result],
-    chart: Callable[[Result, Path], None],
     options: argparse.Namespace,
+    chart: Callable[[Result, Path], None] | None = None,
 ) -> Result:
-    """What ``measure`` found, once it stands in ``options.output`` and its chart beside that.
+    """Measure, then write the result to ``options.output`` and its chart beside that; returns the result.
 
-    Ends as cgd-deploy does where it raises CgdError: the sentence on stderr, and its exit status.
+    A CgdError ends the process as it ends cgd-deploy: its sentence goes to stderr, and its exit status counts.
     """
-    drawing = options.output.with_suffix(".svg")
     try:
         with phases() as on_progress:
             result = measure(options, on_progress)
         write_text(options.output, json.dumps(result, indent=1) + "\n")
-        chart(result, drawing)
+        if chart:
+            chart(result, options.output.with_suffix(".svg"))
     except CgdError as error:
         errors.print(str(error))
         sys.exit(error.exit_status)
-    print(f"wrote {options.output} and its chart {drawing}")
+    drawn = f" and its chart {options.output.with_suffix('.svg')}" if chart else ""
+    print(f"wrote {options.output}{drawn}")
     return result
+
+
+def show(result: Result, *names: str) -> None:
+    """Print these parts of a result as JSON."""
+    print(json.dumps({name: result[name] for name in names}))

@@ -1,10 +1,11 @@
-"""Hours of serving in minutes: memory and handles stay flat, and no answer is ever another picture's.
+"""A soak test of serving: memory and handles stay flat, and every answer belongs to its own picture.
 
     python benchmarks/soak.py int8.cgd --minutes 30 -o benchmarks/results/soak.json
 
 Threads, asyncio tasks and callers of ``embed_into`` share one engine. They send pictures at random, some as damaged
-files, cancel some and send more than the queue takes now and then; every descriptor is compared with the picture's own,
-computed before. Memory counts from when a fifth of the time is over, and its slope has a 95 % interval.
+files, cancel some, and sometimes send more than the queue takes. Every descriptor is compared with the descriptor that
+was computed before for the same picture. Memory counts after the first fifth of the time; its slope has a 95 %
+interval.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import random
 import sys
 import threading
@@ -28,22 +28,22 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
+import charts
+import running
 from cgd_deploy import Batching, Engine, InputError, Overloaded, load
-from cgd_deploy.files import replacing
 from cgd_deploy.hardware.cpu import cpu_name
 from cgd_deploy.runtime.golden import golden_images
-from running import run
 
 PICTURES = 32
 WARM_UP = 0.2
-"""Of the time: allocators and caches fill."""
+"""Share of the time in which allocators and caches fill."""
 QUEUE = 32
 TOLERANCE = 1e-3
-"""Of a descriptor's components: a picture's own, whatever batch it was in; another one's differ far more."""
+"""Largest difference in a component between two descriptors of one picture, from different batches."""
 
 
 class Soak:
-    """Counts of what was sent and came back, by kind, for one engine and the pictures it knows the descriptors of."""
+    """Sends pictures with known descriptors to one engine, and counts the outcomes."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -88,7 +88,7 @@ class Soak:
                 self.count("refused")
 
     def gather(self, random: random.Random) -> None:
-        """Tasks of an event loop of their own."""
+        """Four tasks in a new event loop."""
 
         async def tasks() -> None:
             numbers = [random.randrange(PICTURES) for _ in range(4)]
@@ -112,7 +112,7 @@ class Soak:
 
 
 def keep_on(work: Callable[[random.Random], None], seed: int, end: float, pause: float, failed: list[str]) -> None:
-    """Call ``work`` until ``end`` with a random pause in between; an error ends it and is kept."""
+    """Call ``work`` until ``end`` with random pauses; an error ends the calls and is added to ``failed``."""
     chance = random.Random(seed)
     try:
         while time.monotonic() < end:
@@ -123,7 +123,7 @@ def keep_on(work: Callable[[random.Random], None], seed: int, end: float, pause:
 
 
 def slope(minutes: NDArray[np.float64], values: NDArray[np.float64]) -> dict[str, float]:
-    """Least squares a minute, and the half-width of its 95 % interval from the residuals."""
+    """The least-squares slope per minute, and the half-width of its 95 % interval from the residuals."""
     centred = minutes - minutes.mean()
     spread = float((centred**2).sum())
     found = float((centred * values).sum() / spread)
@@ -181,9 +181,7 @@ def measure(options: argparse.Namespace, on_progress: Callable[[str, float], Non
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """Memory, handles and threads over time, each from zero."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = charts.new_figure(8, 5)
     panels = figure.subplots(3, 1, sharex=True)
     minutes = [one["minute"] for one in result["samples"]]
     titles = {"rss_mib": "memory, MiB", "handles": "file handles", "threads": "threads"}
@@ -192,11 +190,9 @@ def chart(result: dict[str, Any], path: Path) -> None:
         axes.set(ylabel=title, ylim=(0, None))
         slope = result["slopes"][name]
         axes.set_title(f"{slope['per_minute']:+.3f} ± {slope['interval']:.3f} a minute", fontsize=8, loc="right")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+        charts.tidy(axes)
     panels[-1].set_xlabel("minutes")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    charts.save(figure, path)
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -206,7 +202,7 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = running.parser(__doc__, "soak.json")
     parser.add_argument("engine", type=Path, help="a .cgd file")
     parser.add_argument("--minutes", type=float, default=30.0, help="[default: 30]")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between samples [default: 5]")
@@ -215,20 +211,8 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--streams", type=int)
-    parser.add_argument("-o", "--output", type=Path, default=Path("soak.json"), help="JSON; the chart goes beside it")
-    result = run(measure, chart, parser.parse_args())
-    told = {
-        name: result[name]
-        for name in (
-            "counts",
-            "failures",
-            "largest_difference",
-            "smallest_difference_between_pictures",
-            "slopes",
-            "threads_left",
-        )
-    }
-    print(json.dumps(told))
+    result = running.run(measure, parser.parse_args(), chart)
+    running.show(result, *(name for name in result if name not in ("schema", "environment", "engine", "samples")))
     sys.exit(3 if result["failures"] or result["counts"].get("wrong") or result["threads_left"] else 0)
 
 

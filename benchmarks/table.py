@@ -1,6 +1,6 @@
 """Write the tables of README.md and benchmarks/README.md from the JSON files in benchmarks/results/.
 
-A table whose JSON or whose markers are not there is left alone.
+A table without JSON or without markers is left unchanged.
 
 python benchmarks/table.py            rewrite both between their markers
 python benchmarks/table.py --check    exit 1 if that would change anything
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cgd_deploy.quality.formatting import change, change_interval
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
@@ -21,7 +23,7 @@ MARKERS = "<!-- {}: made by benchmarks/table.py -->", "<!-- end of {} -->"
 
 
 def ablation_table(result: dict[str, Any]) -> str:
-    """Markdown of one line a model: means over the seeds, and cost in times that of the first model."""
+    """Markdown with one line per model: means over the seeds, and costs as multiples of those of the first model."""
     lines = [
         "| descriptors | values | recall@1, each seed | mean | mAP@R | training | parameters | batch 1 | batch 8 |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -44,7 +46,7 @@ def ablation_table(result: dict[str, Any]) -> str:
 
 
 def cpu_table(result: dict[str, Any]) -> str:
-    """Markdown of one line a contestant: speed at each batch, then what it retrieves next to the first one's."""
+    """Markdown with one line per contestant: speed at each batch size, then retrieval compared with the first one."""
     first = result["contestants"][0]
     sizes = list(first["speed"])
     heads = ["ms, batch " + sizes[0], *(f"x torch, batch {size}" for size in sizes), "of peak", "recall@1"]
@@ -56,8 +58,8 @@ def cpu_table(result: dict[str, Any]) -> str:
     for one in result["contestants"]:
         speeds = one["speed"]
         shares = [speed["share_of_peak"] for speed in speeds.values() if speed["share_of_peak"] is not None]
-        low, high = (f"{0.0 - drop:+.1f}" for drop in reversed(one["recall_drop_interval_pp"]["1"]))
-        change, across = (f"{0.0 - one[drop]['1']:+.2f}" for drop in ("recall_drop_pp", "cross_recall_drop_pp"))
+        lost, across = (change(one[drop]["1"]) for drop in ("recall_drop_pp", "cross_recall_drop_pp"))
+        between = change_interval(one["recall_drop_interval_pp"]["1"], " to ", digits=1)
         mixed = f" ({one['int8_share']:.1%} INT8)" if 0 < (one["int8_share"] or 0) < 1 else ""
         cells = [
             f"**{one['title']}**{mixed}" if one["ours"] else one["title"],
@@ -65,14 +67,14 @@ def cpu_table(result: dict[str, Any]) -> str:
             *(f"{speeds[size]['speedup_vs_torch']:.2f}" for size in sizes),
             f"{max(shares):.0%}" if shares else "",
             f"{one['recall']['1']:.1%}",
-            *(["", "", ""] if one is first else [f"{change} ({low} to {high})", across, f"{one['overlap_at_10']:.3f}"]),
+            *(["", "", ""] if one is first else [f"{lost} ({between})", across, f"{one['overlap_at_10']:.3f}"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def load_table(result: dict[str, Any]) -> str:
-    """Markdown of one line a server: 99th percentile of latency at each load, then throughput."""
+    """Markdown with one line per server: 99th percentile of latency at each load, then throughput."""
     steps = result["open_loop"]
     loads = list(dict.fromkeys(one["load"] for one in steps))
     over = loads[-1]
@@ -93,7 +95,7 @@ def load_table(result: dict[str, Any]) -> str:
 
 
 def batching_table(result: dict[str, Any]) -> str:
-    """Markdown of one line a device and policy, at the largest delay: 99th percentile of latency and rows a batch."""
+    """Markdown with one line per device and policy at the largest delay: p99 of latency, and rows a batch."""
     delay = max(one["max_delay_ms"] for one in result["simulated"])
     steps = [one for one in result["simulated"] if one["max_delay_ms"] == delay]
     loads = list(dict.fromkeys(one["load"] for one in steps))
@@ -113,7 +115,7 @@ def batching_table(result: dict[str, Any]) -> str:
 
 
 def tables() -> dict[str, str]:
-    """Markdown by the name that its markers have, of what there are results of."""
+    """The table of each result that exists, as Markdown, by the name in its markers."""
     made = {
         "ablation": ablation_table,
         "batching": batching_table,
@@ -126,7 +128,7 @@ def tables() -> dict[str, str]:
 
 
 def with_tables(text: str) -> str:
-    """The text with what stands between its markers made anew."""
+    """The text with new tables between its markers."""
     for name, table in tables().items():
         begin, end = (marker.format(name) for marker in MARKERS)
         if begin in text:
@@ -144,7 +146,7 @@ def main() -> None:
 
 
 def _tail(step: dict[str, Any]) -> str:
-    """The 99th percentile in milliseconds and in full batches; empty where too few requests were answered for it."""
+    """The 99th percentile in milliseconds and in full batches; empty if too few requests were answered."""
     p99 = step["latency_ms"] and step["latency_ms"]["p99"]
     return "" if p99 is None else f"{p99:.0f} ({step['p99_full_batches']:.1f})"
 

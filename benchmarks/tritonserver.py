@@ -1,9 +1,9 @@
-"""A tritonserver for tests and measurements: the one in the wheel nvidia-pytriton, with its Python backend.
+"""A tritonserver for tests and measurements, from the wheel nvidia-pytriton, with its Python backend.
 
     pip install --no-deps nvidia-pytriton
     python benchmarks/tritonserver.py REPOSITORY
 
-The wheel has no other backend, and its own Python package is not used.
+The wheel has no other backend. We do not use its Python package.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ STOP_SECONDS = 20.0
 
 @contextmanager
 def serving(repository: Path, *options: str) -> Iterator[tuple[str, str]]:
-    """Serve a model repository, with more of tritonserver's options; yields host:port for HTTP and for gRPC.
+    """Serve a model repository; yields host:port for HTTP and for gRPC.
 
-    Raises MissingDependency where the wheel or its Python is missing, InputError if a model does not load.
+    options   more options of tritonserver
+
+    Raises MissingDependency if the wheel or its Python is missing, InputError if a model does not load.
     """
     packages = find_wheel()
     with ExitStack() as stack:
@@ -53,7 +55,7 @@ def serving(repository: Path, *options: str) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, of which nothing is left afterwards."""
+    """Run a process in a new group, and end the whole group afterwards."""
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
@@ -68,7 +70,7 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Return once every model is loaded; raises InputError with the server's errors if that does not happen."""
+    """Wait until every model is loaded; raises InputError with the server's errors if a model does not load."""
     end = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < end:
         try:
@@ -77,11 +79,11 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> 
         except OSError:
             time.sleep(0.1)
     errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(("E", "error"))]
-    raise InputError(f"tritonserver did not start: {'; '.join(errors) or 'it says nothing'}.")
+    raise InputError(f"tritonserver did not start: {'; '.join(errors) or 'it prints nothing'}.")
 
 
 def find_wheel() -> Path:
-    """The folder in which nvidia-pytriton is installed, once the program that runs a model.py is seen to start."""
+    """The folder in which nvidia-pytriton is installed. First checks that the program that runs model.py starts."""
     found = find_spec("pytriton")
     packages = Path(found.origin).parent.parent if found and found.origin else Path()
     stub = python_stub(packages) / "triton_python_backend_stub"
@@ -100,7 +102,7 @@ def python_stub(packages: Path) -> Path:
 
 
 def python_backend(packages: Path, folder: Path) -> Path:
-    """A backend directory in which Triton finds its Python backend together with this Python's stub."""
+    """Make a backend directory with Triton's Python backend and the stub for this Python."""
     python = folder / "backends" / "python"
     python.mkdir(parents=True)
     for part in (packages / "pytriton/tritonserver/backends/python", python_stub(packages)):
@@ -110,7 +112,7 @@ def python_backend(packages: Path, folder: Path) -> Path:
 
 
 def environment(packages: Path) -> dict[str, str]:
-    """Of the server. Its stubs use the packages of the Python that comes first on the PATH, and heed no PYTHONPATH."""
+    """The environment of the server. Its stubs use the first Python on the PATH, and ignore PYTHONPATH."""
     libraries = (packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR"))
     return {
         **os.environ,

@@ -17,6 +17,9 @@ from rich.text import Text
 from ..datasets.evaluation import left_out_queries
 from ..datasets.left_out import LeftOut
 from ..hardware.timing import load_warning
+from ..quality.formatting import change as _change
+from ..quality.formatting import change_interval
+from ..quality.formatting import percent as _percent
 from ..quality.report import form_name, headline, notes, warnings
 from ..runtime.enginefile import Manifest
 from ..runtime.tuning import Setting
@@ -264,15 +267,5 @@ def _first_of(names: Sequence[str]) -> list[str]:
     return [f"{names[0]}{more}"] if names else []
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}%"
-
-
-def _change(drop: float | None) -> str:
-    """A drop of 0.25 percentage points is a change of -0.25."""
-    return "" if drop is None else f"{0.0 - drop:+.2f}"
-
-
 def _between(*drop: float) -> str:
-    """The interval of a change, from the two ends of the drop's; nothing for nothing."""
-    return "..".join(_change(end) for end in reversed(drop))
+    return change_interval(drop)

@@ -1,4 +1,4 @@
-"""What a test set asks: which pictures search among which, and how well descriptors answer. Knows no model."""
+"""Test pictures: which of them are queries, which are the gallery, and how recall is measured. Knows no model."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from ..search.retrieval import (
 class Evaluation:
     """Test pictures and their protocol.
 
-    images       all of them, queries and gallery
-    in_gallery   None: every picture searches all the others (CARS196, CUB200, SOP); otherwise, of each picture,
-                 whether it is searched (True) or searches (False), as in In-shop
+    images       all test pictures, queries and gallery
+    in_gallery   None: every picture searches all others (CARS196, CUB200, SOP); otherwise whether each picture belongs
+                 to the gallery (True) or is a query (False), as in In-shop
     recall_at    the K of recall@K
-    cameras      None, or which camera took each picture: a query does not search the pictures of its own class that
-                 its own camera took (Market-1501)
+    cameras      None, or the camera of each picture: a query does not search pictures that have both its class and its
+                 camera (Market-1501)
 
-    A query that has no picture of its class to find is *unanswerable*: no model can answer it, so recall and mAP@R
-    leave it out. Overlap@10 still compares its neighbours.
+    A query without a picture of its class to find is *unanswerable*: no model can answer it, so recall and mAP@R leave
+    it out. Overlap@10 still compares its neighbours.
 
-    Raises InputError if ``in_gallery`` does not fit the pictures or leaves no query or no gallery, or if ``cameras``
-    does not fit the pictures or they have no classes.
+    Raises InputError if ``in_gallery`` or ``cameras`` have another length than ``images``, if there is no query or no
+    gallery, or if there are cameras but no classes.
     """
 
     images: ImageList
@@ -56,7 +56,7 @@ class Evaluation:
             )
         if cameras is not None and (len(cameras) != len(self.images) or self.images.classes is None):
             raise InputError(
-                f"{len(cameras)} cameras were given for {self.images!r}; expected one for each picture, and classes."
+                f"{len(cameras)} cameras are given for {self.images!r}; expected one for each picture, and classes."
             )
 
     def __repr__(self) -> str:
@@ -80,22 +80,22 @@ class Evaluation:
 
     @property
     def offered(self) -> int:
-        """How many pictures every query can find; some queries can find more if ``cameras`` are known."""
+        """How many pictures every query can find at least; with ``cameras`` some queries can find more."""
         return len(self.gallery) - int(self._hidden.max(initial=0))
 
     @cached_property
     def relevant(self) -> Indices:
-        """How many pictures of its class each query can find, int64 [Q]; the pictures have classes."""
+        """How many pictures of its class each query can find, int64 [Q]. The pictures must have classes."""
         return _counts(self._labels[self.queries], self._labels[self.gallery]) - self._hidden
 
     @property
     def has_recall(self) -> bool:
-        """Whether the pictures have classes and at least one query can be answered."""
+        """Whether the pictures have classes and at least one query is answerable."""
         return self.images.classes is not None and bool(self.relevant.any())
 
     @property
     def asked(self) -> dict[str, int | None]:
-        """{"asked": number of queries, "unanswerable": how many recall leaves out, None without classes}."""
+        """{"asked": number of queries, "unanswerable": number that recall leaves out, None without classes}."""
         unanswerable = None if self.images.classes is None else int((self.relevant == 0).sum())
         return {"asked": len(self.queries), "unanswerable": unanswerable}
 
@@ -112,7 +112,7 @@ class Evaluation:
     def subset(self, indices: Iterable[int]) -> Evaluation:
         """The test pictures at ``indices``, in that order, with their roles and cameras.
 
-        Raises InputError if no query or no gallery picture is left.
+        Raises InputError if no query or no gallery picture remains.
         """
         chosen = list(indices)
         if not chosen:
@@ -121,19 +121,15 @@ class Evaluation:
         cameras = tuple(self.cameras[i] for i in chosen) if self.cameras else None
         return replace(self, images=self.images.subset(chosen), in_gallery=roles, cameras=cameras)
 
-    def without(self, numbers: Iterable[int]) -> Evaluation:
-        """All test pictures but those at ``numbers``; raises InputError as ``subset`` does."""
-        left_out = set(numbers)
-        return self.subset(number for number in range(len(self.images)) if number not in left_out)
-
     def neighbours(
         self, descriptors: Descriptors, k: int, gallery: Descriptors | None = None
     ) -> tuple[Indices, Descriptors]:
         """The k nearest gallery pictures of each query, best first.
 
-        descriptors   unit, float32 [N, D], of all pictures in list order
-        gallery       the same of another engine, [N, D], to search in
-        Returns picture numbers int64 [Q, k] and cosine similarities float32 [Q, k]; raises InputError as
+        descriptors   unit descriptors float32 [N, D] of all pictures, in list order
+        gallery       unit descriptors float32 [N, D] of another engine to search in; None: ``descriptors``
+
+        Returns picture numbers int64 [Q, k] and cosine similarities float32 [Q, k]. Raises InputError as
         ``retrieval.neighbours`` does, and if k is above ``offered``.
         """
         if k > self.offered:
@@ -143,22 +139,26 @@ class Evaluation:
         return self.gallery[found], similarities
 
     def recall(self, found: Indices) -> dict[str, float]:
-        """Recall@K by K from picture numbers [Q, K'] that ``neighbours`` gave; empty unless ``has_recall``."""
+        """Recall@K by K; empty unless ``has_recall``.
+
+        found   picture numbers int64 [Q, K'] from ``neighbours``
+        """
         return recall_at(self.first_correct(found), self.recall_at) if self.has_recall else {}
 
     def first_correct(self, found: Indices) -> Indices:
-        """Of each query that can be answered, the place of the first neighbour of its class: int64 [A], A <= Q.
+        """The rank of the first correct neighbour of each answerable query: int64 [A], A <= Q.
 
-        found   picture numbers int64 [Q, K'] that ``neighbours`` gave, of pictures that have classes
+        found   picture numbers int64 [Q, K'] from ``neighbours``; the pictures must have classes
+
         See ``retrieval.first_correct``.
         """
         return first_correct(self._correct(found, slice(None)))[self.relevant > 0]
 
     def measure(self, descriptors: Descriptors) -> dict[str, Any]:
-        """{"recall": recall@K by K, "map_at_r": mAP@R, "queries": ``asked``} of unit descriptors float32 [N, D].
+        """Measure recall and mAP@R of unit descriptors float32 [N, D].
 
-        Held in memory are CHUNK x G similarities at a time, however many queries there are. Raises InputError as
-        ``check_recall`` does.
+        Returns {"recall": recall@K by K, "map_at_r": mAP@R, "queries": ``asked``}. Memory holds CHUNK x G similarities
+        at a time, however many queries there are. Raises InputError as ``check_recall`` does.
         """
         self.check_recall()
         depth = min(max(*self.recall_at, self.relevant.max()), len(self.gallery) - (self.in_gallery is None))
@@ -187,7 +187,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Evaluation:
-        """The inverse of ``to_dict``; a dict of before there were cameras has none."""
+        """The inverse of ``to_dict``; dicts of older releases have no "cameras"."""
         roles: Sequence[bool] | None = data["in_gallery"]
         cameras: Sequence[str] | None = data.get("cameras")
         return cls(
@@ -208,7 +208,7 @@ class Evaluation:
 
     @cached_property
     def _hidden(self) -> Indices:
-        """How many gallery pictures each query may not find, int64 [Q]."""
+        """How many gallery pictures are hidden from each query, int64 [Q]."""
         if self.cameras is None:
             return np.full(len(self.queries), self.in_gallery is None, np.int64)
         return _counts(self._sightings[self.queries], self._sightings[self.gallery])
@@ -220,9 +220,9 @@ class Evaluation:
         return {"skip_self": self.in_gallery is None, "groups": groups}
 
     def _correct(self, found: Indices, rows: slice) -> NDArray[np.bool_]:
-        """Whether each picture that the queries at ``rows`` found is of their class: bool, of the shape of ``found``.
+        """Whether each found picture has its query's class, for the queries at ``rows``: bool, shaped as ``found``.
 
-        Hidden pictures come after all others, so they are never the first one found, nor among the first R.
+        Hidden pictures come after all others, so they are neither first nor among the first R.
         """
         return self._labels[found] == self._labels[self.queries[rows, None]]
 
@@ -238,10 +238,10 @@ def left_out_queries(asked: Mapping[str, int | None]) -> str | None:
 
 
 def _numbered(names: Sequence[str]) -> Indices:
-    """Equal names have equal numbers, counted from 0: int64 [N]."""
+    """Number the names, int64 [N]: equal names get equal numbers, counted from 0."""
     return np.unique(np.asarray(names, str), return_inverse=True)[1].astype(np.int64)
 
 
 def _counts(numbers: Indices, among: Indices) -> Indices:
-    """How often each number is ``among`` others, int64 of the shape of ``numbers``."""
+    """How often each number occurs in ``among``, int64 shaped as ``numbers``."""
     return np.bincount(among, minlength=int(numbers.max(initial=0)) + 1)[numbers]

@@ -1,6 +1,6 @@
-"""Data sets in their authors' own file layouts, with the split and the K of recall@K that the CGD paper uses.
+"""Data sets in the file layouts of their authors, with the split and the K of recall@K that the CGD paper uses.
 
-Knows lists, not pictures: none is opened, and a picture that is gone is noticed by whoever reads it.
+Reads lists and opens no picture, so a missing picture is noticed only when something reads it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SOP_RECALL_AT = (1, 10, 100, 1000)
 INSHOP_RECALL_AT = (1, 10, 20, 30, 40, 50)
 
 MANY = 10
-"""With more folders than this, none is looked into for a data set of its own."""
+"""In a folder of more folders than this, we do not look for a data set inside each."""
 
 INSHOP_LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
 DEVKITS = ("devkit/", "", "car_devkit/devkit/")
@@ -38,12 +38,12 @@ Annotation = tuple[str, str, Box]  # name, class and box of a picture
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures to train on and to test on, of different classes.
+    """Pictures to train on and pictures to test on.
 
     name      "cub200", "cars196", "sop", "inshop", "naver", "msmt17", "reid", "folder" or "list"
     training  every picture has a class
-    testing   the pictures that recall is measured on, and how
-    notes     one sentence each of what was chosen for the user, e.g. that a list had no boxes
+    testing   the test pictures, and how recall is measured on them
+    notes     sentences about choices that the reader made for the user, e.g. that a list had no boxes
 
     Raises InputError if either part is empty.
     """
@@ -62,7 +62,9 @@ class Dataset:
 
 
 def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
-    """Read a folder in one of these layouts, or whatever ``read_images`` reads; without ``boxes``, whole pictures.
+    """Read a folder in one of these layouts, or anything that ``read_images`` reads.
+
+    boxes    False: ignore boxes and use whole pictures
 
     cub200   images.txt, image_class_labels.txt, images/ and, for boxes, bounding_boxes.txt; the first half of the
              classes trains, the second half tests (train_test_split.txt divides every class in two, so it is not used)
@@ -74,16 +76,17 @@ def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
     msmt17   list_train.txt, list_query.txt and list_gallery.txt, the split, by MSMT17's own protocol; train/ and test/
     reid     bounding_box_train/, query/ and bounding_box_test/ as in Market-1501, or other folders that
              ``splits.read_split`` knows, with pictures named by identity and camera
-    folder   train/, and test/ or val/, or query/ and gallery/, each a folder a class, see ``splits.read_split``;
-             or a folder a class and halves as above
+    folder   train/, and test/ or val/, or query/ and gallery/, each with one folder per class, see
+             ``splits.read_split``; or one folder per class, and halves as above
     list     a LIST.tsv, a CSV or text file with a header, a folder with images.tsv, or a pattern; halves as above
 
-    images.tsv goes before every layout, and otherwise the more particular names go first: CUB200 with naver's lists
-    beside its own is "cub200", which is the same split. A folder whose pictures all lie in one folder is read as that
-    folder, and pictures that lie one folder deeper than a list says are found there; the notes say so.
+    An images.tsv takes precedence over every layout. Among layouts, more specific names take precedence: CUB200 with
+    naver's lists beside its own is "cub200", which has the same split. If all pictures of a folder lie in one inner
+    folder, the inner folder is read. Pictures that lie one folder deeper than a list says are found there. The notes
+    report both.
 
-    Raises InputError with file and line for anything malformed or missing but the pictures themselves and for names
-    that leave the folder, MissingDependency for a .mat file without scipy.
+    Raises InputError with file and line for malformed or missing lists and for names that leave the folder, and
+    MissingDependency for a .mat file without scipy. Missing pictures raise nothing.
     """
     found = _read(source, boxes)
     return _dataset(found) if isinstance(found, Parts) else _halves(source, found)
@@ -97,7 +100,7 @@ def _dataset(parts: Parts) -> Dataset:
 
 def _halves(source: str | Path, images: ImageList) -> Dataset:
     if images.classes is None:
-        raise InputError(f"{source} has no classes; expected a folder a class, or a list with a column for the class.")
+        raise InputError(f"{source} has no classes; expected one folder per class, or a list with a class column.")
     training, testing = images.split_classes()
     trained, tested = len(set(training.classes or ())), len(set(testing.classes or ()))
     is_folder = os.path.isdir(expanded(source))
@@ -110,7 +113,7 @@ def _halves(source: str | Path, images: ImageList) -> Dataset:
 def read_evaluation(source: str | Path, boxes: bool = True) -> Evaluation:
     """The test part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``.
 
-    The reader's notes stand in ``images.notes`` of the result.
+    The notes of the reader are in ``images.notes`` of the result.
     """
     found = _read(source, boxes)
     if isinstance(found, ImageList):
@@ -126,7 +129,7 @@ def read_training(source: str | Path, boxes: bool = True) -> ImageList:
 
 
 def _read(source: str | Path, boxes: bool) -> Parts | ImageList:
-    """The parts of a layout, or all pictures of a source that has none."""
+    """The parts of a data set, or all pictures of a source without a known layout."""
     folder = Path(expanded(source))
     if not os.path.isdir(folder) or _first_file(folder, ("images.tsv",)):
         return _read_images(source, boxes)
@@ -151,12 +154,12 @@ def _read_images(source: str | Path, boxes: bool) -> ImageList:
 
 
 def _check_no_data_set_below(images: ImageList) -> None:
-    """A class folder that is a data set itself is no class."""
+    """Raise InputError if a class folder is itself a data set."""
     names = sorted(set(images.classes or ()))
     if len(names) <= MANY and (inner := next((name for name in names if _is_data_set(images.root / name)), None)):
         raise InputError(
             f"{images.root} has {len(names)} folders, of which {inner}/ is a data set with a split of its own; "
-            f"pass {images.root / inner}, or name classes and pictures in a LIST.tsv."
+            f"pass {images.root / inner}, or list pictures and classes in a LIST.tsv."
         )
 
 
@@ -182,7 +185,7 @@ def _read_layout(folder: Path, boxes: bool) -> Parts | None:
 
 
 def _one_deeper(images: ImageList) -> tuple[ImageList, list[str]]:
-    """Pictures that an archive unpacked into a folder of its own name, as in cars_train/cars_train/, and a note."""
+    """Find pictures that an archive unpacked one folder deeper, as in cars_train/cars_train/; adds a note for each."""
     first = {name.split("/")[0]: name for name in reversed(images.names)}
     deeper = {top for top, name in first.items() if _lies_deeper(images.root, top, name)}
     names = tuple(f"{top}/{name}" if (top := name.split("/")[0]) in deeper else name for name in images.names)
@@ -204,7 +207,7 @@ def _check_names(images: ImageList) -> None:
 def _check_folders(images: ImageList) -> None:
     for name in sorted({name.split("/")[0] for name in images.names if "/" in name}):
         if not ((images.root / name).is_dir() or (images.root / "images" / name).is_dir()):
-            raise InputError(f"{images.root} has no folder {name}, where its list has pictures; unpack them there.")
+            raise InputError(f"{images.root} has no folder {name}, which its list names; unpack the pictures there.")
 
 
 def _reader(folder: Path) -> Callable[[Path, bool], Parts] | None:
@@ -319,7 +322,7 @@ def _identities(folder: Path, below: str, rows: Sequence[Row]) -> ImageList:
 
 
 def _camera_of_msmt17(where: str, path: str) -> str:
-    """The third field of names such as 0000/0000_000_01_0303morning_0015_0.jpg."""
+    """The camera is the third field of names such as 0000/0000_000_01_0303morning_0015_0.jpg."""
     fields = path.split("/")[-1].split("_")
     if len(fields) < 4:
         raise InputError(f"{where} has the path {path!r:.80}, which names no camera; get the list of MSMT17 again.")
@@ -327,7 +330,7 @@ def _camera_of_msmt17(where: str, path: str) -> str:
 
 
 def _listed(folder: Path, pictures: Mapping[int, Row], boxes: Mapping[int, Box] | None = None) -> ImageList:
-    """Pictures by id, whose second field is the class and whose last is the path."""
+    """The pictures of rows by id; the second field is the class, the last field is the path."""
     return ImageList(
         folder,
         tuple(fields[-1] for _, fields in pictures.values()),
@@ -337,7 +340,7 @@ def _listed(folder: Path, pictures: Mapping[int, Row], boxes: Mapping[int, Box] 
 
 
 def _box_table(path: Path, wanted: bool, pictures: Mapping[int, Row]) -> tuple[dict[int, Box] | None, tuple[str, ...]]:
-    """Boxes by picture id, and a note if they are wanted but not there."""
+    """Boxes by picture id, and a note if the caller wants boxes but there are none."""
     if not wanted:
         return None, ()
     if not path.is_file():
@@ -358,18 +361,19 @@ def _check_ids(rows: Mapping[int, Row], others: Mapping[int, Row], name: str) ->
 
 
 def _box(where: str, x1: float, y1: float, x2: float, y2: float) -> Box:
-    """From first and last pixels counted from 1, as MATLAB does, to x1 <= x < x2 counted from 0.
+    """Convert first and last pixels counted from 1, as in MATLAB, to x1 <= x < x2 counted from 0.
 
-    Some boxes of CUB200 start at pixel 0, outside; whether a box ends outside only the picture knows.
+    Some boxes of CUB200 start at pixel 0, which is outside; they are clipped. Whether a box
+    ends outside can only be checked on the picture.
     """
     left, top, right, bottom = max(round(x1) - 1, 0), max(round(y1) - 1, 0), round(x2), round(y2)
     if right <= left or bottom <= top:
-        raise InputError(f"{where} has an empty box; mend it, or leave boxes out.")
+        raise InputError(f"{where} has an empty box; correct it, or leave boxes out.")
     return left, top, right, bottom
 
 
 def _by_id(path: Path, columns: str, above: int = 0) -> dict[int, Row]:
-    """``_rows`` by the number in their first column, in list order."""
+    """``_rows`` by the number in the first column, in list order."""
     found: dict[int, Row] = {}
     for where, fields in _rows(path, columns, above):
         number = _whole(where, fields[0])
@@ -380,7 +384,10 @@ def _by_id(path: Path, columns: str, above: int = 0) -> dict[int, Row]:
 
 
 def _rows(path: Path, columns: str, above: int = 0) -> list[Row]:
-    """The lines under the first ``above`` ones, of which the last is the header; each has a field a column."""
+    """The lines after the first ``above`` lines, split into one field for each column.
+
+    The last of the first lines is the header. Raises InputError if the header or the number of fields differs.
+    """
     lines = _lines(path)
     header, rows = lines[:above], lines[above:]
     names = columns.split()
@@ -400,7 +407,7 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def _lines(path: Path) -> list[Row]:
-    """The lines that are not blank; names in another encoding than UTF-8 keep their bytes, as the file system's do."""
+    """The lines that are not blank. Names that are not UTF-8 keep their bytes, as names in a file system do."""
     try:
         check_file(path, "list_bytes")
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
@@ -417,7 +424,7 @@ def _whole(where: str, text: str) -> int:
             raise ValueError("beyond 64 bits")
         return number
     except ValueError as error:
-        raise InputError(f"{where} has {text[:40]!r} in place of a whole number; mend it.") from error
+        raise InputError(f"{where} has {text[:40]!r} instead of a whole number; correct it.") from error
 
 
 def _number(where: str, value: Any) -> float:
@@ -426,7 +433,7 @@ def _number(where: str, value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not abs(number) <= LARGEST_PIXEL:
-        raise InputError(f"{where} has {str(value)[:40]!r} in place of a number; mend it.")
+        raise InputError(f"{where} has {str(value)[:40]!r} instead of a number; correct it.")
     return number
 
 
@@ -443,13 +450,13 @@ def _annotations(path: Path, name: str, below: str = "") -> list[Annotation]:
         content = loadmat(path, squeeze_me=True)
     except InputError:
         raise
-    except Exception as error:  # scipy raises a dozen unrelated types for damaged files
+    except Exception as error:  # for damaged files, scipy raises a dozen unrelated types
         reason = in_one_line(error)
         raise InputError(f"{path} is not a MATLAB file that scipy reads ({reason}); get it again.") from error
     annotations = np.atleast_1d(content.get("annotations", ()))
     fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", name)
     if absent := [field for field in fields if field not in (annotations.dtype.names or ())]:
-        raise InputError(f"{path} has no annotations with {', '.join(absent)}; expected CARS196's struct array.")
+        raise InputError(f"{path} has no annotations with {', '.join(absent)}; expected the struct array of CARS196.")
     if not len(annotations):
         raise InputError(f"{path} lists no pictures; get it again.")
     return [_annotation(f"{path} annotation {n}", [a[f] for f in fields], below) for n, a in enumerate(annotations, 1)]

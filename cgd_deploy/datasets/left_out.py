@@ -1,4 +1,4 @@
-"""Pictures that cannot be decoded: a command finds them before its work begins, leaves them out and reports them."""
+"""Finds the pictures that cannot be decoded, so that a command can leave them out and report them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pictures = TypeVar("Pictures", ImageList, Evaluation)
 class LeftOut(NamedTuple):
     """A picture that was left out.
 
-    path     where it lies, or should lie
+    path     its path, even if no file is there
     reason   why, and what to do about it, without the path
     """
 
@@ -28,7 +28,7 @@ class LeftOut(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, error: InputError) -> LeftOut:
-        """The picture at ``path``, and what ``error`` says about it."""
+        """The picture at ``path``, with the reason that ``error`` gives."""
         return cls(str(path), reason(error, str(path)))
 
     def __str__(self) -> str:
@@ -38,12 +38,12 @@ class LeftOut(NamedTuple):
 def without_bad(
     pictures: Pictures, *, strict: bool = False, on_progress: Callable[[str, float], None] | None = None
 ) -> tuple[Pictures, list[LeftOut]]:
-    """Decode every picture of a list or of a test set once; returns it without the bad pictures, and these.
+    """Decode every picture of a list or of a test set once; returns the good pictures, and the bad ones.
 
     strict        raise the InputError of the first bad picture instead
-    on_progress   called with "Checking pictures" and the fraction that is done
+    on_progress   called with "Checking pictures" and the fraction of the pictures that is checked
 
-    Raises InputError if no picture is good, or if no query or no gallery picture is.
+    Raises InputError if no picture is good, or if no query or no gallery picture is good.
     """
     images = pictures.images if isinstance(pictures, Evaluation) else pictures
 
@@ -58,8 +58,8 @@ def without_bad(
 def bad_pictures(images: ImageList, on_checked: Callable[[int], None] | None = None) -> dict[int, InputError]:
     """The error of each picture that cannot be decoded, by its number in the list.
 
-    JPEG files without a box are decoded at an eighth of their size. That finds a truncated file too, and takes about a
-    third of the time of a whole decode.
+    JPEG files without a box are decoded at an eighth of their size. This also finds truncated files, in about a third
+    of the time of a full decode.
     """
 
     def attempt(number: int) -> InputError | None:
@@ -81,9 +81,11 @@ def bad_pictures(images: ImageList, on_checked: Callable[[int], None] | None = N
 
 
 def sort_out(images: ImageList, bad: Mapping[int, InputError], strict: bool) -> tuple[list[int], list[LeftOut]]:
-    """The numbers of the good pictures in list order, and the bad ones, whose errors ``bad_pictures`` found.
+    """The numbers of the good pictures in list order, and the bad pictures.
 
-    Raises the first error if ``strict``, InputError if no picture is good.
+    bad   errors by number, from ``bad_pictures``
+
+    Raises the first error if ``strict``, and InputError if no picture is good.
     """
     if bad and strict:
         raise bad[min(bad)]

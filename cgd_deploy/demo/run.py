@@ -13,7 +13,7 @@ from ..cli.terminal import bench_tables, counting, errors, output, phases
 from ..errors import GateError, not_installed
 from ..files import replacing, write_text
 from ..hardware.packages import check_runtime
-from ..quality.bench import bench
+from ..quality.bench import BenchOptions, bench
 from ..quality.report import write_bench_report
 from ..spec import Precision
 
@@ -83,7 +83,7 @@ def run_demo(out: Path, seed: int = 0) -> None:
                 engine_from_onnx(model, engine, precision, calibration=calibration, on_pictures=advance)
         engines.append(engine)
     with _step("bench"), phases() as on_progress:
-        result, rows = bench(engines, seconds=SECONDS, on_progress=on_progress)
+        result, rows = bench(engines, BenchOptions(seconds=SECONDS), on_progress)
     write_text(out / "bench.json", json.dumps(result, indent=1) + "\n")
     write_bench_report(out / "report.html", result, rows)
     bench_tables(result)

@@ -1,1 +1,1 @@
-"""How good an engine is: recall and neighbours against the reference, speed, and reports on both."""
+"""How good engines are: recall, neighbours and speed, compared with the reference, and reports on them."""

@@ -1,4 +1,4 @@
-"""The bench: how fast each engine is, and whether it retrieves what the trained model retrieves.
+"""The bench: how fast engines are, and whether they retrieve what the trained model retrieves.
 
 Every engine is measured against one reference on the same pictures, in one run; the result is the JSON contract.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,11 +24,9 @@ from ..errors import InputError
 from ..files import sha256_file
 from ..hardware.cpu import available_threads, cpu_clock, cpu_name, instruction_sets
 from ..hardware.packages import package_version
-from ..hardware.timing import interleaved, load_between, percentiles_ms
+from ..hardware.timing import interleaved, load_between
 from ..pictures.images import ImageList
-from ..pictures.preprocess import batches
 from ..runtime.cuda.facts import gpu_facts
-from ..runtime.descriptors import Descriptors
 from ..runtime.engine import Engine, load
 from ..runtime.enginefile import Manifest
 from ..runtime.golden import golden_images
@@ -37,12 +35,12 @@ from ..search.compact import check_form
 from ..search.retrieval import Retrieved
 from ..spec import ModelSpec, Precision
 from .comparison import K, compact_forms, compact_quality, retrieval_quality
+from .contestants import Contestant, OnProgress, retrieve, speed
 from .examples import example_queries
 from .reference import TorchBackend
 from .report import QueryRow
 
 SCHEMA = 1
-QUALITY_BATCH = 8
 PACKAGES = (
     "cgd-deploy", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-bindings",
     "cuda-bindings", "nvidia-cudnn-cu13", "torch",
@@ -54,143 +52,133 @@ LIMITS = {
     Precision.FP16: {"max_recall_drop_pp": 0.2, "min_overlap_at_10": 0.98},
     Precision.INT8: {"max_recall_drop_pp": 1.0, "min_overlap_at_10": 0.8},
 }
-"""What the gate allows at recall@1 and among the ten nearest neighbours, by the precision asked for."""
+"""Limits of the gate by precision: the largest drop of recall@1, in percentage points, and the smallest overlap@10."""
 
-OnProgress = Callable[[str, float], None]
-"""Called with what is being done and the fraction of it that is done."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOptions:
+    """How ``bench`` measures.
+
+    data          folder of a data set or LIST.tsv; None: the test pictures that the checkpoint records
+    reference     a checkpoint (torch) or an engine; None: the checkpoint that the first engine was made from
+    batch_sizes   batch sizes to time
+    seconds       of timing for each batch size
+    threads       CPU threads of each engine and of torch; None: all that this process may use
+    streams       of each engine, see ``load``
+    limits        override LIMITS for every precision
+    descriptor_dtypes, pcas   compact forms of each engine's gallery to measure too, see ``compact_forms``
+    queries       how many example queries to return for the report
+    strict        stop at the first bad test picture; otherwise bad pictures are left out and listed in the result
+    """
+
+    data: str | Path | None = None
+    reference: str | Path | None = None
+    batch_sizes: Sequence[int] = (1, 8)
+    seconds: float = 20.0
+    threads: int | None = None
+    streams: int = 1
+    limits: Mapping[str, float] | None = None
+    descriptor_dtypes: Sequence[str] = ()
+    pcas: Sequence[int] = ()
+    queries: int = 8
+    strict: bool = False
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Something that embeds: an engine, or the reference.
+class BenchContestant(Contestant):
+    """An engine, or the reference.
 
-    checkpoint   sha256 of the checkpoint it was made from, None if that is unknown
+    backend      the library that runs it
+    path         its file
+    checkpoint   sha256 of the checkpoint it was made from, None if unknown
     stale        why an engine is not of the model beside it, see ``provenance.stale``
     cudnn        the version of cuDNN that torch on CUDA uses
     """
 
-    title: str
     backend: str
-    precision: str
     spec: ModelSpec
-    run: Callable[[NDArray[np.uint8]], Descriptors]
     path: Path
     checkpoint: str | None = None
     stale: str | None = None
     cudnn: int | None = None
 
 
+@dataclass(frozen=True)
+class _Field:
+    """All contestants of one bench.
+
+    others     the reference's model in other precisions; they are only timed
+    device     on which all of them run
+    recorded   the test pictures that the reference's checkpoint records
+    """
+
+    reference: BenchContestant
+    others: list[BenchContestant]
+    engines: list[BenchContestant]
+    device: str
+    recorded: Evaluation | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured.
+
+    found     neighbours by title
+    samples   seconds of each timed call, by batch size and title
+    load      of the machine meanwhile, see ``load_between``
+    """
+
+    evaluation: Evaluation
+    found: dict[str, Retrieved]
+    samples: dict[int, dict[str, list[float]]]
+    load: dict[str, Any]
+    threads: int
+
+
 def bench(
     engine_paths: Sequence[Path],
-    *,
-    data: str | Path | None = None,
-    reference: str | Path | None = None,
-    batch_sizes: Sequence[int] = (1, 8),
-    seconds: float = 20.0,
-    threads: int | None = None,
-    streams: int = 1,
-    limits: Mapping[str, float] | None = None,
-    descriptor_dtypes: Sequence[str] = (),
-    pcas: Sequence[int] = (),
-    queries: int = 8,
-    strict: bool = False,
+    options: BenchOptions | None = None,
     on_progress: OnProgress = lambda what, done: None,
 ) -> tuple[dict[str, Any], list[QueryRow]]:
     """Measure engines against the model they came from; returns the bench JSON and example queries for the report.
 
-    A checkpoint runs in torch on the engines' device; on CUDA it is timed in FP16 autocast as well as in FP32, and
-    in TF32 if one of the engines is TF32.
+    A checkpoint runs in torch on the engines' device. On CUDA it is also timed in FP16 autocast, and in TF32 if one of
+    the engines is TF32.
 
-    data        folder of a data set or LIST.tsv; by default the test pictures that the checkpoint records
-    reference   a checkpoint (torch) or an engine; by default the checkpoint that the first engine was made from
-    seconds     of timing for each batch size
-    streams     of each engine, see ``load``
-    limits      override LIMITS for every precision
-    strict      stop at the first bad test picture; otherwise bad pictures are left out and listed in the result
-    descriptor_dtypes, pcas   compact forms of each engine's gallery to measure too, see ``quality.compact_forms``
-
-    Raises InputError, EngineError, CheckpointError or MissingDependency; a missed limit is in the result's gate.
+    Raises InputError, EngineError, CheckpointError or MissingDependency. A missed limit raises nothing: the result's
+    gate lists it.
     """
-    threads = threads or available_threads()
-    paths = list(dict.fromkeys(map(Path, engine_paths)))
-    stems = ["reference", *(path.stem for path in paths)]
+    options = options or BenchOptions()
+    threads = options.threads or available_threads()
     with ExitStack() as stack:
-        loaded = [stack.enter_context(load(path, threads=threads, streams=streams)) for path in paths]
-        engines = [
-            _engine(engine, path, path.stem if stems.count(path.stem) == 1 else str(path))
-            for engine, path in zip(loaded, paths, strict=True)
-        ]
-        device = _device(loaded)
-        checkpoint = reference or _recorded_checkpoint(loaded[0].manifest)
-        precisions = {engine.precision for engine in engines}
-        base, others, recorded = _reference(stack, checkpoint, threads, device, precisions)
-        for engine in engines:
-            if engine.spec.space_id != base.spec.space_id:
-                raise InputError(
-                    f"{engine.path} describes space {engine.spec.space_id}, the reference {base.path} describes "
-                    f"{base.spec.space_id}; bench engines of one model at a time."
-                )
-        evaluation, left_out = _evaluation(data, recorded, strict, on_progress)
-        if "max_recall_drop_pp" in (limits or {}):
-            evaluation.check_recall()
-        forms = compact_forms(descriptor_dtypes, pcas)
-        for dtype, pca in forms:
-            check_form(dtype, pca, base.spec.dim, len(evaluation.gallery))
-        found = _retrieve([base, *engines], evaluation, on_progress)
-        started = cpu_clock()
-        timed = [base, *others, *engines]
-        samples = {size: _time(timed, size, seconds, on_progress) for size in batch_sizes}
-        machine_load = load_between(started, cpu_clock(), threads)
-    expected = found[base.title]
-    runs = []
-    for engine in engines:
-        quality = retrieval_quality(found[engine.title], expected, evaluation)
-        on_form = partial(on_progress, f"compact forms of {engine.title}")
-        compact = compact_quality(found[engine.title], expected, evaluation, forms, on_form)
-        for size in batch_sizes:
-            runs.append(
-                {
-                    "path": str(engine.path),
-                    "backend": engine.backend,
-                    "precision": engine.precision,
-                    "batch": size,
-                    "threads": threads,
-                    "streams": streams,
-                    **_speed(samples[size], engine, base, size),
-                    "bytes": engine.path.stat().st_size,
-                    **quality,
-                    "compact": compact,
-                    "stale": engine.stale or _of_another_checkpoint(engine, base),
-                }
-            )
+        entered = _enter(stack, list(dict.fromkeys(map(Path, engine_paths))), options, threads)
+        evaluation, left_out = _evaluation(options, entered.recorded, on_progress)
+        for dtype, pca in compact_forms(options.descriptor_dtypes, options.pcas):
+            check_form(dtype, pca, entered.reference.spec.dim, len(evaluation.gallery))
+        measured = _measure(entered, evaluation, options, threads, on_progress)
+    runs = [
+        run for engine in entered.engines for run in _runs(engine, entered.reference, measured, options, on_progress)
+    ]
     result = {
         "schema": SCHEMA,
         "notes": list(evaluation.images.notes),
-        "environment": {
-            "input": base.spec.input_text,
-            **environment(evaluation.images, threads, samples, machine_load),
-            **({"gpu": gpu_facts(), "cudnn": base.cudnn} if device == "cuda" else {}),
-        },
+        "environment": _environment(entered, measured),
         "queries": evaluation.asked,
-        "reference": {
-            "backend": base.backend,
-            "precision": base.precision,
-            "recall": evaluation.recall(expected.indices),
-            "runs": [
-                {"precision": one.precision, "batch": size, "threads": threads, **_speed(taken, one, base, size)}
-                for one in (base, *others)
-                for size, taken in samples.items()
-            ],
-        },
+        "reference": _reference_facts(entered, measured),
         "engines": runs,
-        "gate": gate(runs, limits),
+        "gate": gate(runs, options.limits),
         "left_out": [picture._asdict() for picture in left_out],
     }
-    return result, example_queries(found, base.title, evaluation, queries)
+    return result, example_queries(measured.found, entered.reference.title, evaluation, options.queries)
 
 
 def gate(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Hold each run's recall@1 drop (where there are classes) and overlap@10 against the limits of its precision."""
+    """Check each engine's drop of recall@1, if there are classes, and its overlap@10 against limits for its precision.
+
+    limits   override LIMITS for every precision
+
+    Returns {"passed", "limits", "failures"}; a failure is a sentence part that names the engine.
+    """
     allowed = {run["precision"]: {**LIMITS[Precision(run["precision"])], **(limits or {})} for run in runs}
     failures = []
     for run in {run["path"]: run for run in runs}.values():
@@ -208,9 +196,9 @@ def gate(runs: Sequence[Mapping[str, Any]], limits: Mapping[str, float] | None =
 def environment(
     images: ImageList, threads: int, samples: Mapping[int, Mapping[str, list[float]]], load: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything around the numbers that could have changed them.
+    """The machine, the packages and the pictures of a measurement, for its JSON.
 
-    load   of the machine while ``samples`` were taken, see ``load_between``
+    load   of the machine while ``samples`` were timed, see ``load_between``
     """
     versions = {name: version for name in PACKAGES if (version := package_version(name))}
     return {
@@ -228,13 +216,38 @@ def environment(
     }
 
 
-def _engine(engine: Engine, path: Path, name: str) -> Contestant:
+def _enter(stack: ExitStack, paths: Sequence[Path], options: BenchOptions, threads: int) -> _Field:
+    """Load engines and reference; the stack closes them. Raises InputError unless all describe one space."""
+    loaded = [stack.enter_context(load(path, threads=threads, streams=options.streams)) for path in paths]
+    stems = ["reference", *(path.stem for path in paths)]
+    engines = [
+        _engine(engine, path, path.stem if stems.count(path.stem) == 1 else str(path))
+        for engine, path in zip(loaded, paths, strict=True)
+    ]
+    device = _device(loaded)
+    checkpoint = Path(options.reference or _recorded_checkpoint(loaded[0].manifest))
+    precisions = {engine.precision for engine in engines}
+    base, others, recorded = _reference(stack, checkpoint, threads, device, precisions)
+    for engine in engines:
+        if engine.spec.space_id != base.spec.space_id:
+            raise InputError(
+                f"{engine.path} describes space {engine.spec.space_id}, the reference {base.path} describes "
+                f"{base.spec.space_id}; bench engines of one model at a time."
+            )
+    return _Field(base, others, engines, device, recorded)
+
+
+def _engine(engine: Engine, path: Path, name: str) -> BenchContestant:
     manifest = engine.manifest
-    precision = manifest.precision.value
-    title = f"{name}: {manifest.backend} {precision}"
-    checkpoint = manifest.source.get("checkpoint_sha256")
-    return Contestant(
-        title, manifest.backend, precision, engine.spec, engine.embed, path, checkpoint, stale(path, manifest)
+    return BenchContestant(
+        title=f"{name}: {manifest.backend} {manifest.precision.value}",
+        precision=manifest.precision.value,
+        run=engine.embed,
+        backend=manifest.backend,
+        spec=engine.spec,
+        path=path,
+        checkpoint=manifest.source.get("checkpoint_sha256"),
+        stale=stale(path, manifest),
     )
 
 
@@ -247,18 +260,24 @@ def _device(engines: Sequence[Engine]) -> str:
 
 
 def _reference(
-    stack: ExitStack, path: str | Path, threads: int, device: str, precisions: Collection[str]
-) -> tuple[Contestant, list[Contestant], Evaluation | None]:
+    stack: ExitStack, path: Path, threads: int, device: str, precisions: Collection[str]
+) -> tuple[BenchContestant, list[BenchContestant], Evaluation | None]:
     """The reference; the same model in other precisions; and the test pictures that a checkpoint records.
 
     precisions   of the engines: torch is timed in TF32 too if one of them is TF32
     """
-    path = Path(path)
     if path.suffix == ".cgd":
         return _engine(stack.enter_context(load(path, threads=threads)), path, "reference"), [], None
     torch = stack.enter_context(TorchBackend(path, device=device, threads=threads))
-    base = Contestant(
-        "reference: torch fp32", "torch", "fp32", torch.spec, torch.run, path, sha256_file(path), cudnn=torch.cudnn
+    base = BenchContestant(
+        title="reference: torch fp32",
+        precision="fp32",
+        run=torch.run,
+        backend="torch",
+        spec=torch.spec,
+        path=path,
+        checkpoint=sha256_file(path),
+        cudnn=torch.cudnn,
     )
     runs = {"tf32": torch.run_tf32, "fp16": torch.run_fp16}
     others = [
@@ -272,67 +291,115 @@ def _reference(
 def _recorded_checkpoint(manifest: Manifest) -> Path:
     recorded = Path(manifest.source.get("checkpoint") or "an unknown place")
     if not recorded.is_file():
-        raise InputError(
-            f"the checkpoint that the engine was made from is not at {recorded}; pass --reference CKPT.pt or FP32.cgd."
-        )
+        raise InputError(f"the checkpoint of the engine is not at {recorded}; pass --reference CKPT.pt or FP32.cgd.")
     if sha256_file(recorded) != manifest.source["checkpoint_sha256"]:
         raise InputError(f"{recorded} changed since the engine was made from it; export again or pass --reference.")
     return recorded
 
 
 def _evaluation(
-    data: str | Path | None, recorded: Evaluation | None, strict: bool, on_progress: OnProgress
+    options: BenchOptions, recorded: Evaluation | None, on_progress: OnProgress
 ) -> tuple[Evaluation, list[LeftOut]]:
-    """The test pictures that can be decoded, and the others."""
-    evaluation = read_evaluation(data) if data is not None else recorded
+    """The test pictures that can be decoded, and the others. Raises InputError if they cannot be benched on."""
+    evaluation = read_evaluation(options.data) if options.data is not None else recorded
     if evaluation is None:
         raise InputError("there are no test pictures to bench on; pass --data FOLDER or LIST.tsv.")
     evaluation.images.check_present("test", "--data")
-    evaluation, left_out = without_bad(evaluation, strict=strict, on_progress=on_progress)
+    evaluation, left_out = without_bad(evaluation, strict=options.strict, on_progress=on_progress)
     if evaluation.offered <= K:
         raise InputError(
-            f"bench compares {K} neighbours a picture and got {len(evaluation.images)} pictures; "
+            f"bench compares {K} neighbours of each picture and got {len(evaluation.images)} pictures; "
             f"pass at least {K + 2}, and {K + 1} to search in."
         )
+    if "max_recall_drop_pp" in (options.limits or {}):
+        evaluation.check_recall()
     return evaluation, left_out
 
 
-def _of_another_checkpoint(engine: Contestant, base: Contestant) -> str | None:
-    known = engine.checkpoint and base.checkpoint
-    return "made from another checkpoint than the reference" if known and engine.checkpoint != base.checkpoint else None
-
-
-def _retrieve(
-    contestants: Sequence[Contestant], evaluation: Evaluation, on_progress: OnProgress
-) -> dict[str, Retrieved]:
-    parts: dict[str, list[Descriptors]] = {contestant.title: [] for contestant in contestants}
-    seen = 0
-    for indices, pixels in batches(evaluation.images, contestants[0].spec, QUALITY_BATCH):
-        for contestant in contestants:
-            parts[contestant.title].append(contestant.run(pixels))
-        seen += len(indices)
-        on_progress("embedding", seen / len(evaluation.images))
-    depth = min(max(K, *evaluation.recall_at), evaluation.offered)
-    found = {}
-    for title, part in parts.items():
-        descriptors = np.concatenate(part)
-        found[title] = Retrieved(descriptors, *evaluation.neighbours(descriptors, depth))
-    return found
+def _measure(
+    entered: _Field, evaluation: Evaluation, options: BenchOptions, threads: int, on_progress: OnProgress
+) -> _Measured:
+    spec = entered.reference.spec
+    found = retrieve([entered.reference, *entered.engines], evaluation, spec, on_progress)
+    timed = [entered.reference, *entered.others, *entered.engines]
+    started = cpu_clock()
+    samples = {
+        size: _time(timed, golden_images(spec, size), options.seconds, on_progress) for size in options.batch_sizes
+    }
+    return _Measured(evaluation, found, samples, load_between(started, cpu_clock(), threads), threads)
 
 
 def _time(
-    contestants: Sequence[Contestant], batch_size: int, seconds: float, on_progress: OnProgress
+    contestants: Sequence[Contestant], pixels: NDArray[np.uint8], seconds: float, on_progress: OnProgress
 ) -> dict[str, list[float]]:
-    pixels = golden_images(contestants[0].spec, batch_size)
-    calls = {contestant.title: (lambda run=contestant.run: run(pixels)) for contestant in contestants}
-    return interleaved(calls, seconds, lambda done: on_progress(f"timing batch {batch_size}", done))
+    """Seconds of each call, by title; the contestants take turns."""
+    calls = {contestant.title: partial(contestant.run, pixels) for contestant in contestants}
+    return interleaved(calls, seconds, partial(on_progress, f"timing batch {len(pixels)}"))
 
 
-def _speed(taken: Mapping[str, list[float]], engine: Contestant, base: Contestant, batch: int) -> dict[str, Any]:
-    median = float(np.median(taken[engine.title]))
-    reference = float(np.median(taken[base.title]))
+def _runs(
+    engine: BenchContestant,
+    reference: BenchContestant,
+    measured: _Measured,
+    options: BenchOptions,
+    on_progress: OnProgress,
+) -> list[dict[str, Any]]:
+    """The JSON of one engine, a run for each batch size."""
+    found, expected = measured.found[engine.title], measured.found[reference.title]
+    on_form = partial(on_progress, f"compact forms of {engine.title}")
+    forms = compact_forms(options.descriptor_dtypes, options.pcas)
+    quality = retrieval_quality(found, expected, measured.evaluation)
+    compact = compact_quality(found, expected, measured.evaluation, forms, on_form)
+    return [
+        {
+            "path": str(engine.path),
+            "backend": engine.backend,
+            "precision": engine.precision,
+            "batch": size,
+            "threads": measured.threads,
+            "streams": options.streams,
+            **_speed(taken, engine, reference, size),
+            "bytes": engine.path.stat().st_size,
+            **quality,
+            "compact": compact,
+            "stale": engine.stale or _of_another_checkpoint(engine, reference),
+        }
+        for size, taken in measured.samples.items()
+    ]
+
+
+def _reference_facts(entered: _Field, measured: _Measured) -> dict[str, Any]:
+    base = entered.reference
     return {
-        "latency_ms": percentiles_ms(taken[engine.title]),
-        "images_per_second": round(batch / median, 3),
-        "speedup_vs_torch": round(reference / median, 4) if base.backend == "torch" else None,
+        "backend": base.backend,
+        "precision": base.precision,
+        "recall": measured.evaluation.recall(measured.found[base.title].indices),
+        "runs": [
+            {
+                "precision": one.precision,
+                "batch": size,
+                "threads": measured.threads,
+                **_speed(taken, one, base, size),
+            }
+            for one in (base, *entered.others)
+            for size, taken in measured.samples.items()
+        ],
     }
+
+
+def _environment(entered: _Field, measured: _Measured) -> dict[str, Any]:
+    base = entered.reference
+    return {
+        "input": base.spec.input_text,
+        **environment(measured.evaluation.images, measured.threads, measured.samples, measured.load),
+        **({"gpu": gpu_facts(), "cudnn": base.cudnn} if entered.device == "cuda" else {}),
+    }
+
+
+def _speed(taken: Mapping[str, list[float]], one: BenchContestant, base: BenchContestant, batch: int) -> dict[str, Any]:
+    return speed(taken, one.title, base.title if base.backend == "torch" else None, batch)
+
+
+def _of_another_checkpoint(engine: BenchContestant, base: BenchContestant) -> str | None:
+    known = engine.checkpoint and base.checkpoint
+    return "made from another checkpoint than the reference" if known and engine.checkpoint != base.checkpoint else None

@@ -1,6 +1,6 @@
-"""What an engine's descriptors retrieve, held against what the reference's do, stored whole or compactly.
+"""Compares the neighbours that an engine finds with those of the reference, for float32 and compact galleries.
 
-Runs no engine: takes what was embedded.
+Runs no engine: takes descriptors.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from ..search.retrieval import Indices, Retrieved, overlap
 from .significance import recall_drops
 
 K = 10
-"""Neighbours whose overlap is measured."""
+"""Neighbours of each query whose overlap is measured."""
 
 Form = tuple[str, int | None]
-"""A descriptor dtype and how many PCA components are kept, None for no PCA."""
+"""A descriptor dtype, and the number of PCA components or None."""
 
 
 def retrieval_quality(found: Retrieved, expected: Retrieved, evaluation: Evaluation) -> dict[str, Any]:
-    """The bench's JSON of one engine: recall, and neighbours and cosines next to the reference's ``expected``."""
+    """The JSON of one engine's retrieval: recall, and neighbours and cosines compared with the reference.
+
+    found, expected   neighbours of the engine and of the reference
+    """
     similar = cosines(found.descriptors, expected.descriptors)
     depth = found.indices.shape[1]
     crossed, _ = evaluation.neighbours(found.descriptors, depth, gallery=expected.descriptors)
@@ -37,7 +40,7 @@ def retrieval_quality(found: Retrieved, expected: Retrieved, evaluation: Evaluat
 
 
 def compact_forms(dtypes: Sequence[str], pcas: Sequence[int]) -> list[Form]:
-    """Every dtype with every PCA, once; what is not given is float32, and no PCA. Nothing if neither is given."""
+    """Each dtype with each PCA, once. Without dtypes it is float32, without PCAs no PCA; without both it is empty."""
     components: Sequence[int | None] = pcas or [None]
     return list(dict.fromkeys(product(dtypes or ["float32"], components))) if dtypes or pcas else []
 
@@ -49,10 +52,13 @@ def compact_quality(
     forms: Sequence[Form],
     on_form: Callable[[float], None] = lambda done: None,
 ) -> list[dict[str, Any]]:
-    """What an engine's gallery retrieves when it is kept in each form, against the reference's float32 ``expected``.
+    """The JSON of an engine's retrieval with its gallery in each form, compared with the reference's float32 gallery.
 
-    The PCA is fitted to the gallery, as ``cgd-deploy embed`` fits it; queries are projected and not rounded.
-    ``on_form`` is told the fraction that is done. Raises InputError for a form that the gallery cannot have.
+    found, expected   neighbours of the engine and of the reference
+    on_form           called with the fraction of the forms that is done
+
+    The PCA is fitted to the gallery, as ``cgd-deploy embed`` fits it; queries are projected and not rounded. Raises
+    InputError for a form that the gallery cannot have.
     """
     measured: list[dict[str, Any]] = []
     for dtype, pca in forms:

@@ -1,4 +1,4 @@
-"""Which queries a report shows, and what each engine found for them."""
+"""Chooses the queries of a report, and lists the neighbours that each engine found for them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from ..search.retrieval import Indices, Retrieved
 from .report import Neighbour, QueryRow
 
 STRIP = 10
-"""Neighbours that are shown and compared."""
+"""Neighbours of each query to show and compare."""
 
 
 def example_queries(
     found: Mapping[str, Retrieved], reference: str, evaluation: Evaluation, count: int
 ) -> list[QueryRow]:
-    """Half the queries whose neighbours changed most under any engine, half spread evenly over the list.
+    """Half are the queries whose neighbours changed most under any engine; half are spread evenly over the list.
 
-    found       what each engine retrieved, by the title of its column; ``reference`` is one of them
+    found       neighbours by the title of a column
+    reference   title of the reference's column
     """
     images, queries = evaluation.images, evaluation.queries.tolist()
     expected = found[reference].indices[:, :STRIP]

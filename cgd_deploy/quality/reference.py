@@ -1,4 +1,4 @@
-"""The trained model itself in torch: the reference that every engine is measured against."""
+"""The trained model in torch: the reference for every engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..spec import ModelSpec
 def products(torch: Any, precision: str) -> Iterator[None]:
     """In this block torch computes FP32 products on CUDA as ``precision`` says: "ieee", which is FP32, or "tf32".
 
-    torch itself allows TF32 in convolutions. Not ``cudnn.flags``: by default that switches cuDNN off.
+    By default torch allows TF32 in convolutions. ``cudnn.flags`` is no help: by default it switches cuDNN off.
     """
     settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
     before = [setting.fp32_precision for setting in settings]
@@ -37,10 +37,10 @@ def products(torch: Any, precision: str) -> Iterator[None]:
 class TorchBackend(Backend):
     """A checkpoint in eager torch: ``run`` in FP32, ``run_tf32`` in TF32 on CUDA, ``run_fp16`` in FP16 autocast.
 
-    device       "cpu", or "cuda", where the model is channels last
-    spec         the checkpoint's
-    evaluation   the held-out pictures it records, or None
-    cudnn        the version of cuDNN that torch uses, None without one
+    device       "cpu" or "cuda"; on CUDA the model is channels last
+    spec         the spec of the checkpoint
+    evaluation   the held-out pictures that the checkpoint records, or None
+    cudnn        the version of cuDNN that torch uses on CUDA, or None
 
     Raises CheckpointError for a damaged checkpoint, MissingDependency without torch.
     """
@@ -73,12 +73,12 @@ class TorchBackend(Backend):
             return self._run(images)
 
     def run_tf32(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The same in TF32, on CUDA."""
+        """``run`` in TF32, on CUDA."""
         with products(self._torch, "tf32"):
             return self._run(images)
 
     def run_fp16(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The same in FP16 autocast."""
+        """``run`` in FP16 autocast."""
         with self._torch.autocast(self._device, self._torch.float16):
             return self._run(images)
 

@@ -1,13 +1,11 @@
-"""Self-contained HTML pages: the bench report and the pictures a search found.
-
-Takes measured numbers as they are and looks good; measures nothing, decides no gate and runs no model.
-"""
+"""Self-contained HTML pages: the report of a bench, and the pictures that a search found. Measures nothing."""
 
 from __future__ import annotations
 
 import base64
 import io
 import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,10 +21,11 @@ from ..hardware.timing import load_warning
 from ..pictures.folders import counted, some
 from ..pictures.images import Box
 from ..pictures.preprocess import decode
+from .formatting import change, change_interval, percent
 
 THUMBNAIL = 112
 CAPTION = 26
-"""Characters of a picture's name, and of its folder: each fits into three lines below one of ten neighbours."""
+"""Most characters of a picture's name, and of its folder's: three lines below one of ten neighbours."""
 UNKNOWN = "n/a"
 QUALITY = (
     "bytes",
@@ -44,9 +43,9 @@ QUALITY = (
 class Neighbour:
     """One picture that was found.
 
-    box      the part of the picture that was embedded, or None for all of it
-    correct  of the query's class; None where classes are unknown
-    changed  not among the neighbours that the reference found for this query
+    box      the part of the picture that was embedded, None for the whole picture
+    correct  whether it has the query's class; None if classes are unknown
+    changed  whether the reference did not find it for this query
     """
 
     path: Path
@@ -68,7 +67,7 @@ class QueryRow:
 
 
 def write_bench_report(path: str | Path, result: dict[str, Any], rows: Sequence[QueryRow] = ()) -> Path:
-    """Write what ``bench --json`` measured as one HTML page, with the retrieval grid of ``rows``; return its path."""
+    """Write the result of ``bench`` as one HTML page, with a grid of the queries ``rows``; returns its path."""
     engines = _by_engine(result["engines"])
     timed = [*result["reference"]["runs"], *result["engines"]]
     return _write(
@@ -88,12 +87,12 @@ def write_bench_report(path: str | Path, result: dict[str, Any], rows: Sequence[
 
 
 def write_search_page(path: str | Path, title: str, rows: Sequence[QueryRow]) -> Path:
-    """Write queries and the neighbours found for them, with similarities, as one HTML page; return its path."""
+    """Write queries and their neighbours, with similarities, as one HTML page; returns its path."""
     return _write(path, "search.html", rows, title=title)
 
 
 def headline(result: dict[str, Any]) -> str:
-    """One sentence on the fastest engine of a bench: its speed and what it did to recall (or to the neighbours)."""
+    """One sentence on the fastest engine of a bench: its speed, and its change of recall or of neighbours."""
     if not result["engines"]:
         return "No engine was measured."
     run = max(result["engines"], key=lambda run: run["images_per_second"])
@@ -114,7 +113,7 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
-    """Sentences on why a bench may mislead: the pictures that were read or left out, load, and stale engines."""
+    """Sentences on why a bench may mislead: notes on the pictures, pictures left out, load, and stale engines."""
     found = [*result.get("notes", ()), load_warning(result["environment"]["load"])]
     engines = {run["path"]: run["stale"] for run in result["engines"]}
     found += [f"{Path(path).name} was {reason}." for path, reason in engines.items() if reason]
@@ -125,13 +124,13 @@ def warnings(result: dict[str, Any]) -> list[str]:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """Sentences on how a bench was measured: the queries that recall leaves out. Former results counted every query."""
+    """Sentences on the queries that recall leaves out. Older releases counted all queries; their results have none."""
     note = left_out_queries(result["queries"]) if "queries" in result else None
     return [note] if note else []
 
 
 def form_name(form: dict[str, Any]) -> str:
-    """How one entry of a run's "compact" keeps descriptors: "int8", or "int8, PCA 256"."""
+    """The form of one entry of a run's "compact" as text: "int8", or "int8, PCA 256"."""
     return form["descriptor_dtype"] + (f", PCA {form['pca']}" if form["pca"] is not None else "")
 
 
@@ -145,7 +144,7 @@ def _write(path: str | Path, template: str, rows: Sequence[QueryRow], **context:
         with_changes=any(n.changed for n in found),
         **context,
     )
-    return write_text(path, page.encode("utf-8", "replace").decode())  # a file name may hold bytes that are no text
+    return write_text(path, page.encode("utf-8", "replace").decode())  # a file name may hold bytes that are not text
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class _Thumbnail:
 
 
 def _album(pictures: list[tuple[Path, Box | None]]) -> dict[tuple[Path, Box | None], _Thumbnail | None]:
-    """Each picture once, however many engines found it; None for one that cannot be opened."""
+    """A thumbnail of each picture, made once; None if a picture cannot be opened."""
     return {picture: _thumbnail(f"t{i}", *picture) for i, picture in enumerate(dict.fromkeys(pictures))}
 
 
@@ -174,9 +173,9 @@ def _thumbnail(name: str, path: Path, box: Box | None) -> _Thumbnail | None:
 
 
 def _captions(queries: Collection[Path], found: Collection[Path]) -> dict[Path, tuple[str, str]]:
-    """Of each picture its folder, or nothing where names alone tell all of them apart, and its name.
+    """The folder and the name of each picture; the folder is empty if names alone are unique.
 
-    Neighbours in several folders show their folders, for a folder is often a class.
+    If neighbours lie in several folders, all show their folders: a folder is often a class.
     """
     whole = {path: Path(os.path.abspath(path)).parts for path in {*queries, *found}}
     shown = 2 if len({whole[path][:-1] for path in found}) > 1 else 1
@@ -188,13 +187,13 @@ def _captions(queries: Collection[Path], found: Collection[Path]) -> dict[Path, 
 
 
 def _shortened(texts: Collection[str]) -> dict[str, str]:
-    """Long texts without their middle, unless that leaves two of them alike."""
+    """Cut the middle out of long texts, unless two of them would become equal."""
     short = {text: _without_middle(text) for text in texts}
     return short if len(set(short.values())) == len(short) else {text: text for text in texts}
 
 
 def _without_middle(text: str) -> str:
-    """At most CAPTION characters; two thirds of them are the end of ``text``, where names mostly differ."""
+    """At most CAPTION characters. Two thirds of them come from the end of ``text``, where names mostly differ."""
     if len(text) <= CAPTION:
         return text
     start = CAPTION // 3
@@ -209,7 +208,7 @@ def _by_engine(runs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _distinct_quality(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One run for each different set of retrieval measures: batch and threads rarely change them."""
+    """One run for each distinct set of retrieval measures; batch and threads rarely change the measures."""
     return [run for i, run in enumerate(runs) if all(any(run[q] != r[q] for q in QUALITY) for r in runs[:i])]
 
 
@@ -232,20 +231,20 @@ def _number(value: float) -> str:
 
 
 def _percent(fraction: float | None) -> str:
-    return UNKNOWN if fraction is None else f"{100 * fraction:.2f}%"
+    return percent(fraction, UNKNOWN)
 
 
 def _difference(drop: float | None) -> str:
-    """A drop in percentage points, written as what it does to the number: a drop of 0.25 is -0.25 pp."""
-    if drop is None:
-        return UNKNOWN
-    text = f"{-drop:+.2f}"
-    return ("\N{PLUS-MINUS SIGN}0.00" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")) + " pp"
+    """A drop of 0.25 percentage points is a change of -0.25 pp, with a real minus sign."""
+    return UNKNOWN if drop is None else f"{_typographic(change(drop))} pp"
 
 
 def _interval(drop: Sequence[float]) -> str:
-    """The ends of a drop's confidence interval, as those of what it does to the number."""
-    return " to ".join(_difference(end).removesuffix(" pp") for end in reversed(drop)) + " pp"
+    return f"{_typographic(change_interval(drop, ' to '))} pp"
+
+
+def _typographic(text: str) -> str:
+    return re.sub(r"[-+]0\.00", "\N{PLUS-MINUS SIGN}0.00", text).replace("-", "\N{MINUS SIGN}")
 
 
 def _size(count: int) -> str:

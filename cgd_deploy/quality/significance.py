@@ -1,4 +1,4 @@
-"""How sure a difference between two recalls is, from queries that were asked twice. Knows no model."""
+"""Confidence intervals of the difference between two recalls of the same queries. Knows no model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class Drop(NamedTuple):
 
 
 def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_], seed: int = 0) -> Drop:
-    """What a recall lost, with the percentile interval of the paired bootstrap (Efron and Tibshirani 1993, ch. 13).
+    """The drop of a recall, with the percentile interval of the paired bootstrap (Efron and Tibshirani 1993, ch. 13).
 
     before, after   bool [Q]: whether each query found its class; query i is the same in both
+
     d_q = before_q - after_q is -1, 0 or 1, and drop = 100 / Q * sum_q d_q. A bootstrap sample draws Q queries with
-    replacement; all that counts of it is how many have each difference, and those numbers follow
-    (m-, m0, m+) ~ Multinomial(Q, (n-, n0, n+) / Q), n being the counts found. So drop* = 100 * (m+ - m-) / Q is
-    drawn 10,000 times without drawing a query; low and high are the 2.5 and 97.5 percentiles. Where no query changes
-    the interval is a point, and it speaks of other queries, not of another gallery.
+    replacement. Its drop depends only on how many queries have each difference, and these counts follow
+    (m-, m0, m+) ~ Multinomial(Q, (n-, n0, n+) / Q), where n are the observed counts. So we draw the counts 10,000
+    times, without drawing queries: drop* = 100 * (m+ - m-) / Q. low and high are the 2.5 and 97.5 percentiles.
+    If no query changes, the interval is a point. The interval is about other queries, not about another gallery.
     """
     total = len(before)
     differences = before.astype(np.int8) - after.astype(np.int8)
@@ -44,9 +45,10 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_], seed: int =
 def recall_drops(
     evaluation: Evaluation, before: Indices, after: Indices, ks: Sequence[int] | None = None
 ) -> dict[str, Drop]:
-    """The drop of recall@K by K, ``evaluation``'s own unless given; empty unless ``Evaluation.has_recall``.
+    """The drop of recall@K by K; empty unless ``Evaluation.has_recall``.
 
-    before, after   picture numbers int64 [Q, K'] that ``Evaluation.neighbours`` gave
+    before, after   picture numbers int64 [Q, K'] from ``Evaluation.neighbours``
+    ks              None: the K of ``evaluation``
     """
     if not evaluation.has_recall:
         return {}

@@ -1,4 +1,4 @@
-"""Smaller forms of descriptors: fewer bytes a value, fewer values. Arrays in, arrays out; knows no file, no engine."""
+"""Compact forms of descriptors: fewer bytes a value, fewer values. Takes and gives arrays; knows no file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TINY = np.finfo(np.float32).tiny
 
 @dataclass(frozen=True, eq=False)
 class Compact:
-    """How a gallery keeps descriptors of ``dim`` values; make one that fits it with ``fit``.
+    """The form in which a gallery keeps descriptors of ``dim`` values; ``fit`` makes one for a gallery.
 
     dtype        one of DTYPES
-    projection   None, or float32 [1 + L, dim]: the mean that is taken off, then the L components projected on
+    projection   None, or the PCA as float32 [1 + L, dim]: the mean to subtract, then L components
 
-    Only the gallery is rounded. A query is projected and stays float, so that its similarity has the error of one
-    side alone (asymmetric distances, Gordo et al. 2014).
+    Only the gallery is rounded. Queries are projected and stay float32, so only one side of a similarity has a rounding
+    error (asymmetric distances, Gordo et al. 2014).
     """
 
     dtype: str
@@ -40,17 +40,17 @@ class Compact:
 
     @property
     def pca(self) -> int | None:
-        """How many components there are, or None without a projection."""
+        """Number of PCA components, None without a PCA."""
         return None if self.projection is None else len(self.projection) - 1
 
     @property
     def length(self) -> int:
-        """L, the values that a stored descriptor has."""
+        """L, the number of values of a stored descriptor."""
         return self.dim if self.pca is None else self.pca
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As they stand in an index."""
+        """The fields that an index stores about its form."""
         return {"descriptor_dtype": self.dtype, "dim": self.dim, "pca": self.pca}
 
     @property
@@ -58,9 +58,9 @@ class Compact:
         return -(-self.length * _CODES[self.dtype].bits // 8)
 
     def project(self, descriptors: Descriptors) -> Descriptors:
-        """Unit float32 [N, dim] -> unit float32 [N, L], not rounded; the mean itself becomes zeros.
+        """Unit float32 [N, dim] -> unit float32 [N, L], not rounded; the mean descriptor becomes zeros.
 
-        Raises InputError if the descriptors have another length than those that the projection was fitted to.
+        Raises InputError if the descriptors do not have ``dim`` values.
         """
         if self.projection is None:
             return descriptors
@@ -70,15 +70,15 @@ class Compact:
         return _unit((descriptors - mean) @ components.T)
 
     def store(self, descriptors: Descriptors) -> Stored:
-        """Unit float32 [N, dim] -> what is kept of them."""
+        """Unit float32 [N, dim] -> the stored array."""
         return _CODES[self.dtype].write(self.project(descriptors))
 
     def restore(self, stored: Stored) -> Descriptors:
-        """What ``store`` gave -> unit float32 [N, L]; rows of zeros stay zeros, but binary has no zero."""
+        """The stored array -> unit float32 [N, L]. Rows of zeros stay zeros, except in binary, which has no zero."""
         return _CODES[self.dtype].read(stored, self.length)
 
     def check(self, stored: Stored) -> None:
-        """Raise InputError if an array from elsewhere is not what ``store`` gives."""
+        """Raise InputError unless the dtype and width of an array are those that ``store`` gives."""
         dtype = np.dtype(_CODES[self.dtype].stored)
         width = self.bytes_per_descriptor // dtype.itemsize
         if stored.dtype != dtype or stored.shape[1:] != (width,):
@@ -89,14 +89,14 @@ class Compact:
 
 
 def fit(descriptors: Descriptors, dtype: str = "float32", pca: int | None = None) -> Compact:
-    """The compact form of a gallery, unit descriptors float32 [N, D]; raises InputError as ``check_form`` does."""
+    """The compact form for a gallery of unit descriptors float32 [N, D]; raises InputError as ``check_form`` does."""
     count, dim = descriptors.shape
     check_form(dtype, pca, dim, count)
     return Compact(dtype, dim, None if pca is None else _principal(descriptors, pca))
 
 
 def check_form(dtype: str, pca: int | None, dim: int, pictures: int) -> None:
-    """Raise InputError for an unknown dtype, or more components than ``pictures`` descriptors [dim] can have."""
+    """Raise InputError for an unknown dtype, or if ``pictures`` descriptors of ``dim`` values have fewer components."""
     Compact(dtype, dim)
     most = min(dim, pictures - 1)
     if pca is not None and not 1 <= pca <= most:
@@ -107,7 +107,7 @@ def check_form(dtype: str, pca: int | None, dim: int, pictures: int) -> None:
 def _principal(descriptors: Descriptors, count: int) -> Descriptors:
     """[1 + count, D]: the mean and the leading eigenvectors of the covariance (principal components, Pearson 1901).
 
-    An eigenvector's sign is arbitrary; here its entry of largest magnitude is positive.
+    The sign of an eigenvector is arbitrary. We make its entry of largest magnitude positive.
     """
     mean = descriptors.mean(axis=0, dtype=np.float64)
     scatter = np.zeros((len(mean), len(mean)))
@@ -125,7 +125,7 @@ def _unit(values: Descriptors) -> Descriptors:
 
 
 def _to_int8(values: Descriptors) -> Stored:
-    """Each row by its own largest magnitude to 127; the cosine does not see the scale, so nobody keeps it."""
+    """Scale each row so that its largest magnitude is 127. The scale is not stored: cosines do not depend on it."""
     largest = np.maximum(np.abs(values).max(axis=1, keepdims=True), TINY)
     return np.rint(values / largest * 127).astype(np.int8)
 
@@ -136,7 +136,7 @@ def _from_signs(stored: Stored, length: int) -> Descriptors:
 
 
 class _Code(NamedTuple):
-    """How values [N, L] are written to an array of dtype ``stored``, ``bits`` a value, and read as unit float32."""
+    """Writes values [N, L] to an array of dtype ``stored`` with ``bits`` bits a value, and reads unit float32."""
 
     stored: type
     bits: int

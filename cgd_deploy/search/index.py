@@ -1,7 +1,7 @@
-"""Descriptors on disk with where they came from: .npy (with a .npy.json beside it), .parquet, or a folder of those.
+"""Galleries on disk: descriptors, the paths of their pictures, and the space of the engine that made them.
 
-A PCA lies beside a file as .pca.npy. How descriptors are rounded and projected is ``compact``'s; what a folder of
-Parquet files is, ``shards``'s.
+An index is a .npy file with a .npy.json beside it, a .parquet file, or a folder of Parquet files, see ``shards``. A PCA
+lies beside the file as .pca.npy. ``compact`` rounds and projects descriptors.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SUFFIXES = (".npy", ".parquet")
 
 
 class Mixing(NamedTuple):
-    """Whether an engine of one precision may search an index of another.
+    """Whether an engine of one precision may search an index of another precision.
 
-    safe   True if a measurement found it safe, False if not, or if nobody measured
+    safe   True if a measurement found it safe; False if it did not, or if nobody measured
     told   the measurement, or that there is none, and what to do: a sentence without its full stop
     """
 
@@ -44,12 +44,20 @@ class Mixing(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """Descriptors of pictures, with what must be known to search them.
+    """A gallery to search: descriptors of pictures, and the paths of the pictures.
 
-    stored      the descriptors, in the form ``compact``
-    paths       of the pictures, as they can be opened from the current folder
-    space_id    of the engine that made it, as precision
-    statement   what that engine says of sharing a gallery with FP32, see ``Manifest``
+    stored      descriptors [N, W] in the form ``compact``: float32, float16, int8, or bits in uint8
+    paths       N paths of the pictures, as they can be opened from the current folder
+    space_id    space of the engine that made the index
+    precision   precision of that engine
+    statement   whether that engine may share a gallery with FP32, see ``Manifest``; None if nobody measured it
+
+    Example:
+
+        index = read_index("gallery.npy")
+        with load("model-int8.cgd") as engine:
+            indices, similarities = index.search(engine, engine.embed(["query.jpg"]), k=8)
+        print([index.paths[i] for i in indices[0]])
     """
 
     stored: Stored
@@ -65,22 +73,26 @@ class Index:
 
     @cached_property
     def descriptors(self) -> Descriptors:
-        """Unit float32 [N, L], as they are searched; L is the engine's dim, or how many components a PCA kept."""
+        """Unit vectors float32 [N, L] to search in; L is the engine's dim, or the number of PCA components."""
         return self.compact.restore(self.stored)
 
     def search(self, engine: Engine, queries: Descriptors, k: int) -> tuple[Indices, Descriptors]:
-        """The k nearest of each query, unit float32 [Q, dim] as the engine gives it: indices and cosines [Q, k].
+        """The k nearest pictures of each query, best first.
 
-        Raises InputError if ``engine`` describes another space than the index or k is too large.
+        engine    the engine that embedded the queries
+        queries   unit descriptors float32 [Q, dim]
+
+        Returns indices into ``paths``, int64 [Q, k], and cosine similarities, float32 [Q, k]. Raises InputError if the
+        engine describes another space than the index, or if k is above N.
         """
         self._check_space(engine)
         return neighbours(self.compact.project(queries), self.descriptors, k)
 
     def mixing(self, engine: Engine) -> Mixing | None:
-        """Whether ``engine`` may search this index although it has another precision; None if it has the same.
+        """Whether ``engine`` may search this index although their precisions differ; None if they do not.
 
-        `build-engine --data` measures mixing with FP32 alone. The engine that it builds keeps the statement, and so
-        does every index of that engine. Raises InputError if ``engine`` describes another space than the index.
+        `build-engine --data` measures how an engine mixes with FP32. The engine keeps the result as a statement, and so
+        does every index of that engine. Raises InputError if the engine describes another space than the index.
         """
         self._check_space(engine)
         indexed, asking = self.precision, engine.precision.value
@@ -103,7 +115,10 @@ class Index:
 
 
 def check_index_path(path: str | Path) -> None:
-    """Refuse an output that is neither .npy nor .parquet, or .parquet without pyarrow, before any work is done."""
+    """Check the name of an index before any work is done.
+
+    Raises InputError unless the name ends in .npy or .parquet, MissingDependency for .parquet without pyarrow.
+    """
     suffix = Path(path).suffix
     if suffix not in SUFFIXES:
         raise InputError(f"{path} ends in {suffix or 'nothing'}; expected one of {' '.join(SUFFIXES)}.")
@@ -111,28 +126,42 @@ def check_index_path(path: str | Path) -> None:
         import_pyarrow()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How pictures are read for an index, see ``Engine.embed_list``."""
+
+    batch_size: int | None = None
+    fast_decode: bool = False
+    decoder: str = "pillow"
+
+
 def index_images(
     engine: Engine,
     images: ImageList,
-    batch_size: int | None = None,
+    reading: Reading | None = None,
     on_error: Callable[[int, InputError], None] | None = None,
     on_pictures: Callable[[int], None] | None = None,
-    *,
-    fast_decode: bool = False,
-    decoder: str = "pillow",
     on_note: Callable[[str], None] | None = None,
+    *,
     descriptor_dtype: str = "float32",
     pca: int | None = None,
 ) -> Index:
-    """Embed a list; pictures that ``on_error`` is told of are left out, without it the first one raises InputError.
+    """Embed a list of pictures into an index.
 
-    batch_size, fast_decode, decoder, on_note   see ``Engine.embed_list``
-    descriptor_dtype, pca   the form they are kept in, see ``compact.fit``; InputError if they cannot have it
+    on_error      called with the number of each bad picture, which is left out; None: the first bad picture raises
+    on_pictures   called with how many pictures were embedded since the last call
+    on_note       called with sentences about how pictures are decoded
+    descriptor_dtype, pca   how the index keeps descriptors, see ``compact.fit``
+
+    Raises InputError if no picture can be read, or if the gallery cannot have that form.
     """
     check_form(descriptor_dtype, pca, engine.spec.dim, len(images))
+    read = reading or Reading()
     kept: list[int] = []
     parts: list[Descriptors] = []
-    for indices, descriptors in engine.embed_list(images, batch_size, on_error, fast_decode, decoder, on_note):
+    for indices, descriptors in engine.embed_list(
+        images, read.batch_size, on_error, read.fast_decode, read.decoder, on_note
+    ):
         kept += indices
         parts.append(descriptors)
         if on_pictures:
@@ -147,12 +176,13 @@ def index_images(
 
 
 def write_index(index: Index, path: str | Path, paths_are: str = RELATIVE) -> Path:
-    """Write atomically; a .npy gets its paths and space_id in a .npy.json, a PCA lies beside as .pca.npy.
+    """Write an index; returns its path.
 
     paths_are   "relative" to the index's folder, or "absolute", see ``paths``
 
-    All are whole before the first gets its name, so a full disk leaves an older index as it was. The descriptors get
-    theirs last, so files of two runs, as a killed process leaves them, are recognised by their checksums.
+    All files are complete before the first one gets its name, so a full disk leaves an older index as it was. The
+    file of descriptors gets its name last. If a killed process leaves files of two runs, their checksums show it.
+    Raises InputError if the files cannot be written.
     """
     check_index_path(path)
     path = Path(path)
@@ -178,18 +208,26 @@ def write_index(index: Index, path: str | Path, paths_are: str = RELATIVE) -> Pa
             names = index_names(index.paths, path.parent, paths_are)
             told = json.dumps({**facts, "paths": names}, indent=0)
             files.enter_context(replacing(sidecar(path))).write_text(told, encoding="utf-8")
-        sync(temporary)  # the largest; what lies beside would have its name long before it
+        sync(temporary)  # the largest file: without this, the files beside it would get their names long before
     if compact.projection is None:
         with suppress(OSError):
-            beside(path).unlink()  # of an index that was here before
+            beside(path).unlink()  # the PCA of an older index
     return path
 
 
 def read_index(path: str | Path) -> Index:
-    """Raises InputError if the index is missing, damaged, or what lies beside it belongs to other descriptors.
+    """Read an index: a .npy file, a .parquet file, or the .parquet folder of ``embed --ray``.
 
-    A folder is read as the one index that its shards are, and refused if one is missing. An index that says nothing of
-    its form is one of before there were any: float32.
+    Returns an Index whose paths can be opened from the current folder. An index without a ``descriptor_dtype`` field
+    was written before that field existed; it is read as float32.
+
+    Raises InputError if the index is missing or damaged, if a shard of a folder is missing, or if the files beside it
+    belong to another run; MissingDependency for Parquet without pyarrow.
+
+    Example:
+
+        index = read_index("gallery.npy")
+        print(len(index.paths), index.descriptors.shape)
     """
     check_index_path(path)
     path = Path(path)
@@ -203,7 +241,7 @@ def read_index(path: str | Path) -> Index:
         statement = facts.get("statement")
         texts = (*paths, facts["space_id"], facts["precision"], *([] if statement is None else [statement]))
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a path or a name that is no text")
+            raise TypeError("a path or a name is not text")
         return Index(stored, paths, facts["space_id"], facts["precision"], compact, statement)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
         raise InputError(
@@ -212,12 +250,12 @@ def read_index(path: str | Path) -> Index:
 
 
 def sidecar(path: Path) -> Path:
-    """index.npy -> index.npy.json, where the paths and the space_id are."""
+    """index.npy -> index.npy.json, the file of the paths and of the space_id."""
     return path.with_name(f"{path.name}.json")
 
 
 def beside(path: Path) -> Path:
-    """index.npy -> index.npy.pca.npy, where its PCA is."""
+    """index.npy -> index.npy.pca.npy, the file of its PCA."""
     return path.with_name(f"{path.name}.pca.npy")
 
 
@@ -225,7 +263,7 @@ def _save(path: Path, array: Stored) -> None:
     array = np.ascontiguousarray(array)
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.data)  # np.save does not tell why it could not write
+        file.write(array.data)  # np.save hides the reason when it cannot write
 
 
 def _loader(path: Path) -> Callable[[Path], tuple[Stored, list[str], dict[str, Any]]]:
@@ -246,9 +284,7 @@ def _projection(path: Path, facts: dict[str, Any]) -> Descriptors | None:
     if facts.get("pca") is None:
         return None
     if not beside(path).is_file():
-        raise InputError(
-            f"{beside(path)} is missing, which {path} was made with; put it back, or make the index again."
-        )
+        raise InputError(f"{beside(path)}, the PCA of {path}, is missing; put it back, or make the index again.")
     if sha256_file(beside(path)) != facts["pca_sha256"]:
         raise InputError(f"{beside(path)} and {path} belong to different runs; make the index again.")
     return np.load(beside(path), allow_pickle=False)

@@ -1,6 +1,6 @@
-"""Parquet tables of paths and descriptors, with facts as JSON in their footers; knows no engine and no list.
+"""Parquet tables of paths and descriptors, with facts as JSON in the footer. Knows no engine.
 
-Paths go in and out as they can be opened from the current folder; the fact ``paths_are`` says how they are stored.
+Callers give and get paths that can be opened from the current folder. The fact ``paths_are`` says how they are stored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .paths import index_names, paths_from_here
 
 
 def save_table(path: Path, stored: Stored, paths: Sequence[str], facts: dict[str, Any]) -> None:
-    """Write descriptors [N, W] with their paths; each page has a checksum. Raises InputError if a path is not UTF-8."""
+    """Write descriptors [N, W] and N paths; each page has a checksum. Raises InputError if a path is not UTF-8."""
     pa = import_pyarrow()
     column = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1])
     try:
@@ -29,9 +29,9 @@ def save_table(path: Path, stored: Stored, paths: Sequence[str], facts: dict[str
 
 
 def load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    """Descriptors [N, W], paths and facts.
+    """Read descriptors [N, W], paths and facts.
 
-    Raises OSError, KeyError or ValueError for a damaged or foreign file.
+    Raises OSError, KeyError or ValueError for a file that is damaged or was not written by ``save_table``.
     """
     table = import_pyarrow().parquet.read_table(path, page_checksum_verification=True)
     facts = json.loads(table.schema.metadata[b"cgd"])
@@ -42,13 +42,13 @@ def load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
 
 
 def table_facts(path: Path) -> tuple[int, dict[str, Any]]:
-    """N and the facts, from the footer alone. Raises as ``load_table`` does."""
+    """Read N and the facts from the footer. Raises as ``load_table`` does."""
     footer = import_pyarrow().parquet.read_metadata(path)
     return footer.num_rows, json.loads(footer.metadata[b"cgd"])
 
 
 def import_pyarrow() -> Any:
-    """The pyarrow module with its parquet; raises MissingDependency without it."""
+    """Import pyarrow and pyarrow.parquet; raises MissingDependency without pyarrow."""
     try:
         import pyarrow
         import pyarrow.parquet

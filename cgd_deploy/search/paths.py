@@ -1,8 +1,7 @@
 """How an index names its pictures, so that they are found from any folder. Opens no file.
 
 Relative names start from the index's own folder, as in a LIST.tsv. They are the default: they stay right when index and
-pictures move or are mounted elsewhere together, and they tell nothing of the machine. Absolute names stay right when
-the index moves alone.
+pictures move together, and they reveal nothing about the machine. Absolute names stay right when only the index moves.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ RELATIVE, ABSOLUTE = RULES = "relative", "absolute"
 
 
 def check_paths_are(paths_are: str) -> None:
-    """Raise InputError unless this is "relative" or "absolute"."""
+    """Raise InputError unless ``paths_are`` is "relative" or "absolute"."""
     if paths_are not in RULES:
         raise InputError(f"paths={paths_are!r} is unknown; expected one of {', '.join(RULES)}.")
 
 
 def index_names(paths: Iterable[str], folder: Path, paths_are: str) -> list[str]:
-    """The names that an index in ``folder`` stores for paths that can be opened from the current folder."""
+    """The names that an index in ``folder`` stores; ``paths`` can be opened from the current folder."""
     check_paths_are(paths_are)
     return [os.path.abspath(path) if paths_are == ABSOLUTE else os.path.relpath(path, folder) for path in paths]
 
@@ -31,8 +30,8 @@ def index_names(paths: Iterable[str], folder: Path, paths_are: str) -> list[str]
 def paths_from_here(names: list[str], folder: Path, paths_are: str | None) -> list[str]:
     """The inverse of ``index_names``: relative paths inside the current folder, absolute paths outside.
 
-    Release 0.1.0 stored paths as the user gave them and no fact ``paths_are``; they come back unchanged. Raises
-    ValueError for a value that this release does not know.
+    Release 0.1.0 stored paths as the user gave them, without ``paths_are``; they come back unchanged. Raises ValueError
+    for an unknown value of ``paths_are``.
     """
     if paths_are is None:
         return names

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours among unit descriptors, and what is measured on them. Arrays in, numbers out."""
+"""Exact nearest neighbours among unit descriptors, and measures of retrieval. Takes arrays; knows no picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECALL_AT = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Descriptors of all pictures [N, D] and what each query found: picture numbers and cosine similarities [Q, K]."""
+    """Descriptors of all pictures [N, D], and each query's neighbours: picture numbers and cosines, both [Q, K]."""
 
     descriptors: Descriptors
     indices: Indices
@@ -37,10 +37,11 @@ def neighbours(
 
     queries, gallery   unit descriptors float32 [Q, D] and [G, D]
     skip_self          query i is gallery row i and may not find itself
-    groups             a query may not find gallery rows of its own group; if fewer than k rows are left to a query,
-                       those come last with a similarity of -inf
-    Returns indices int64 [Q, k] and cosine similarities float32 [Q, k]; at most CHUNK x G similarities are held.
-    Raises InputError if the gallery has fewer than k rows to offer or the lengths of the descriptors differ.
+    groups             a query may not find gallery rows of its own group; if fewer than k other rows are left, rows of
+                       its group come last with a similarity of -inf
+
+    Returns indices int64 [Q, k] and cosine similarities float32 [Q, k]. Memory holds CHUNK x G similarities at a time.
+    Raises InputError if the gallery offers fewer than k rows, or if queries and gallery differ in D.
     """
     parts = list(neighbour_chunks(queries, gallery, k, skip_self=skip_self, groups=groups))
     indices = [found for _, found, _ in parts] or [np.empty((0, k), np.int64)]
@@ -51,7 +52,7 @@ def neighbours(
 def neighbour_chunks(
     queries: Descriptors, gallery: Descriptors, k: int, *, skip_self: bool = False, groups: Groups | None = None
 ) -> Iterator[tuple[slice, Indices, Descriptors]]:
-    """``neighbours`` of CHUNK queries at a time, with which rows they are: what is large need not be held whole."""
+    """``neighbours`` for CHUNK queries at a time, with their rows, so that a caller need not hold all results."""
     offered = len(gallery) - skip_self
     if not 1 <= k <= offered:
         raise InputError(f"{k} neighbours were asked of a gallery that offers {offered}; ask for 1 to {offered}.")
@@ -64,7 +65,7 @@ def neighbour_chunks(
             scores[np.arange(len(scores)), np.arange(rows.start, rows.stop)] = -np.inf
         if groups:
             scores[groups[0][rows, None] == groups[1]] = -np.inf
-        # Everything that could be among the k best is sorted, so that equal scores are always told apart alike.
+        # Sort all candidates for the k best, so that equal scores always come in the same order.
         bounds = _lower_bounds(scores, k)
         indices = np.empty((len(scores), k), np.int64)
         for row, score in enumerate(scores):
@@ -74,9 +75,9 @@ def neighbour_chunks(
 
 
 def _lower_bounds(scores: Descriptors, k: int) -> Descriptors:
-    """At most the k-th best of each row of [n, G]: the k-th best among the maxima of small groups of columns.
+    """A lower bound of the k-th best score of each row of [n, G]: the k-th best maximum of small groups of columns.
 
-    A partition of the maxima is ten times as fast as one of all scores.
+    Partitioning the maxima is ten times as fast as partitioning all scores.
     """
     width = max(1, scores.shape[1] // (8 * k))
     groups = scores[:, : scores.shape[1] // width * width].reshape(len(scores), -1, width)
@@ -84,14 +85,17 @@ def _lower_bounds(scores: Descriptors, k: int) -> Descriptors:
 
 
 def first_correct(correct: NDArray[np.bool_]) -> Indices:
-    """Of bool [Q, K'], whether each neighbour is of its query's class: the place of the first that is, or NEVER."""
+    """The rank of each query's first correct neighbour, counted from 0, or NEVER: int64 [Q].
+
+    correct   bool [Q, K']: whether each neighbour has its query's class
+    """
     return np.where(correct.any(axis=1), correct.argmax(axis=1), NEVER)
 
 
 def recall_at(first: Indices, ks: Sequence[int]) -> dict[str, float]:
-    """Recall@K by K: the fraction of queries with one of their class among the first K found (CGD section 4).
+    """Recall@K by K: the fraction of queries with a correct picture among their first K neighbours (CGD section 4).
 
-    first   int64 [Q] from ``first_correct``; a K above the number of neighbours counts those that are there
+    first   int64 [Q] from ``first_correct``; if K is above the number of neighbours, all neighbours count
     """
     return {str(k): float((first < k).mean()) for k in ks}
 
@@ -100,8 +104,9 @@ def precision_at_r(correct: NDArray[np.bool_], relevant: Indices) -> NDArray[np.
     """Average precision at R of each query, float64 [Q]; its mean is mAP@R (Musgrave et al. 2020, section 3.2).
 
     correct    bool [Q, K'] as for ``first_correct``, with K' at least the largest R
-    relevant   int64 [Q]: R, how many gallery pictures of the query's class there are; where R is 0 so is the precision
-    AP@R = 1/R * sum over ranks i <= R that are correct of (correct ones among the first i) / i.
+    relevant   R, int64 [Q]: how many gallery pictures have the query's class; where R is 0, the precision is 0
+
+    AP@R = 1/R * sum over correct ranks i <= R of (number of correct neighbours among the first i) / i.
     """
     ranks = np.arange(1, correct.shape[1] + 1)
     counted = correct & (ranks <= relevant[:, None])  # (Q, K')
@@ -110,5 +115,5 @@ def precision_at_r(correct: NDArray[np.bool_], relevant: Indices) -> NDArray[np.
 
 
 def overlap(found: Indices, reference: Indices) -> float:
-    """Mean fraction of the reference's K neighbours that are found too, in any order; both int64 [Q, K]."""
+    """Mean share of the reference's K neighbours that are also in ``found``, in any order; both int64 [Q, K]."""
     return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, reference, strict=True)]))

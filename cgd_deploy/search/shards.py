@@ -1,7 +1,7 @@
 """An index in many Parquet files: a folder of shards, each named after its range of a list. Knows nothing of Ray.
 
-A shard gets its name when it is whole, so a run that was killed goes on with what is missing. A shard's footer tells
-which state of the picture files it was made from, so a later run can replace it. No picture can be there twice: it
+A shard gets its name when it is complete, so a run that was killed continues with the missing shards. The footer of a
+shard records the state of its picture files, so a later run can replace the shard. No picture can be there twice: it
 belongs to one range, and a range has one name.
 """
 
@@ -24,22 +24,22 @@ from .compact import Compact, Stored
 from .parquet import load_table, save_table, table_facts
 
 RUN = "_run.json"
-"""What the shards beside it are; Parquet readers skip names that start with an underscore."""
+"""The file that describes the run; Parquet readers skip names that start with an underscore."""
 SCHEMA = 1
-AGAIN = "run the same `cgd-deploy embed --ray` again, which goes on from there"
+AGAIN = "run the same `cgd-deploy embed --ray` again, which continues from there"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """All that decides what the shards hold; runs that differ in any of it never share a folder.
+    """Everything that determines the contents of the shards; runs that differ in any field never share a folder.
 
-    pictures          in the list
-    shard             pictures of the list a shard, fewer in the last
-    root              folder that the list's names start from, as it was given
-    list_sha256       of names, classes and boxes
-    engine_sha256     of the .cgd file
-    space_id          of the engine, as precision and dim
-    descriptor_dtype  the form that descriptors are kept in, see ``compact``
+    pictures          number of pictures in the list
+    shard             pictures in a shard; the last shard may have fewer
+    root              folder in which the list's names start, as the user gave it
+    list_sha256       hash of names, classes and boxes
+    engine_sha256     hash of the .cgd file
+    space_id, precision, dim   of the engine
+    descriptor_dtype  how shards keep descriptors, see ``compact``
     fast_decode       see ``preprocess``
     """
 
@@ -56,11 +56,13 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.shard < 1 or self.pictures < 1:
-            raise InputError(f"shard={self.shard} of {self.pictures} pictures cannot be; expected at least 1 of each.")
+            raise InputError(
+                f"shard={self.shard} of {self.pictures} pictures is impossible; expected at least 1 of each."
+            )
 
     @property
     def ranges(self) -> list[range]:
-        """The numbers in the list of each shard's pictures."""
+        """The list numbers of each shard's pictures."""
         starts = range(0, self.pictures, self.shard)
         return [range(start, min(start + self.shard, self.pictures)) for start in starts]
 
@@ -75,14 +77,14 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """What the footer of a shard says of its pictures.
+    """Facts about the pictures of a shard, from its footer.
 
-    left_out      number in the list -> why, for those that could not be used
-    files_sha256  of the picture files just before they were read, see ``ImageList``
+    left_out      list number -> reason, for each picture that could not be read
+    files_sha256  state of the picture files just before they were read, see ``ImageList``
     paths_are     see ``paths``
     statement     see ``Index``
 
-    Release 0.1.0 wrote only ``left_out``; the others are None then.
+    Release 0.1.0 wrote only ``left_out``; in its shards the other fields are None.
     """
 
     left_out: dict[int, str]
@@ -93,56 +95,60 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """The folder of one run. Any number of processes may write to it; the same shard twice is the same file."""
+    """The folder of one run. Any number of processes may write to it; two writers of one shard write the same file."""
 
     folder: Path
     run: Run
 
     def check(self) -> None:
-        """Raise InputError if the folder is neither free nor this run's."""
+        """Raise InputError if the folder holds anything but this run."""
         if not self.folder.exists():
             return
         if not self.folder.is_dir():
-            raise InputError(f"{self.folder} is a file, and shards need a folder; give another name, or remove it.")
+            raise InputError(
+                f"{self.folder} is a file, and shards need a folder; choose another name, or remove the file."
+            )
         if (self.folder / RUN).exists():
             there, run = asdict(_read_run(self.folder)), asdict(self.run)
             for name in run:
                 if there[name] != run[name]:
                     raise InputError(
                         f"{self.folder} holds another run, whose {name} is {there[name]} and not {run[name]}; "
-                        "give another folder, or remove it."
+                        "choose another folder, or remove this one."
                     )
         elif any(not is_leftover(name) for name in os.listdir(self.folder)):
-            raise InputError(f"{self.folder} holds other files and no {RUN}; give the name of a new folder.")
+            raise InputError(f"{self.folder} holds other files and no {RUN}; choose a new folder.")
 
     def begin(self) -> None:
-        """Make the folder this run's, and forget the tries of drivers before; raises as ``check`` does."""
+        """Claim the folder for this run, and reset the counts of tries; raises as ``check`` does."""
         self.check()
         if not (self.folder / RUN).exists():
             write_text(self.folder / RUN, self.run.text)
         self._remove(".tries")
 
     def end(self) -> None:
-        """Remove what killed writers left, once nobody writes any more."""
+        """Remove the unfinished files of killed writers; nobody may write any more."""
         self._remove(".part")
 
     def path(self, part: range) -> Path:
-        """By the first and the last number of its pictures: 0000000000-0000001023.parquet."""
+        """The file of a shard, named by its first and last list number: 0000000000-0000001023.parquet."""
         return self.folder / f"{part[0]:010d}-{part[-1]:010d}.parquet"
 
     def begin_shard(self, part: range) -> int:
-        """How often a process has begun this shard since ``begin``, this one included, and not finished it."""
+        """Count how many processes began this shard since ``begin`` without finishing it, this process included."""
         tries = self._tries(part)
-        with suppress(OSError):  # a full disk is told when the shard is written
+        with suppress(OSError):  # writing the shard reports a full disk
             with open(tries, "a", encoding="utf-8") as file:
                 file.write(f"{os.uname().nodename} {os.getpid()}\n")
             return len(tries.read_text(encoding="utf-8").splitlines())
         return 1
 
     def write(self, part: range, stored: Stored, paths: list[str], shard: Shard) -> None:
-        """Write a shard atomically, with ``stored`` and ``paths`` of the pictures that could be used, in order.
+        """Write a shard atomically.
 
-        Raises InputError where the folder cannot be written.
+        stored, paths   descriptors [n, W] and paths of the pictures that could be read, in list order
+
+        Raises InputError if the folder cannot be written.
         """
         run = self.run
         facts = {
@@ -160,20 +166,19 @@ class Shards:
             self._tries(part).unlink()
 
     def done(self) -> dict[range, Shard]:
-        """Each shard that is there, in order, from the footers.
+        """The finished shards in list order, read from their footers.
 
-        Raises InputError for a shard that is damaged, of another run or of another range, and for Parquet files that
-        are none.
+        Raises InputError for a shard that is damaged or belongs to another run or range, and for other Parquet files.
         """
         listed = os.listdir(self.folder) if self.folder.exists() else []
         names = {name for name in listed if name.endswith(".parquet") and not is_leftover(name)}
         there = [part for part in self.run.ranges if self.path(part).name in names]
         if strange := names - {self.path(part).name for part in there}:
-            raise InputError(f"{self.folder / min(strange)} is no shard of this run; move it out of the folder.")
+            raise InputError(f"{self.folder / min(strange)} is not a shard of this run; move it out of the folder.")
         return {part: self._read(part) for part in there}
 
     def check_complete(self, done: Collection[range]) -> None:
-        """Raise InputError if a shard is missing in what ``done`` gave."""
+        """Raise InputError if a shard is missing; ``done`` holds the ranges of the finished shards."""
         if lacking := len(self.run.ranges) - len(done):
             raise InputError(f"{self.folder} lacks {lacking} of its {len(self.run.ranges)} shards; {AGAIN}.")
 
@@ -192,7 +197,7 @@ class Shards:
             raise InputError(f"{path} is damaged ({in_one_line(error)}); remove it and {AGAIN}.") from error
         told = (facts.get("run_sha256"), facts.get("first"), rows + len(left_out))
         if told != (self.run.sha256, part[0], len(part)) or left_out.keys() - set(part):
-            raise InputError(f"{path} is of another run or range; remove it and {AGAIN}.")
+            raise InputError(f"{path} belongs to another run or range; remove it and {AGAIN}.")
         return shard
 
     def _tries(self, part: range) -> Path:
@@ -206,16 +211,16 @@ class Shards:
 
 
 def load_shards(folder: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    """All descriptors [N, W] of a folder in the list's order, with their paths and facts.
+    """Read all descriptors [N, W] of a folder in list order, with their paths and facts.
 
-    Raises InputError if a shard is missing or damaged, or if it is no folder of shards.
+    Raises InputError if a shard is missing or damaged, or if the folder holds no shards.
     """
     shards = Shards(folder, _read_run(folder))
     done = shards.done()
     shards.check_complete(done)
     rows = sum(len(part) - len(shard.left_out) for part, shard in done.items())
     first, _, facts = load_table(shards.path(shards.run.ranges[0]))
-    stored = np.empty((rows, first.shape[1]), first.dtype)  # whole at once: a gallery may be half of the memory
+    stored = np.empty((rows, first.shape[1]), first.dtype)  # allocated once: a gallery may take half of the memory
     paths: list[str] = []
     for part in done:
         block, names, _ = load_table(shards.path(part))

@@ -1,7 +1,7 @@
-"""Bulk embedding on Ray Data: an actor pool of engines, each writing the shards of the ranges it is given.
+"""Bulk embedding on Ray Data: a pool of workers, each with an engine, which write one shard for each range of a list.
 
-Ray starts workers, places them, hands them ranges and replaces those that die. What makes a run resumable, and keeps a
-picture from being lost or doubled, is in ``shards`` and needs no Ray.
+Ray starts workers, places them, gives them ranges and replaces dead ones. ``shards`` makes a run resumable and keeps
+pictures from being lost or doubled; it needs no Ray.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,25 +35,25 @@ from ..search.paths import RELATIVE, check_paths_are
 from ..search.shards import Run, Shard, Shards
 
 SHARD = 1024
-"""Pictures a shard: what a killed worker has to do again, and a multiple of the usual batches."""
+"""Pictures in a shard: a killed worker costs at most this many pictures. A multiple of the usual batches."""
 TRIES = 3
-"""Workers that may die over one shard; Ray itself would go on for ever with a file that kills its decoder."""
+"""How many workers may die over one shard. Without a limit, Ray would retry a file that crashes a decoder for ever."""
 STAT_THREADS = 32
-"""Threads that ask for sizes and times of picture files: a network file system answers many of them at once."""
+"""Threads that read sizes and times of picture files; a network file system answers many requests at once."""
 QUEUE = 2
-"""Ranges that a worker has been given: one that it computes and the next, so that the last ones are shared."""
+"""Ranges in a worker's queue: the current one and the next one. A longer queue would leave workers idle at the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """How workers embed; what they embed comes in ranges.
+    """How every worker embeds; the pictures come later, in ranges.
 
-    images       an empty list with the root that names start from
-    folder       where a relative root starts, None for an absolute one
+    images       an empty list with the root in which names start
+    folder       the folder in which a relative root starts, None for an absolute root
     strict       stop at the first bad picture
     paths_are    see ``paths``
-    limits       of the driver's process, for the workers'
-    release      of cgd-deploy, which every node must have
+    limits       limits of the driver's process, which the workers adopt
+    release      release of cgd-deploy, which every node must have
     """
 
     images: ImageList
@@ -69,13 +69,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Written:
-    """What a run found and did.
+    """The result of a run.
 
-    pictures, left_out      in all its shards: how many, and why each of the others is not there
-    shards, resumed         how many there are, and how many of them a run before had written and this one kept
-    redone                  shards that a run before had written and this one wrote again: picture files had changed,
-                            the shard is of release 0.1.0, which did not notice that, or paths were asked in another way
-    killed                  workers that died over a shard, which another one then wrote
+    pictures   number of pictures in all shards
+    left_out   the reason for each picture that is in no shard
+    shards     number of shards
+    resumed    number of shards that this run kept from earlier runs
+    redone     number of shards that this run wrote again: picture files changed, release 0.1.0 wrote the shard and
+               recorded no state of the files, or this run stores paths in another way
+    killed     number of workers that died over a shard, which another worker then wrote
     """
 
     pictures: int
@@ -86,47 +88,59 @@ class Written:
     killed: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayOptions:
+    """How ``embed_on_ray`` embeds.
+
+    batch_size   see ``Engine.embed_list``; None: each worker's engine chooses
+    fast_decode  see ``Engine.embed_list``
+    descriptor_dtype   how shards keep descriptors, see ``Compact``
+    paths_are    "relative" to the folder of shards, or "absolute", see ``paths``
+    shard        pictures in a shard
+    workers      engines at the same time; None: as many as fit
+    threads      CPU threads of each worker, which also decode; None: as many as leave room for ``workers``, or for one
+                 worker on each node or GPU
+    streams      see ``load``
+    address      of a Ray cluster; "auto": the cluster of this machine; None: the Ray that this process is connected to,
+                 or else a new Ray on this machine
+    """
+
+    batch_size: int | None = None
+    fast_decode: bool = False
+    descriptor_dtype: str = "float32"
+    paths_are: str = RELATIVE
+    shard: int = SHARD
+    workers: int | None = None
+    threads: int | None = None
+    streams: int | None = None
+    address: str | None = None
+
+
 def embed_on_ray(
     images: ImageList,
     file: EngineFile,
     out: Path,
-    batch_size: int | None = None,
+    options: RayOptions | None = None,
     on_error: Callable[[int, InputError], None] | None = None,
     on_pictures: Callable[[int], None] | None = None,
     on_killed: Callable[[str], None] | None = None,
-    *,
-    fast_decode: bool = False,
-    descriptor_dtype: str = "float32",
-    paths_are: str = RELATIVE,
-    shard: int = SHARD,
-    workers: int | None = None,
-    threads: int | None = None,
-    streams: int | None = None,
-    address: str | None = None,
 ) -> Written:
     """Embed a list into the folder ``out``, see ``shards``; only shards that are missing or out of date are computed.
 
-    batch_size   see ``Engine.embed_list``; None: each worker's engine chooses
-    on_error     told of each picture that is left out, also by runs before; without it the first raises InputError
-    on_pictures  told of how many have been embedded since, those that were there first
-    on_killed    told of a worker that died
-    paths_are    "relative" to ``out``, or "absolute", see ``paths``
-    workers      engines at the same time; None: as many as fit
-    threads      CPU threads of each, and how many decode; None: as many as leave room for ``workers``, or for one on
-                 each node or GPU
-    streams      see ``load``
-    address      of a Ray cluster, "auto" for the one this machine belongs to; None: a Ray of its own on this machine,
-                 or the one that this process is connected to
+    on_error     called for each picture that is left out, also by earlier runs; None: the first such picture raises
+    on_pictures  called with how many pictures were embedded since the last call; shards of earlier runs come first
+    on_killed    called with a sentence when a worker died
 
     Pictures and ``out`` lie where every node finds them under the same path; the engine travels by itself.
-    Raises InputError for what does not fit together, MissingDependency without Ray.
+    Raises InputError for options that do not fit together, MissingDependency without Ray.
     """
     _import_ray()
-    check_paths_are(paths_are)
-    shards = Shards(out, _run(images, file, descriptor_dtype, shard, fast_decode))
+    options = options or RayOptions()
+    check_paths_are(options.paths_are)
+    shards = Shards(out, _run(images, file, options))
     shards.check()
 
-    def count(part: range, left_out: Mapping[int, str]) -> None:
+    def report(part: range, left_out: Mapping[int, str]) -> None:
         for number, reason in left_out.items():
             if on_error is None:
                 raise InputError(reason)
@@ -135,32 +149,42 @@ def embed_on_ray(
             on_pictures(len(part) - len(left_out))
 
     before = shards.done()
-    kept = _up_to_date(before, images, paths_are)
+    kept = _up_to_date(before, images, options.paths_are)
     for part in kept:
-        count(part, before[part].left_out)
+        report(part, before[part].left_out)
     missing = [part for part in shards.run.ranges if part not in kept]
     killed = 0
-    if missing:
-        with _connected(address) as ray:
-            workers, threads = _places(ray.nodes(), workers, threads, _on_gpu(file), may_grow=address is not None)
-            shards.begin()
-            job = _job(images, batch_size, threads, streams, strict=on_error is None, paths_are=paths_are)
-            for part, tries, left_out in _results(ray, images, missing, file, shards, job, workers):
-                killed += tries - 1
-                if tries > 1 and on_killed:
-                    on_killed(f"a worker died over pictures {part[0]} to {part[-1]}; another one has done them.")
-                count(part, left_out)
+    with closing(_compute(missing, images, file, shards, options, strict=on_error is None)) as computed:
+        for part, tries, left_out in computed:
+            killed += tries - 1
+            if tries > 1 and on_killed:
+                on_killed(f"a worker died over pictures {part[0]} to {part[-1]}; another one has done them.")
+            report(part, left_out)
     done = shards.done()
     shards.check_complete(done)
     shards.end()
-    reasons = [reason for written in done.values() for reason in written.left_out.values()]
+    reasons = [reason for shard in done.values() for reason in shard.left_out.values()]
     if len(reasons) == len(images):
         raise InputError(f"none of the {len(images)} pictures could be read ({reasons[0].rstrip('.')}); list others.")
     return Written(len(images) - len(reasons), reasons, len(done), len(kept), len(before) - len(kept), killed)
 
 
+def _compute(
+    missing: Sequence[range], images: ImageList, file: EngineFile, shards: Shards, options: RayOptions, strict: bool
+) -> Generator[tuple[range, int, dict[int, str]], None, None]:
+    """Write the missing shards on Ray; yields as ``_results`` does. Without missing shards no Ray starts."""
+    if not missing:
+        return
+    with _connected(options.address) as ray:
+        may_grow = options.address is not None
+        workers, threads = _places(ray.nodes(), options.workers, options.threads, _on_gpu(file), may_grow)
+        shards.begin()
+        job = _job(images, options, threads, strict)
+        yield from _results(ray, images, missing, file, shards, job, workers)
+
+
 class Worker:
-    """An engine in a process of Ray's, which embeds the range it is called with and writes its shard."""
+    """An engine in a Ray process: each call embeds one range and writes its shard."""
 
     def __init__(self, file: Any, shards: Shards, job: Job) -> None:
         import ray
@@ -169,7 +193,7 @@ class Worker:
         self._engine: Engine | CgdError
         try:
             self._engine = _open(ray.get(file), job)
-        except CgdError as error:  # told for the first range: Ray would start another worker
+        except CgdError as error:  # raised for the first range: if we raised it here, Ray would start another worker
             self._engine = error
 
     def __call__(self, rows: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -184,18 +208,18 @@ class Worker:
         return {"told": [json.dumps(told)]}
 
     def _embed(self, part: range, task: Mapping[str, Any], tries: int) -> dict[int, str]:
-        """Write the shard; returns number in the list -> why for each picture left out."""
+        """Write the shard; returns list number -> reason for each picture left out."""
         if isinstance(self._engine, CgdError):
             raise self._engine
         if tries > TRIES:
             raise InputError(
                 f"{TRIES} workers died over pictures {part[0]} to {part[-1]}; look there for a file that crashes its "
-                "decoder, or use fewer workers if memory is short."
+                "decoder, or use fewer workers if memory runs out."
             )
         run, job = self._shards.run, self._job
         boxes = tuple(tuple(box) for box in task["boxes"]) if task["boxes"] else None
         images = replace(job.images, names=tuple(task["names"]), boxes=boxes)
-        files_sha256 = images.files_sha256  # before reading, so that the next run notices a change in between
+        files_sha256 = images.files_sha256  # before reading, so that the next run notices a change meanwhile
         left_out: dict[int, str] = {}
 
         def leave_out(index: int, error: InputError) -> None:
@@ -225,33 +249,33 @@ def _open(file: EngineFile, job: Job) -> Engine:
     set_limits(**asdict(job.limits))
     if job.folder:
         try:
-            os.chdir(job.folder)  # the process is this worker's alone
+            os.chdir(job.folder)  # the process has no other worker
         except OSError as error:
             raise InputError(
                 f"node {os.uname().nodename} has no {job.folder}, where {job.images.root} starts ({error.strerror}); "
-                "pass pictures by an absolute path that every node has."
+                "pass an absolute path of the pictures that every node has."
             ) from error
     return open_engine(file, threads=job.threads, streams=job.streams)
 
 
-def _run(images: ImageList, file: EngineFile, descriptor_dtype: str, shard: int, fast_decode: bool) -> Run:
+def _run(images: ImageList, file: EngineFile, options: RayOptions) -> Run:
     spec = file.manifest.spec
     return Run(
         pictures=len(images),
-        shard=shard,
+        shard=options.shard,
         root=str(images.root),
         list_sha256=images.sha256,
         engine_sha256=sha256_file(file.path),
         space_id=spec.space_id,
         precision=file.manifest.precision.value,
         dim=spec.dim,
-        descriptor_dtype=Compact(descriptor_dtype, spec.dim).dtype,
-        fast_decode=fast_decode,
+        descriptor_dtype=Compact(options.descriptor_dtype, spec.dim).dtype,
+        fast_decode=options.fast_decode,
     )
 
 
 def _up_to_date(there: Mapping[range, Shard], images: ImageList, paths_are: str) -> list[range]:
-    """The shards whose picture files have not changed since, and whose paths are stored as asked."""
+    """The shards whose picture files have not changed since, and which store paths as ``paths_are`` says."""
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         now = pool.map(lambda part: images.subset(part).files_sha256, there)
         return [
@@ -261,15 +285,15 @@ def _up_to_date(there: Mapping[range, Shard], images: ImageList, paths_are: str)
         ]
 
 
-def _job(images: ImageList, batch: int | None, threads: int, streams: int | None, strict: bool, paths_are: str) -> Job:
+def _job(images: ImageList, options: RayOptions, threads: int, strict: bool) -> Job:
     return Job(
         images=replace(images, names=(), classes=None, boxes=None),
         folder=None if images.root.is_absolute() else os.getcwd(),
-        batch=batch,
+        batch=options.batch_size,
         threads=threads,
-        streams=streams,
+        streams=options.streams,
         strict=strict,
-        paths_are=paths_are,
+        paths_are=options.paths_are,
         limits=limits(),
         release=package_version("cgd-deploy"),
     )
@@ -282,7 +306,7 @@ def _on_gpu(file: EngineFile) -> bool:
 def _results(
     ray: Any, images: ImageList, missing: Sequence[range], file: EngineFile, shards: Shards, job: Job, workers: int
 ) -> Iterator[tuple[range, int, dict[int, str]]]:
-    """(range, tries, left out) of each range as soon as it is done; raises what a worker raised."""
+    """Yield (range, tries, left out) of each range as soon as it is done; raises the error of a worker."""
 
     def task(part: range) -> dict[str, str]:
         boxes = images.boxes[part.start : part.stop] if images.boxes else None
@@ -309,10 +333,10 @@ def _results(
 def _places(
     nodes: Sequence[Mapping[str, Any]], workers: int | None, threads: int | None, on_gpu: bool, may_grow: bool
 ) -> tuple[int, int]:
-    """Workers and threads of each, as asked or as many as Ray's nodes have room for.
+    """The number of workers and the threads of each; None for either: as many as Ray's nodes have room for.
 
-    Raises InputError for what Ray would wait for without end: a worker larger than every node, or more workers than
-    there is room for on a Ray that cannot grow.
+    Raises InputError where Ray would wait for ever: if a worker is larger than every node, or if the workers do not fit
+    on a Ray that cannot grow.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     cores = [int(resource.get("CPU", 0)) for resource in resources]
@@ -336,14 +360,14 @@ def _places(
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
-    """Ray's module, connected to the cluster at ``address``, to what it was connected to, or to a Ray of its own.
+    """Ray's module, connected to the cluster at ``address``, to its present cluster, or to a new Ray on this machine.
 
-    What Ray prints goes to stderr, and of a Ray of our own nowhere: what matters of it is told by us.
+    Ray's output goes to stderr. A Ray that we start ourselves is silent; we report what matters.
     """
     ray = _import_ray()
     if ray.is_initialized():
         if address:
-            raise InputError(f"this process is connected to a Ray already; leave {address} out.")
+            raise InputError(f"this process is already connected to Ray; leave {address} out.")
         yield ray
         return
     own = {} if address else {"num_cpus": available_threads(), "include_dashboard": False}
@@ -365,7 +389,7 @@ def _connected(address: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Ray's C++ part warns of every actor that may be restarted, unless told not to, and then says that it was told."""
+    """Silence Ray's C++ part: it warns of every actor that may restart, and it also reports a changed log level."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()
     stderr = os.dup(2)

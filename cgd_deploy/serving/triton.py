@@ -1,4 +1,4 @@
-"""A model repository for Triton Inference Server, written from an engine file. Starts no server and runs no model."""
+"""Writes an engine file as a model of a Triton Inference Server repository. Starts no server and runs no model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..runtime.tuning import tuning_path
 from ..spec import Precision
 
 NATIVE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
-"""Backends that Triton has under the same name, and the file in which it looks for their model."""
+"""Backends that Triton also has, under the same name, and the name of their model file."""
 PYTHON = "python"
 VERSION = "1"
 LONGEST_DELAY_MS = 60_000.0
@@ -31,9 +31,9 @@ LONGEST_DELAY_MS = 60_000.0
 class TritonModel:
     """One model of a repository.
 
-    name      by which clients ask for it
-    backend   of Triton that runs it: "onnxruntime", "tensorrt" or "python"
-    folder    of its config.pbtxt and its version
+    name      the name that clients use
+    backend   Triton's backend: "onnxruntime", "tensorrt" or "python"
+    folder    the folder of config.pbtxt and of the version
     """
 
     name: str
@@ -44,14 +44,15 @@ class TritonModel:
 def export_triton(
     engine: Path, repository: Path, *, name: str | None = None, python: bool = False, max_delay_ms: float = 0.0
 ) -> TritonModel:
-    """Write ``engine`` as a new model of ``repository``, whole or not at all; a model of that name is never replaced.
+    """Write an engine as a new model of a repository, completely or not at all. No model is ever replaced.
 
-    name          None: that of the engine's file, with "_" for what Triton's URLs do not take
-    python        run the .cgd file in Triton's Python backend even if Triton itself has one for its payload
-    max_delay_ms  how long Triton may hold a request back for a fuller batch
+    engine        a .cgd file
+    name          None: the name of the file, with "_" for characters that Triton's URLs do not take
+    python        run the .cgd file in Triton's Python backend, even if Triton has a backend for its payload
+    max_delay_ms  how long Triton may hold a request back for a fuller batch, in milliseconds
 
     The model takes ``images`` uint8 RGB [N, H, W, 3] and gives ``descriptors`` float32 [N, dim], as the engine does.
-    Raises EngineError for a file that cannot be read, InputError for the rest.
+    Raises EngineError for a file that cannot be read, InputError for a name, delay or engine that Triton cannot use.
     """
     file = read_engine(engine)
     if file.manifest.backend not in BACKENDS:
@@ -69,7 +70,7 @@ def export_triton(
     if backend == "tensorrt" and smallest > 1:
         raise InputError(
             f"{engine} takes no batch below {smallest}, but Triton sends single pictures; build it with --min-batch 1, "
-            "or pass --python, which fills batches up."
+            "or pass --python, which pads batches."
         )
     model = TritonModel(name, backend, Path(repository) / name)
     with _new_folder(model.folder) as folder:
@@ -79,7 +80,7 @@ def export_triton(
 
 
 def _runs_natively(manifest: Manifest) -> bool:
-    """Whether Triton's own backend runs the payload as the engine would; its ONNX backend has no setting for TF32."""
+    """Whether a backend of Triton runs the payload as the engine does. Triton's ONNX backend has no setting for TF32."""
     return manifest.backend in NATIVE and (manifest.backend, manifest.precision) != ("onnxruntime", Precision.TF32)
 
 
@@ -115,7 +116,7 @@ def _write_version(folder: Path, backend: str, file: EngineFile) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder``; give it that name on success, remove it on any error."""
+    """Yield an empty folder beside ``folder``; rename it to ``folder`` on success, remove it on any error."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         if folder.exists():

@@ -54,7 +54,7 @@ def test_speeds(cpu: ModuleType) -> None:
     """Batch 4 in 0.5 s are 8 images/s; torch takes 2 s, so 4 times as fast; of 3 GFLOP each, 24 of 96 are a quarter."""
     samples = {4: {cpu.REFERENCE: [2.0, 1.0, 3.0], "fast": [0.5, 0.4, 0.6]}}
     int8, bf16 = (
-        cpu.speeds(cpu.Contestant("fast", precision, None), samples, 3.0, {"int8": {"gops": 96.0}})["4"]
+        cpu.speeds(cpu.CpuContestant("fast", precision, None), samples, 3.0, {"int8": {"gops": 96.0}})["4"]
         for precision in ("int8", "bf16")
     )
     assert int8 == {
@@ -128,7 +128,7 @@ def test_a_rival_that_fails_is_named_and_the_others_stay(
     assert left_out == {
         "broken fp32": "no compiler",
         "single bf16": "one at a time",
-        "unwanted fp32": "it was not wanted (--without)",
+        "unwanted fp32": "--without excludes it",
     }
     assert done == [0.25, 0.5, 0.75, 1.0]
     told = capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_descriptors_are_made_unit_and_the_last_batch_is_whole(
 
     cpu_model = cpu.by_torch(cpu.Source(checkpoint, Path(), SPEC, 1), channels_last=False)
     evaluation = Evaluation(picture_list)
-    contestants = [cpu.Contestant("plain", "fp32", cpu_model), cpu.Contestant("long", "fp32", twice_too_long)]
+    contestants = [cpu.CpuContestant("plain", "fp32", cpu_model), cpu.CpuContestant("long", "fp32", twice_too_long)]
     found = contest.retrieve(contestants, evaluation, SPEC, lambda what, done: None)
     assert len(picture_list) % cpu.QUALITY_BATCH and sizes == {cpu.QUALITY_BATCH}
     assert found["long"].descriptors.shape == (len(picture_list), SPEC.dim)

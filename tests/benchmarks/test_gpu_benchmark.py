@@ -60,7 +60,8 @@ def test_refuses_settings_that_make_no_sense(tmp_path: Path, wrong: list[str]) -
 def contestant(
     gpu: ModuleType, title: str, precision: str, run: Any = None, streams: int = 1, backend: str = "torch"
 ) -> Any:
-    return gpu.Contestant(title, backend, precision, streams, run, lambda images, count, transfers: lambda: run(images))
+    call = lambda images, count, transfers: lambda: run(images)  # noqa: E731
+    return gpu.GpuContestant(title, precision, run, backend, streams, call)
 
 
 QUALITY = {"recall": {"1": 0.5}, "overlap_at_10": 0.9}
@@ -171,7 +172,7 @@ def test_cpu_time_is_counted_beside_wall_time(gpu: ModuleType, monkeypatch: pyte
 TRTEXEC = {
     "good": ("echo 'Throughput: 351.5 qps'", 45_000.0, None),
     "failing": ("echo 'no engine' >&2; exit 1", None, "trtexec failed: no engine"),
-    "silent": ("true", None, "trtexec failed: it says nothing"),
+    "silent": ("true", None, "trtexec failed: it prints nothing"),
 }
 
 
@@ -198,7 +199,7 @@ def test_trtexec_runs_the_same_plan(gpu: ModuleType, monkeypatch: pytest.MonkeyP
 
 def test_without_trtexec_it_says_so(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
-    assert gpu.trtexec(b"plan", 8, 1, (224, 224)) == (None, "trtexec is not here")
+    assert gpu.trtexec(b"plan", 8, 1, (224, 224)) == (None, "trtexec is not on the PATH")
 
 
 def test_a_tf32_engine_is_measured_in_tf32(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

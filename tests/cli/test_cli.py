@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 
@@ -70,8 +70,8 @@ def test_bench_alone_takes_every_engine_in_artifacts(cli, monkeypatch, noisy):
         write_fake_engine(Path("artifacts") / f"{name}.cgd")
     asked = {}
 
-    def bench(paths, **options):
-        asked.update(options, paths=paths)
+    def bench(paths, options, on_progress):
+        asked.update(asdict(options), paths=paths)
         raise bench_module.InputError("enough.")
 
     monkeypatch.setattr(bench_module, "bench", bench)

@@ -591,13 +591,13 @@ MALFORMED = {
     "msmt17, no pictures": (without(msmt17, "test"), "has no folder test"),
     "msmt17, path that leaves": (edited(msmt17, "list_query.txt", "0001/", "../../"), "names 'test/../../0001_003"),
     "msmt17, no identity": (edited(msmt17, "list_query.txt", "0.jpg 0", "0.jpg"), "list_query.txt line 1 has 1 fields"),
-    "msmt17, identity of words": (edited(msmt17, "list_gallery.txt", "0.jpg 0", "0.jpg a"), "line 1 has 'a' in place"),
+    "msmt17, identity of words": (edited(msmt17, "list_gallery.txt", "0.jpg 0", "0.jpg a"), "line 1 has 'a' instead"),
     "msmt17, no camera": (
         edited(msmt17, "list_query.txt", "0000_000_02_0113noon_0015_0", "a"),
         "'0000/a.jpg', which names no camera",
     ),
     "msmt17, camera of words": (edited(msmt17, "list_query.txt", "_02_", "_b_"), "list_query.txt line 1 has 'b'"),
-    "folder, pictures beside classes": (pictures_at_the_top, "test has pictures outside of class folders"),
+    "folder, pictures beside classes": (pictures_at_the_top, "test has pictures outside class folders"),
 }
 
 

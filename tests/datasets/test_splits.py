@@ -120,14 +120,14 @@ def test_two_folders_of_one_part_are_named(tmp_path, twice):
     touch(two_parts(tmp_path, twice[0], "test"), f"{twice[1]}/a/1.jpg")
     if len({path.name for path in tmp_path.iterdir()}) < 3:
         pytest.skip("this file system knows no case")
-    refused("has .*, of which several are for training; keep one of these", folder=tmp_path)
+    refused("has .*, and several of them are for training; keep one of these", folder=tmp_path)
 
 
 @pytest.mark.parametrize("lone", ["train", "Training"])
 def test_a_training_part_alone_trains_and_cannot_test(tmp_path, lone):
     touch(tmp_path, f"{lone}/a/1.jpg", f"{lone}/b/1.jpg")
     assert read_training(tmp_path) == ImageList(tmp_path / lone, ("a/1.jpg", "b/1.jpg"), ("a", "b"))
-    told = f"has {lone}/ and no part to test on; add a folder test/ or val/, or pass {tmp_path / lone}"
+    told = f"has {lone}/ but no test part; add a folder test/ or val/, or pass {tmp_path / lone}"
     refused(told, read_dataset, read_evaluation, folder=tmp_path)
     assert read_dataset(tmp_path / lone).testing.images.classes == ("b",)
 
@@ -136,9 +136,7 @@ def test_a_training_part_alone_trains_and_cannot_test(tmp_path, lone):
 def test_a_test_part_alone_tests_and_cannot_train(tmp_path, lone):
     touch(tmp_path, f"{lone}/a/1.jpg", f"{lone}/b/1.jpg")
     assert read_evaluation(tmp_path).images.classes == ("a", "b")
-    refused(
-        "has a part to test on and none to train on; add a folder train/", read_dataset, read_training, folder=tmp_path
-    )
+    refused("has a test part but no training part; add a folder train/", read_dataset, read_training, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +158,7 @@ def test_a_part_with_class_folders_beside_others_may_be_either_and_is_refused(tm
     "names", [("train/1.jpg", "val/c/1.jpg"), ("train/a/1.jpg", "val/1.jpg"), ("train/1.jpg", "val/2.jpg")]
 )
 def test_parts_need_class_folders(tmp_path, names):
-    refused("has pictures outside of class folders; expected a folder a class", folder=touch(tmp_path, *names))
+    refused("has pictures outside class folders; expected one folder per class", folder=touch(tmp_path, *names))
 
 
 def test_queries_search_a_gallery_of_class_folders(tmp_path):
@@ -170,7 +168,7 @@ def test_queries_search_a_gallery_of_class_folders(tmp_path):
     images = ImageList(tmp_path, names, ("a", "b", "a", "c"))
     assert evaluation == Evaluation(images, (False, False, True, True))
     assert all(path.is_file() for path in evaluation.images.paths)
-    refused("none to train on", read_dataset, read_training, folder=tmp_path)
+    refused("no training part", read_dataset, read_training, folder=tmp_path)
     touch(tmp_path, "train/x/1.jpg", "train/y/1.jpg", "val/x/1.jpg")
     dataset = read_dataset(tmp_path)
     assert dataset.training.classes == ("x", "y") and dataset.testing == evaluation
@@ -183,13 +181,13 @@ def test_queries_and_a_gallery_may_have_no_classes(tmp_path):
         ImageList(tmp_path, ("query/1.jpg", "gallery/1.jpg", "gallery/2.jpg")), (False, True, True)
     )
     touch(tmp_path / "mixed", "query/1.jpg", "gallery/a/1.jpg")
-    refused("query has pictures outside of class folders", read_evaluation, folder=tmp_path / "mixed")
+    refused("query has pictures outside class folders", read_evaluation, folder=tmp_path / "mixed")
 
 
 @pytest.mark.parametrize("query", ["query", "Probe"])
 def test_queries_need_a_gallery(tmp_path, query):
     touch(tmp_path, "train/a/1.jpg", f"{query}/a/1.jpg")
-    refused(f"has {query}/ and no gallery to search in; add a folder gallery/", folder=tmp_path)
+    refused(f"has {query}/ but no gallery; add a folder gallery/", folder=tmp_path)
 
 
 def test_lists_of_queries_and_gallery_keep_boxes_and_places(tmp_path):
@@ -266,7 +264,7 @@ def test_re_identification_trains_and_searches_by_names(tmp_path, layout, in_fol
     assert testing.recall_at == (1, 5, 10)
     assert read_evaluation(tmp_path) == testing and read_training(tmp_path) == dataset.training
     (note,) = dataset.notes
-    assert note.startswith(f"names in {tmp_path} tell identity and camera: ")
+    assert note.startswith(f"names in {tmp_path} give identity and camera: ")
 
 
 def test_recall_is_the_one_of_market_1501_by_loops(tmp_path):
@@ -323,7 +321,7 @@ def test_a_test_part_without_queries_searches_itself_by_its_cameras(tmp_path):
 
 def test_one_stray_picture_among_names_of_cameras_is_named(tmp_path):
     touch(reid(tmp_path, DUKE), "query/preview.jpg")
-    refused("preview.jpg is not named by identity and camera as its neighbours are", folder=tmp_path)
+    refused("preview.jpg does not start with identity and camera as other names do", folder=tmp_path)
 
 
 def test_a_part_of_junk_alone_is_refused(tmp_path):

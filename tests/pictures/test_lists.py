@@ -141,7 +141,7 @@ def test_files_of_other_kinds_say_what_is_expected(tmp_path, name):
 def test_what_has_no_classes_is_named_as_it_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "list.csv", "image\nx.jpg\n")
-    with pytest.raises(InputError, match=r"^list\.csv has no classes; expected a folder a class"):
+    with pytest.raises(InputError, match=r"^list\.csv has no classes; expected one folder per class"):
         read_dataset("list.csv")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from cgd_deploy.hardware.cpu import CpuClock
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import preprocess
 from cgd_deploy.quality import bench as module
-from cgd_deploy.quality.bench import bench, gate
+from cgd_deploy.quality import contestants
+from cgd_deploy.quality.bench import BenchOptions, gate
 from cgd_deploy.quality.comparison import compact_forms
+from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.quality.report import warnings
 from cgd_deploy.quality.significance import paired_drop
 from cgd_deploy.runtime import backends, compatibility
@@ -74,6 +77,10 @@ def exact(tmp_path, checkpoint) -> Path:
 @pytest.fixture
 def hurt(tmp_path) -> Path:
     return write_fake_engine(tmp_path / "hurt.cgd", noise=2.0, backend="noisy", precision=Precision.INT8)
+
+
+def bench(paths: list[Path], on_progress: OnProgress = lambda what, done: None, **options: Any) -> Any:
+    return module.bench(paths, BenchOptions(**options), on_progress)
 
 
 def keys(value: object) -> object:
@@ -575,7 +582,7 @@ def refused(message: str, *arguments: object, **options: object) -> None:
     ],
 )
 def test_forms_that_cannot_be_are_refused_before_anything_is_embedded(exact, monkeypatch, options, message):
-    monkeypatch.setattr(module, "batches", lambda *_: pytest.fail("it embedded"))
+    monkeypatch.setattr(contestants, "batches", lambda *_: pytest.fail("it embedded"))
     refused(message, [exact], **options)
 
 

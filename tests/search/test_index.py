@@ -16,7 +16,16 @@ from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.runtime.engine import load
 from cgd_deploy.search import index as module
 from cgd_deploy.search.compact import DTYPES
-from cgd_deploy.search.index import Index, beside, check_index_path, index_images, read_index, sidecar, write_index
+from cgd_deploy.search.index import (
+    Index,
+    Reading,
+    beside,
+    check_index_path,
+    index_images,
+    read_index,
+    sidecar,
+    write_index,
+)
 from cgd_deploy.spec import Precision
 
 
@@ -236,7 +245,9 @@ def some_bad(tmp_path, pictures) -> ImageList:
 
 def test_bad_pictures_are_told_and_left_out(engine, some_bad):
     told, counted = [], []
-    index = index_images(engine, some_bad, 2, lambda i, error: told.append((i, str(error))), counted.append)
+    index = index_images(
+        engine, some_bad, Reading(batch_size=2), lambda i, error: told.append((i, str(error))), counted.append
+    )
     assert [Path(p).name for p in index.paths] == ["0.jpg", "2.jpg", "4.jpg"]
     assert index.descriptors.shape == (3, 24)
     assert [i for i, _ in told] == [1, 3] and "1.jpg" in told[0][1]
@@ -335,7 +346,7 @@ def refused(path: Path, message: str) -> None:
 def test_a_missing_projection_is_refused(engine, picture_list, path):
     write_index(index_images(engine, picture_list, pca=6), path)
     beside(path).unlink()
-    refused(path, r"\.pca\.npy is missing, .*make the index again")
+    refused(path, r"\.pca\.npy, the PCA of .*, is missing; .*make the index again")
 
 
 def test_the_projection_of_another_index_is_refused(engine, picture_list, path):

@@ -161,14 +161,14 @@ def test_a_shard_of_another_run_or_range_is_refused(shards, tmp_path, change):
     source = range(16, 32) if change else range(0, 16)
     write(other, source)
     shards.path(range(16, 32)).write_bytes(other.path(source).read_bytes())
-    refused(shards, "0000000016-0000000031.parquet is of another run or range; remove it")
+    refused(shards, "0000000016-0000000031.parquet belongs to another run or range; remove it")
 
 
 def test_a_table_that_is_no_shard_is_refused(shards):
     for part in THE_RUN.ranges:
         write(shards, part)
     (shards.folder / "copy.parquet").write_bytes(shards.path(range(0, 16)).read_bytes())
-    refused(shards, r"copy\.parquet is no shard of this run; move it out")
+    refused(shards, r"copy\.parquet is not a shard of this run; move it out")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from cgd_deploy.runtime.autotune import autotune
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.search.index import Index, read_index
 from cgd_deploy.search.shards import Run, Shards
-from cgd_deploy.serving.scale import TRIES, Worker, _job, _on_gpu, _places, _run, _up_to_date
+from cgd_deploy.serving.scale import TRIES, RayOptions, Worker, _job, _on_gpu, _places, _run, _up_to_date
 from cgd_deploy.spec import Precision
 
 pytest.importorskip("pyarrow")
@@ -118,8 +118,8 @@ def test_the_same_command_again_computes_only_what_is_missing(cli, ray_of_two, b
     for shard in lost:
         shard.unlink()
     assert cli("search", "3.jpg", "-e", "fake.cgd", "--index", "ray.parquet")[2] == (
-        "cgd-deploy: ray.parquet lacks 2 of its 8 shards; run the same `cgd-deploy embed --ray` again, which goes on "
-        "from there.\n"
+        "cgd-deploy: ray.parquet lacks 2 of its 8 shards; run the same `cgd-deploy embed --ray` again, which "
+        "continues from there.\n"
     )
     code, out, _ = cli(*embed, "--json")
     facts = json.loads(out)
@@ -147,7 +147,7 @@ def test_an_engine_that_is_tuned_in_between_goes_on(cli, ray_of_two, boxed):
 
 def test_a_tuned_engine_is_the_same_run(boxed, monkeypatch):
     def run() -> Run:
-        return _run(boxed, read_engine("fake.cgd"), "float32", 8, False)
+        return _run(boxed, read_engine("fake.cgd"), RayOptions(shard=8))
 
     before = run()
     for machine in ("one", "another"):
@@ -213,14 +213,14 @@ def test_what_ray_cannot_load_is_one_sentence(cli, ray_of_two, desk, pictures):
             "99 workers of 1 threads do not fit on 2 cores; ask for fewer.",
         ),
         ("-o o.parquet --ray --threads 99", "no node of this Ray has room for an engine with 99 threads"),
-        ("-o o.parquet --ray --ray-address auto", "is connected to a Ray already; leave auto out."),
+        ("-o o.parquet --ray --ray-address auto", "is already connected to Ray; leave auto out."),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_nothing_written(cli, ray_of_two, boxed, pictures, options, message):
     Path("full.parquet").mkdir()
     Path("full.parquet/holidays.txt").touch()
     Path("file.parquet").touch()
-    run = _run(boxed, read_engine("fake.cgd"), "float32", 1024, False)
+    run = _run(boxed, read_engine("fake.cgd"), RayOptions(shard=1024))
     Shards(Path("other.parquet"), run).begin()
     before = listing(Path())
     code, out, err = cli("embed", pictures, "-e", "fake.cgd", *options.split())
@@ -279,12 +279,12 @@ def test_a_cluster_that_grows_may_be_asked_for_more_than_it_has():
 def worker(ray_of_two, boxed) -> Callable[[], dict]:
     """What a worker tells of the first eight boxes."""
     file = read_engine("fake.cgd")
-    shards = Shards(Path("ray.parquet").absolute(), _run(boxed, file, "float32", 8, False))
+    shards = Shards(Path("ray.parquet").absolute(), _run(boxed, file, RayOptions(shard=8)))
     shards.begin()
     task = json.dumps({"first": 0, "names": boxed.names[:8], "boxes": boxed.boxes[:8]})
 
     def call(**changes: object) -> dict:
-        job = replace(_job(boxed, 4, 1, None, strict=False, paths_are="relative"), **changes)
+        job = replace(_job(boxed, RayOptions(batch_size=4), 1, strict=False), **changes)
         [told] = Worker(ray.put(file), shards, job)({"task": [task]})["told"]
         return json.loads(told)
 

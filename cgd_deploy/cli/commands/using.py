@@ -86,6 +86,7 @@ def bench(
     check_runtime()
     from ...datasets.left_out import LeftOut
     from ...files import write_text
+    from ...quality.bench import BenchOptions
     from ...quality.bench import bench as run
     from ...quality.report import write_bench_report
     from ...runtime.provenance import engines_of_one_model
@@ -97,21 +98,20 @@ def bench(
             warn(f"{path} is left out: {reason}; build it again, or name it to measure it.")
     given = {"max_recall_drop_pp": max_recall_drop, "min_overlap_at_10": min_overlap}
     limits = {name: value for name, value in given.items() if value is not None}
+    options = BenchOptions(
+        data=data,
+        reference=reference,
+        batch_sizes=batch,
+        seconds=seconds,
+        threads=threads,
+        streams=streams or 1,
+        limits=limits,
+        descriptor_dtypes=descriptor_dtype or (),
+        pcas=pca or (),
+        strict=strict,
+    )
     with phases() as on_progress:
-        result, rows = run(
-            paths,
-            data=data,
-            reference=reference,
-            batch_sizes=batch,
-            seconds=seconds,
-            threads=threads,
-            streams=streams or 1,
-            limits=limits,
-            descriptor_dtypes=descriptor_dtype or (),
-            pcas=pca or (),
-            strict=strict,
-            on_progress=on_progress,
-        )
+        result, rows = run(paths, options, on_progress)
     tell_left_out(LeftOut(**picture) for picture in result["left_out"])
     if out:
         write_text(out, json.dumps(result, indent=1) + "\n")
@@ -219,9 +219,9 @@ def embed(
     from ...runtime.enginefile import read_engine
     from ...runtime.tuning import setting_here
     from ...search.compact import Compact
-    from ...search.index import check_index_path, index_images, write_index
+    from ...search.index import Reading, check_index_path, index_images, write_index
     from ...search.paths import check_paths_are
-    from ...serving.scale import SHARD, embed_on_ray
+    from ...serving.scale import SHARD, RayOptions, embed_on_ray
     from ..terminal import counting, first_few, warn, warn_all
 
     check_index_path(out)
@@ -250,14 +250,8 @@ def embed(
 
         on_error = None if strict or len(listed) == 1 else leave_out
         if ray:
-            written = embed_on_ray(
-                listed,
-                file,
-                out,
-                batch,
-                on_error,
-                advance,
-                lambda told: tell_killed(told, told),
+            options = RayOptions(
+                batch_size=batch,
                 fast_decode=fast_decode,
                 descriptor_dtype=descriptor_dtype,
                 paths_are=paths,
@@ -267,6 +261,7 @@ def embed(
                 streams=streams,
                 address=ray_address,
             )
+            written = embed_on_ray(listed, file, out, options, on_error, advance, lambda told: tell_killed(told, told))
             form, count = Compact(descriptor_dtype, spec.dim), written.pictures
             shards = {name: getattr(written, name) for name in ("shards", "resumed", "redone", "killed")}
         else:
@@ -274,12 +269,10 @@ def embed(
                 index = index_images(
                     loaded,
                     listed,
-                    batch,
+                    Reading(batch_size=batch, fast_decode=fast_decode, decoder=decoder),
                     on_error,
                     advance,
-                    fast_decode=fast_decode,
-                    decoder=decoder,
-                    on_note=warn,
+                    warn,
                     descriptor_dtype=descriptor_dtype,
                     pca=pca,
                 )

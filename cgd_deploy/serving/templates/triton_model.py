@@ -15,20 +15,20 @@ USED = ctypes.c_char_p(b"used_dltensor")
 
 
 class TritonPythonModel:
-    """The names are Triton's.
+    """Triton prescribes the names of class and methods.
 
-    Tensors pass as DLPack: servers built for NumPy 1 read and write wrong values through NumPy 2 arrays.
+    Tensors pass as DLPack, because servers built for NumPy 1 read and write wrong values through NumPy 2 arrays.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the engine where the instance's kind says; one that is damaged or not for this machine never serves."""
+        """Load and test the engine on the device of the instance. An engine that fails never serves."""
         folder = Path(args["model_repository"]) / args["model_version"]
         device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"
         self.engine = load(folder / "engine.cgd", device=device)
         self.engine.self_test()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer all requests from one batch. Triton has refused what does not have config.pbtxt's type and shape."""
+        """Answer all requests from one batch. Triton refuses types and shapes that config.pbtxt does not allow."""
         parts: list[Any] = [
             np.from_dlpack(pb_utils.get_input_tensor_by_name(request, "images")) for request in requests
         ]
@@ -45,8 +45,11 @@ class TritonPythonModel:
 
 
 def to_tensor(rows: np.ndarray) -> Any:
-    """float32 [n, dim] as an output. Triton renames the capsule to what is not DLPack's name for a used one; NumPy
-    would print an error for each when it is freed."""
+    """float32 [n, dim] as an output tensor.
+
+    Triton gives a used capsule another name than DLPack does, and NumPy prints an error when it frees such a capsule.
+    So we set DLPack's name.
+    """
     capsule = rows.__dlpack__()
     tensor = pb_utils.Tensor.from_dlpack("descriptors", capsule)
     ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), USED)
