@@ -156,8 +156,28 @@ def test_every_option_says_in_words_what_it_takes():
 def test_help_puts_options_into_sections(cli):
     out = cli("build-engine", "--help")[1]
     sections = re.findall(r"^(\S.*):$", out, re.MULTILINE)
-    assert sections == ["Arguments", "Options", "Options for --int8", "Options for TensorRT and TensorRT-RTX"]
-    assert out.index("Options for --int8") < out.index("--calib ") < out.index("Options for TensorRT")
+    assert sections == [
+        *("Arguments", "What to build", "INT8", "Limits of INT8", "Batches", "TensorRT and TensorRT-RTX", "Options")
+    ]
+    assert out.index("\nINT8:") < out.index("--calib ") < out.index("\nLimits of INT8:") < out.index("--data ")
+
+
+@pytest.mark.parametrize("command", ["train", "import", "embed"])
+def test_required_options_come_first_in_the_help(cli, command):
+    sections = re.split(r"^(?:\S.*):\n", cli(command, "--help")[1], flags=re.MULTILINE)[1:]
+    required = ["[required]" in section for section in sections if not re.match(r" +[A-Z]", section)]
+    assert required[0] and required == sorted(required, reverse=True)
+
+
+def test_the_help_lists_every_command_in_a_group_and_cuts_no_sentence(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = cli("--help")[1]
+    groups = re.findall(r"^(\S.*):$", out, re.MULTILINE)
+    assert groups == ["Options", *app.GROUPS]
+    assert "..." not in out.partition("Options:")[2]
+    for title, commands in app.GROUPS.items():
+        section = out.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
+        assert [line.split()[0] for line in section.splitlines()] == list(commands)
 
 
 def test_the_help_names_every_limit(cli):
@@ -471,7 +491,7 @@ def test_json_with_a_file_still_writes_it_and_prints_tables(cli, fake, pictures,
     [
         (["--json", "a.json", "b.json"], "a.json and b.json are two"),
         (["--json", "a.json", "-o", "b.json"], "--out b.json and --json a.json name two"),
-        (["--json", "b.txt"], "b.txt is no engine; to write JSON into it pass --out b.txt"),
+        (["--json", "b.txt"], "b.txt is not an engine; to write JSON into it pass --out b.txt"),
         (["-o", "fake.cgd"], "fake.cgd is an engine or a checkpoint"),
         (["--html", "fake.cgd"], "fake.cgd is an engine or a checkpoint"),
         (["--json", "engine.json"], "engine.json is an engine or a checkpoint"),
