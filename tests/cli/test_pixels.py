@@ -1,4 +1,4 @@
-"""The options that say what pixels a model sees: what they become, and how the commands take them."""
+"""Options that describe the input of a model, parsed and as the commands take them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_both_commands_refuse_it_before_they_read_anything(cli, command, options
 
 @pytest.mark.slow
 def test_a_model_is_trained_resumed_and_run_on_its_own_pixels(cli, pictures, tmp_path, monkeypatch):
-    """Not square, cropped, bicubic and with a mean of its own: from train to the report's page."""
+    """Not square, cropped, bicubic, with its own mean: from train to the report."""
     monkeypatch.chdir(tmp_path)
     small = ["--backbone", "resnet18", "--descriptors", "SG", "--dim", 16, "--classes-per-batch", 3]
     small += ["--pictures-per-class", 2, "-o", "run", "--threads", 2, "--no-downsample", "none"]

@@ -60,7 +60,8 @@ class EmbedOptions:
         int | None, IndexOption(metavar="N", help="Store only the first N principal components of the descriptors.")
     ] = None
     paths: Annotated[
-        str, IndexOption(metavar="RULE", help="Store paths of pictures relative to the index, or absolute.")
+        str,
+        IndexOption(metavar="RULE", help="Paths of the pictures in the index: relative (to the index) or absolute."),
     ] = "relative"
 
     ray: Annotated[
