@@ -1,4 +1,14 @@
-"""Serve trained CGD image-retrieval models fast, without losing neighbours. Imports no torch."""
+"""Serve trained CGD image-retrieval models fast, without losing neighbours.
+
+Example:
+
+    from cgd_deploy import load, read_images
+
+    with load("model-int8.cgd") as engine:
+        descriptors = engine.embed(read_images("pictures").paths)  # float32 [N, D], unit norm
+
+The package does not import torch. Modules that need NumPy are imported when a name of theirs is used.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +68,7 @@ _IMPORTED_ON_USE = {
     "load": "runtime.engine",
     "read_index": "search.index",
 }
-"""Names whose modules import NumPy, which ``cgd-deploy --help`` does not need."""
+"""Module of each name that needs NumPy. ``cgd-deploy --help`` is faster without it."""
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

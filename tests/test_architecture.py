@@ -77,7 +77,7 @@ def graph() -> dict[str, set[str]]:
 def test_the_graph_is_seen(graph):
     assert len(graph) > 100
     assert "cgd_deploy.runtime.scheduler" in graph["cgd_deploy.runtime.engine"]
-    assert "cgd_deploy.cli.commands.serving" in graph["cgd_deploy.cli.app"]
+    assert "cgd_deploy.cli.commands.bench" in graph["cgd_deploy.cli.app"]
     assert "cgd_train.checkpoint" in graph["cgd_export.int8.distill"]
     assert {layer(module) for module in graph} == set(range(len(LAYERS)))
 

@@ -1,4 +1,4 @@
-"""The command line: names the commands, sets what they share, and turns errors into exit statuses."""
+"""The command line: names the commands, holds the options of all commands, and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -11,61 +11,46 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from ..errors import CgdError
 from ..hardware.packages import package_version
 from ..limits import Limits, parse_limit, set_limits
 from . import stdio
-from .commands import making, serving, using
+from .commands.bench import bench
+from .commands.build_engine import build_engine
+from .commands.demo import demo
+from .commands.doctor import doctor
+from .commands.embed import embed
+from .commands.export import export
+from .commands.export_triton import export_triton
+from .commands.import_ import import_
+from .commands.inspect import inspect
+from .commands.install_native import install_native
+from .commands.search import search
+from .commands.train import train
+from .parser import Command, Group, parsed
+
+GROUPS: dict[str, dict[str, Callable[[Any], None]]] = {
+    "Try it": {"demo": demo, "doctor": doctor},
+    "Make an engine": {"train": train, "import": import_, "export": export, "build-engine": build_engine},
+    "Measure an engine": {"bench": bench, "inspect": inspect},
+    "Use an engine": {"embed": embed, "search": search},
+    "Serve an engine": {"export-triton": export_triton, "install-native": install_native},
+}
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 app = typer.Typer(
     help="Serve trained CGD image-retrieval models fast, without losing neighbours.",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in a help text are not markup
     context_settings={"max_content_width": sys.maxsize},  # help is as wide as the terminal
 )
-
-
-def help_sections(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-    """(name, text) of each argument and option, by the title of its section; arguments without their Python types."""
-    sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-    for param in command.get_params(ctx):
-        name, text = param.get_help_record(ctx)
-        if param.param_type_name == "argument":
-            sections["Arguments"].append((name.split()[0], text))
-        else:
-            sections.setdefault(param.rich_help_panel or "Options", []).append((name, text))
-    return {title: records for title, records in sections.items() if records}
-
-
-class Command(TyperCommand):
-    """A command whose help lists its options in sections."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        for title, records in help_sections(self, ctx).items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": making.demo,
-    "train": making.train,
-    "import": making.import_,
-    "export": making.export,
-    "build-engine": making.build_engine,
-    "bench": using.bench,
-    "embed": using.embed,
-    "search": using.search,
-    "export-triton": serving.export_triton,
-    "install-native": serving.install_native,
-    "inspect": using.inspect,
-    "doctor": using.doctor,
-}
-for name, command in COMMANDS.items():
-    app.command(name, cls=Command)(command)
+for title, group in GROUPS.items():
+    for name, command in group.items():
+        app.command(name, cls=Command, rich_help_panel=title)(parsed(command))
 
 
 class LogLevel(str, Enum):
@@ -76,7 +61,7 @@ class LogLevel(str, Enum):
 
 
 class StderrHandler(logging.Handler):
-    """Prints to the current ``sys.stderr``, which a progress bar replaces while it is drawn."""
+    """Prints to the current ``sys.stderr``: a progress bar replaces it while the bar is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
@@ -102,12 +87,12 @@ def common(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Change how large an input may be; may be repeated. "
+            help="Change the limit of an input; may be repeated. "
             f"Names: {', '.join(field.name for field in fields(Limits))}.",
         ),
     ] = None,
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Show only results and errors: no progress bars, no notes.")
+        bool, typer.Option("--quiet", help="Show only results and errors, no progress and notes.")
     ] = False,
     log_level: Annotated[
         LogLevel | None,
@@ -128,15 +113,18 @@ def common(
 
 
 def main() -> None:
-    """Entry point: a user's error becomes one line on stderr and its exit status, a bug keeps its traceback."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture is used, or left out with a sentence of ours
+    """Run the command that ``sys.argv`` names, and exit.
+
+    An error of the user becomes one line on stderr and its exit status. A bug keeps its traceback.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # our own messages say which pictures are left out
     stdio.take_over()
-    status = _run(lambda: app(prog_name="cgd-deploy"))
-    sys.exit(_run(sys.stdout.flush) or status)
+    status = _exit_status(lambda: app(prog_name="cgd-deploy"))
+    sys.exit(_exit_status(sys.stdout.flush) or status)
 
 
-def _run(call: Callable[[], Any]) -> Any:
-    """The exit status of ``call``, whose error is told."""
+def _exit_status(call: Callable[[], Any]) -> Any:
+    """Call, print the error if there is one, and return the exit status."""
     try:
         call()
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""What is installed here, what it allows, and what is wrong with it."""
+"""Examines this machine: its processor and GPU, the installed packages, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ MODULES = {
     "tensorrt-rtx-cu13-bindings": "tensorrt_rtx_bindings",
     "cuda-python": "cuda.bindings.runtime",
 }
-"""What a package is imported as, where that is not its own name."""
+"""Module of a package, if it differs from the name of the package."""
 
 
 def examine() -> dict[str, Any]:
-    """Facts about this machine and its packages, and the problem that ``check_runtime`` finds, or None.
+    """Return facts about this machine and its packages.
 
-    "gpu" is a table of the first GPU, or says why there is none. "broken" has the reason of each installed package that
-    cannot be imported.
+    gpu        a table of facts about the first GPU, or a sentence that says why there is none
+    packages   the version of each package, or None
+    broken     for each installed package that cannot be imported, the reason
+    problem    the sentence of ``check_runtime``, or None
     """
     try:
         check_runtime()
@@ -59,7 +61,7 @@ def examine() -> dict[str, Any]:
 
 
 def _why_broken(name: str) -> str | None:
-    """Why an installed package cannot be imported; None if it can."""
+    """The reason why a package cannot be imported, or None."""
     try:
         if name == "openvino":
             from ..runtime.backends.openvino import import_openvino
@@ -75,6 +77,6 @@ def _why_broken(name: str) -> str | None:
             import_nvimgcodec()
         else:
             importlib.import_module(MODULES.get(name, name))
-    except Exception as error:  # a library may raise anything when one of its own libraries is missing
+    except Exception as error:  # a package may raise anything if a shared library is missing
         return in_one_line(error)
     return None

@@ -1,4 +1,4 @@
-"""Standard output and error of a command: any file name can be printed, and a failed write ends in no traceback.
+"""Makes standard output and error safe: they take any file name, and a failed write gives no traceback.
 
 Knows no command and prints nothing.
 """
@@ -14,13 +14,13 @@ from typing import Any, TextIO
 from ..errors import InputError
 
 CLOSED_PIPE = 141
-"""Exit status when the reader of the results has gone: 128 + 13, as of a process that SIGPIPE ends."""
+"""Exit status if the reader of the results has gone: 128 + 13, the status of a process that SIGPIPE ends."""
 ANY_NAME = "cgd-deploy-any-name"
-"""The error handler ``_any_name``."""
+"""Name under which Python's codecs know ``_any_name``."""
 
 
 class Sink(io.FileIO):
-    """A file descriptor that discards everything after its first failure: Python tries once more when it exits."""
+    """A file descriptor that discards everything after its first failure, because Python writes again when it exits."""
 
     broken = False
 
@@ -35,11 +35,11 @@ class Sink(io.FileIO):
             return len(data)
 
     def on_failure(self, error: OSError) -> None:
-        """Nothing: a message that stderr cannot take is lost, and stops no work."""
+        """Ignore the error: a message is lost, and the work goes on."""
 
 
 class Results(Sink):
-    """Standard output, without which a command has failed."""
+    """Standard output. A command fails if it cannot write there."""
 
     def on_failure(self, error: OSError) -> None:
         if isinstance(error, BrokenPipeError):
@@ -48,10 +48,10 @@ class Results(Sink):
 
 
 def take_over() -> None:
-    """Make ``sys.stdout`` and ``sys.stderr`` safe to print to; those that a test or a host replaced stay as they are.
+    """Make ``sys.stdout`` and ``sys.stderr`` safe to print to. Streams that a test or a host replaced stay as they are.
 
-    A name in another encoding keeps its bytes on stdout. Other characters that the encoding lacks become escapes.
-    Writing to stdout raises InputError where it fails, and SystemExit with CLOSED_PIPE if nobody reads any more.
+    On stdout, a file name in another encoding keeps its bytes. Other characters that the encoding lacks become escapes.
+    Writing to stdout raises InputError if the write fails, and SystemExit with CLOSED_PIPE if nobody reads any more.
     """
     codecs.register_error(ANY_NAME, _any_name)
     sys.stdout = _safe(sys.stdout, Results, ANY_NAME)
@@ -59,7 +59,7 @@ def take_over() -> None:
 
 
 def _safe(stream: TextIO | None, kind: type[Sink], errors: str) -> TextIO:
-    if stream is None:  # closed by the caller; open it, or the next file of ours would become the output
+    if stream is None:  # the caller closed it; the next file that we open would take its descriptor
         return open(os.devnull, "w", encoding="utf-8", errors=errors)
     if type(stream) is not io.TextIOWrapper:
         return stream
@@ -74,7 +74,7 @@ def _safe(stream: TextIO | None, kind: type[Sink], errors: str) -> TextIO:
 
 
 def _any_name(error: UnicodeError) -> tuple[str | bytes, int]:
-    """The byte that a surrogate stands for, or an escape such as \\xe9 for a character that the encoding lacks."""
+    """Print a surrogate as the byte that it stands for, and another character that the encoding lacks as \\xe9."""
     if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
         return bytes([ord(error.object[error.start]) - 0xDC00]), error.start + 1
     return codecs.backslashreplace_errors(error)

@@ -1,1 +1,1 @@
-"""The demo: made pictures, a small model, and a report."""
+"""The demo: drawn pictures, a small model, and a report."""

@@ -1,4 +1,4 @@
-"""One beetle of a given species in any pose. Knows its own body, not what lies around it."""
+"""Paints one beetle of a species in a random pose. Knows nothing of the ground around it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BLACK = np.array((0.07, 0.06, 0.06), np.float32)
 OUTLINE = 0.02
 LEG = 0.028
 
-# Along the body from -1 (head) to 1 (tail): where the wing cases lie and where the three pairs of legs start and point.
+# Positions along the body, from -1 (head) to 1 (tail): the wing cases, and where each pair of legs starts and points.
 WINGS_AT, WINGS_LENGTH = 0.32, 0.62
 LEGS = ((-0.35, -0.45), (0.0, 0.1), (0.25, 0.6))
 
 
 @dataclass(frozen=True)
 class Species:
-    """What all pictures of a class share; every value from 0 up to 1."""
+    """The look that all pictures of a class share. Every value lies in [0, 1)."""
 
     width: float
     taper: float
@@ -43,18 +43,18 @@ class Species:
 
     @property
     def colours(self) -> tuple[Colour, Colour, Colour]:
-        """Of the wing cases, of the marks on them, and of the thorax."""
+        """Colours of the wing cases, of the marks on them, and of the thorax."""
         base = hsv(self.hue, 0.85, 0.35 + 0.6 * self.lightness)
         second = hsv(self.hue + 0.2 + 0.6 * self.second_hue, 0.75, 0.2 + 0.8 * self.second_lightness)
         return base, second, (BLACK, base, second, 0.5 * base)[int(4 * self.thorax_colour)]
 
 
 def paint_beetle(scene: Scene, species: Species, random: Generator) -> None:
-    """A beetle seen from above: u points to its right, v from its head to its tail."""
+    """Paint a beetle, seen from above. Its coordinate u points to its right, and v from its head to its tail."""
     scale = random.uniform(0.4, 0.5)
     x, y = random.uniform(-0.08, 0.08, 2).tolist()
     u, v = scene.turned(x, y, random.normal(0, 0.25), scale)
-    u = u + random.normal(0, 0.08) * v + random.normal(0, 0.06) * v * v  # leaning and bent
+    u = u + random.normal(0, 0.08) * v + random.normal(0, 0.06) * v * v  # lean and bend
     pixel = scene.pixel / scale
 
     width = 0.32 + 0.26 * species.width
@@ -96,7 +96,7 @@ def paint_beetle(scene: Scene, species: Species, random: Generator) -> None:
 
 
 def _legs(u: Plane, v: Plane, width: float, species: Species, random: Generator) -> Plane:
-    """Three pairs, the left and the right ones half a step apart."""
+    """Distance to three pairs of legs. Left and right legs are half a step apart."""
     reach = 0.25 + 0.4 * species.legs
     step = random.normal(0, 0.06) * np.sign(u)
     distance = np.full_like(u, np.inf)
@@ -119,7 +119,11 @@ def _antennae(u: Plane, v: Plane, head_at: float, species: Species, random: Gene
 
 
 def _pattern(across: Plane, along: Plane, species: Species) -> Plane:
-    """How much of the second colour the wing cases have: ``across`` 0 (middle) .. 1 (edge), ``along`` -1 .. 1."""
+    """Share of the second colour on the wing cases, 0 to 1.
+
+    across   0 in the middle of the body, 1 at its edge
+    along    -1 at the front of the wing cases, 1 at their end
+    """
     kind = PATTERNS[int(len(PATTERNS) * species.pattern)]
     count = 2 + int(4 * species.count)
     rows = np.cos(math.pi * count * (along + 1))

@@ -1,7 +1,7 @@
-"""Made pictures: a fine-grained data set of beetles, drawn from a seed alone. Knows no training.
+"""Draws a fine-grained data set of beetles from a seed. Knows nothing of training.
 
-A species is a point of a unit cube. A genus is a random point, and each of its species moves some coordinates of it,
-so that the classes next to a class look like it.
+A species is a point in a unit cube. A genus is a random point. Each species of the genus changes some of its
+coordinates, so neighbouring classes look alike.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .beetle import Species, paint_beetle
 from .scene import Scene, paint_blade, paint_ground, photograph
 
 SPECIES_PER_GENUS = 6
-MOVED = 8  # coordinates in which a species leaves its genus; fewer make the classes harder to tell apart
-GOLDEN = 0.618  # of a circle: steps that spread evenly, however many follow
+MOVED = 8  # coordinates that a species changes; with fewer, classes are harder to tell apart
+GOLDEN = 0.618  # part of a circle; any number of such steps spreads evenly
 
 
 def make_pictures(
@@ -36,12 +36,14 @@ def make_pictures(
     seed: int = 0,
     on_picture: Callable[[], None] | None = None,
 ) -> ImageList:
-    """Write folder/beetle-017/003.jpg and so on, and folder/images.tsv; the same arguments give the same bytes.
+    """Write pictures such as folder/beetle-017/003.jpg and their list folder/images.tsv; return the list.
+
+    The same arguments give the same bytes.
 
     size        mean side of a picture in pixels; widths and heights vary by 15 %
     on_picture  called after every picture, for progress bars
 
-    Raises InputError if a count or the size cannot be used or the folder cannot be written.
+    Raises InputError if an argument is too small or if the folder cannot be written.
     """
     arguments = (("classes", classes, 1), ("pictures_per_class", pictures_per_class, 1), ("size", size, 32))
     for name, value, minimum in (*arguments, ("seed", seed, 0)):
@@ -66,26 +68,26 @@ def make_pictures(
 
 
 def make_species(count: int, seed: int = 0) -> list[Species]:
-    """``count`` species, those of a genus next to each other."""
+    """``count`` species; species of the same genus are neighbours in the list."""
     random = np.random.default_rng((seed, 0))
     names = [field.name for field in fields(Species)]
     genus = random.random(len(names))
     species = []
     for number in range(count):
         if number and number % SPECIES_PER_GENUS == 0:
-            hue = genus[names.index("hue")] + GOLDEN  # hues by chance would make some seeds' genera all green
+            hue = genus[names.index("hue")] + GOLDEN  # with random hues, all genera of some seeds would be green
             genus = random.random(len(names))
             genus[names.index("hue")] = hue % 1
         values = genus.copy()
         moved = random.choice(len(values), MOVED, replace=False)
-        # Around the circle by at least a third, so that a moved coordinate can be seen.
+        # At least a third of the circle: smaller changes cannot be seen.
         values[moved] = (values[moved] + random.uniform(0.33, 0.67, MOVED)) % 1
         species.append(Species(*values.tolist()))
     return species
 
 
 def draw_picture(species: Species, size: int, random: Generator) -> Image.Image:
-    """One picture of a species; pose, place, clutter, occlusion, light and camera come from ``random``."""
+    """Draw one picture of a species. ``random`` chooses pose, place, clutter, occlusion, light and camera."""
     width, height = (size * random.uniform(0.85, 1.15, 2)).astype(int).tolist()
     scene = Scene(width, height)
     paint_ground(scene, random)

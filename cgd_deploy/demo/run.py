@@ -1,4 +1,4 @@
-"""The whole pipeline on made pictures, so that everything can be seen to work on a bare machine."""
+"""The whole pipeline on made pictures. It shows on a bare machine that everything works."""
 
 from __future__ import annotations
 
@@ -8,50 +8,84 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..cli.terminal import bench_tables, counting, errors, output, phases
+from ..cli.results import print_bench
+from ..cli.terminal import counting, errors, output, phases
 from ..errors import GateError, not_installed
 from ..files import replacing, write_text
 from ..hardware.packages import check_runtime
+from ..pictures.images import ImageList
 from ..quality.bench import BenchOptions, bench
 from ..quality.report import write_bench_report
 from ..spec import Precision
+
+if TYPE_CHECKING:
+    from cgd_train.config import TrainConfig
 
 SPECIES = 132
 TRAINING_SPECIES = 90
 PICTURES = 12
 SECONDS = 8.0
-"""Of timing for each batch size."""
+"""Timing of each batch size."""
 
 
 def run_demo(out: Path, seed: int = 0) -> None:
     """Write ckpt.pt, model.onnx, FP32 and INT8 engines, bench.json and report.html into ``out``, replacing older ones.
 
-    Raises MissingDependency without torch, GateError if an engine loses more than the bench's limits.
+    Raises MissingDependency without torch, and GateError if an engine loses more than the limits of ``bench``.
     """
     check_runtime()
     try:
-        from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
-        from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
-        from cgd_train.config import TrainConfig
-        from cgd_train.trainer import train
-
-        from .made import make_pictures
+        import cgd_train.trainer  # noqa: F401 - fails without torch
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from error
 
-    for made_before in ("pictures", "run"):
-        shutil.rmtree(out / made_before, ignore_errors=True)
-    with _step("pictures"), counting("Drawing", SPECIES * PICTURES) as advance:
-        pictures = make_pictures(
-            out / "pictures",
+    for folder in ("pictures", "run"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    with _timed("pictures"):
+        pictures = _draw(out / "pictures", seed)
+    with _timed("training"):
+        _train(out, pictures, seed)
+    with _timed("export"), errors.status("Exporting"):
+        _export(out)
+    engines = []
+    for precision in (Precision.FP32, Precision.INT8):
+        with _timed(f"{precision.value} engine"):
+            engines.append(_build(out, precision))
+    _bench(out, engines)
+
+
+def _draw(folder: Path, seed: int) -> ImageList:
+    from .made import make_pictures
+
+    with counting("Drawing", SPECIES * PICTURES) as advance:
+        return make_pictures(
+            folder,
             classes=SPECIES,
             pictures_per_class=PICTURES,
             size=128,
             seed=seed,
             on_picture=lambda: advance(1),
         )
-    recipe = TrainConfig(
+
+
+def _train(out: Path, pictures: ImageList, seed: int) -> None:
+    """Train on the first TRAINING_SPECIES species, test on the others, and write ckpt.pt."""
+    from cgd_train.trainer import train
+
+    learned = TRAINING_SPECIES * PICTURES
+    training, testing = pictures.subset(range(learned)), pictures.subset(range(learned, len(pictures)))
+    best = train(_recipe(out, seed), training, testing)
+    with replacing(out / "ckpt.pt") as temporary:
+        shutil.copyfile(best, temporary)
+
+
+def _recipe(out: Path, seed: int) -> TrainConfig:
+    """A small training: ResNet-18 on 64 x 64 pixels."""
+    from cgd_train.config import TrainConfig
+
+    return TrainConfig(
         data=out / "pictures",
         out=out / "run",
         backbone="resnet18",
@@ -66,34 +100,39 @@ def run_demo(out: Path, seed: int = 0) -> None:
         freeze_bn=False,
         seed=seed,
     )
-    learned = TRAINING_SPECIES * PICTURES
-    with _step("training"):
-        best = train(recipe, pictures.subset(range(learned)), pictures.subset(range(learned, len(pictures))))
-        with replacing(out / "ckpt.pt") as temporary:
-            shutil.copyfile(best, temporary)
-    model = out / "model.onnx"
-    with _step("export"), errors.status("Exporting"):
-        onnx_from_checkpoint(out / "ckpt.pt", model)
-    engines = []
-    for precision in (Precision.FP32, Precision.INT8):
-        engine = out / f"model-{precision.value}.cgd"
-        with _step(f"{precision.value} engine"):
-            calibration = calibration_list(model, None) if precision is Precision.INT8 else None
-            with counting("Calibrating", len(calibration or ())) as advance:
-                engine_from_onnx(model, engine, precision, calibration=calibration, on_pictures=advance)
-        engines.append(engine)
-    with _step("bench"), phases() as on_progress:
+
+
+def _export(out: Path) -> None:
+    from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
+
+    onnx_from_checkpoint(out / "ckpt.pt", out / "model.onnx")
+
+
+def _build(out: Path, precision: Precision) -> Path:
+    """Write the engine and return its path."""
+    from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
+
+    model, engine = out / "model.onnx", out / f"model-{precision.value}.cgd"
+    calibration = calibration_list(model, None) if precision is Precision.INT8 else None
+    with counting("Calibrating", len(calibration or ())) as advance:
+        engine_from_onnx(model, engine, precision, calibration=calibration, on_pictures=advance)
+    return engine
+
+
+def _bench(out: Path, engines: list[Path]) -> None:
+    """Measure the engines, and write and print the result. Raises GateError if the gate fails."""
+    with _timed("bench"), phases() as on_progress:
         result, rows = bench(engines, BenchOptions(seconds=SECONDS), on_progress)
     write_text(out / "bench.json", json.dumps(result, indent=1) + "\n")
     write_bench_report(out / "report.html", result, rows)
-    bench_tables(result)
+    print_bench(result)
     output.print(f"report: {out / 'report.html'}", soft_wrap=True)
     if failures := result["gate"]["failures"]:
         raise GateError("; ".join(failures))
 
 
 @contextmanager
-def _step(name: str) -> Iterator[None]:
+def _timed(step: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
-    errors.print(f"{name}: {time.perf_counter() - started:.1f} s")
+    errors.print(f"{step}: {time.perf_counter() - started:.1f} s")

@@ -1,7 +1,7 @@
-"""A made photograph without its subject: ground, clutter, blades of grass, light and camera. Knows no beetles.
+"""Paints a photograph without its subject: ground, clutter, blades of grass, light and camera. Knows no beetles.
 
-Things are drawn as distances in their own coordinates, evaluated once a pixel; edges are soft over one pixel, so
-nothing is supersampled and bending or leaning a thing is arithmetic on its coordinates.
+A shape is a distance function in its own coordinates, evaluated once a pixel. Edges are one pixel soft, so nothing is
+supersampled. Arithmetic on the coordinates bends a shape or lets it lean.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageFilter
 
-Plane = NDArray[np.floating[Any]]  # [H, W]; float32 all along
+Plane = NDArray[np.floating[Any]]  # [H, W], float32
 Colour = NDArray[np.float32]  # [3], red, green, blue in 0 .. 1
 
 GROUND_HUES = (0.08, 0.1, 0.25, 0.3, 0.55)  # soil, sand, moss, grass, slate
 
 
 class Scene:
-    """A canvas float32 [H, W, 3] in 0..1 with pixel coordinates x, y from its middle, in units of its shorter side."""
+    """A canvas, float32 [H, W, 3] in 0..1.
+
+    x, y    coordinates of each pixel, float32 [H, W], from the middle, in units of the shorter side
+    pixel   size of a pixel in these units
+    """
 
     def __init__(self, width: int, height: int) -> None:
         self.pixel = 1 / min(width, height)
@@ -31,32 +35,32 @@ class Scene:
         self.canvas = np.zeros((height, width, 3), np.float32)
 
     def paint(self, mask: Plane, colour: ArrayLike) -> None:
-        """Lay ``colour``, [3] or [H, W, 3], over the canvas as far as ``mask`` says."""
+        """Blend ``colour``, [3] or [H, W, 3], into the canvas; ``mask`` is its opacity, [H, W] in 0..1."""
         self.canvas += mask[..., None] * (np.asarray(colour, np.float32) - self.canvas)
 
     def darken(self, mask: Plane) -> None:
         self.canvas *= (1 - mask)[..., None]
 
     def turned(self, x: float, y: float, angle: float, scale: float = 1) -> tuple[Plane, Plane]:
-        """Coordinates u, v of a thing at (x, y) that is turned by ``angle`` and has ``scale`` as its unit."""
+        """Coordinates u, v of a shape at (x, y), turned by ``angle`` radians, in units of ``scale``."""
         cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
         dx, dy = self.x - x, self.y - y
         return cos * dx + sin * dy, cos * dy - sin * dx
 
     def noise(self, cells: int, random: Generator) -> Plane:
-        """Smooth random values in 0..1 with ``cells`` independent ones along a side."""
+        """Smooth random values in 0..1, interpolated from ``cells`` x ``cells`` independent values."""
         height, width = self.x.shape
         grid = Image.fromarray(random.integers(0, 256, (cells, cells), np.uint8))
         return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
 
 
 def inside(distance: Plane, softness: float) -> Plane:
-    """1 where ``distance`` is negative, 0 where it is positive, with a ramp of width ``softness`` between."""
+    """1 where ``distance`` is negative, 0 where it is positive, and between them a ramp of width ``softness``."""
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
 def ellipse(u: Plane, v: Plane, a: float, b: float) -> Plane:
-    """Distance to the ellipse of half axes a, b, right to first order at its edge."""
+    """Distance to an ellipse with half axes a and b, correct to first order at its edge."""
     p, q = u / a, v / b
     level = np.sqrt(p * p + q * q)
     slope = np.sqrt((p / a) ** 2 + (q / b) ** 2) + 1e-6
@@ -76,7 +80,7 @@ def hsv(hue: float, saturation: float, value: float) -> Colour:
 
 
 def paint_ground(scene: Scene, random: Generator) -> None:
-    """Ground of two colours; on it pebbles and leaves, some of them as bright as a beetle."""
+    """Paint ground of two colours with pebbles and leaves. Some of them are as bright as a beetle."""
     hue = random.choice(GROUND_HUES) + random.normal(0, 0.03)
     dark, light = sorted(random.uniform(0.15, 0.95, 2).tolist())
     coarse, fine = random.integers(3, 8), random.integers(20, 50)
@@ -96,7 +100,7 @@ def paint_ground(scene: Scene, random: Generator) -> None:
 
 
 def paint_blade(scene: Scene, random: Generator) -> None:
-    """A bent blade of grass across the picture, with its shadow."""
+    """Paint a bent blade of grass across the picture, with its shadow."""
     x, y = random.uniform(-0.35, 0.35, 2).tolist()
     u, v = scene.turned(x, y, random.uniform(0, math.pi))
     u = np.abs(u + random.normal(0, 0.4) * v * v)
@@ -107,7 +111,7 @@ def paint_blade(scene: Scene, random: Generator) -> None:
 
 
 def photograph(scene: Scene, random: Generator) -> Image.Image:
-    """Light that falls off to one side, white balance, exposure, gamma, blur and sensor noise."""
+    """Take the picture: light from one side, white balance, exposure, gamma, blur and sensor noise."""
     angle, slope = random.uniform(0, 2 * math.pi), random.uniform(0, 0.4)
     fall = 1 + slope * (math.cos(angle) * scene.x + math.sin(angle) * scene.y)
     white = (random.uniform(0.92, 1.08, 3) * random.uniform(0.8, 1.15)).astype(np.float32)

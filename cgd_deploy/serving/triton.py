@@ -80,7 +80,7 @@ def export_triton(
 
 
 def _runs_natively(manifest: Manifest) -> bool:
-    """Whether a backend of Triton runs the payload as the engine does. Triton's ONNX backend has no setting for TF32."""
+    """Whether a Triton backend runs the payload as the engine does. Triton's ONNX backend has no setting for TF32."""
     return manifest.backend in NATIVE and (manifest.backend, manifest.precision) != ("onnxruntime", Precision.TF32)
 
 

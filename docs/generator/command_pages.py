@@ -7,7 +7,8 @@ from typing import Any
 
 import typer
 
-from cgd_deploy.cli.app import app, help_sections
+from cgd_deploy.cli.app import app
+from cgd_deploy.cli.parser import help_sections
 
 FOLDER = "commands"
 PROGRAM = "cgd-deploy"

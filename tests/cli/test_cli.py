@@ -82,7 +82,7 @@ def test_bench_alone_takes_every_engine_in_artifacts(cli, monkeypatch, noisy):
 
 
 def engine_of(path: str, onnx: bytes, checkpoint: bytes = b"weights") -> Path:
-    """A fake engine that says what it was made from."""
+    """A fake engine that records its ONNX file and checkpoint."""
     source = {"onnx_sha256": sha256_bytes(onnx), "checkpoint_sha256": sha256_bytes(checkpoint)}
     return write_fake_engine(Path(path), source=source)
 
@@ -156,8 +156,21 @@ def test_every_option_says_in_words_what_it_takes():
 def test_help_puts_options_into_sections(cli):
     out = cli("build-engine", "--help")[1]
     sections = re.findall(r"^(\S.*):$", out, re.MULTILINE)
-    assert sections == ["Arguments", "Options", "Options for --int8", "Options for TensorRT and TensorRT-RTX"]
-    assert out.index("Options for --int8") < out.index("--calib ") < out.index("Options for TensorRT")
+    assert sections == [
+        *("Arguments", "What to build", "INT8", "Limits of INT8", "Batches", "TensorRT and TensorRT-RTX", "Options")
+    ]
+    assert out.index("\nINT8:") < out.index("--calib ") < out.index("\nLimits of INT8:") < out.index("--data ")
+
+
+def test_the_help_lists_every_command_in_a_group_and_cuts_no_sentence(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = cli("--help")[1]
+    groups = re.findall(r"^(\S.*):$", out, re.MULTILINE)
+    assert groups == ["Options", *app.GROUPS]
+    assert "..." not in out.partition("Options:")[2]
+    for title, commands in app.GROUPS.items():
+        section = out.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
+        assert [line.split()[0] for line in section.splitlines()] == list(commands)
 
 
 def test_the_help_names_every_limit(cli):
@@ -170,7 +183,7 @@ def test_version():
 
 
 def on_a_terminal(line: str) -> str:
-    """What a command writes to stderr where that is a terminal."""
+    """Run a command whose stderr is a terminal; returns what it writes there."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     command = [sys.executable, "-m", "cgd_deploy", *line.split()]
@@ -284,7 +297,7 @@ def test_build_engine_wants_one_precision(cli, flags):
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, which would run the engine")
 def test_build_engine_builds_tf32_without_a_gpu(cli, model_onnx):
-    """The graph is FP32's, so its parity says nothing of TF32, and the summary says in what it ran."""
+    """The graph is the FP32 graph, so its parity does not show TF32; the summary says that it ran in FP32."""
     build = ["build-engine", model_onnx, "--tf32", "--backend", "onnxruntime", "-o", "e.cgd"]
     code, out, err = cli(*build)
     assert (code, err) == (0, "")
@@ -471,7 +484,7 @@ def test_json_with_a_file_still_writes_it_and_prints_tables(cli, fake, pictures,
     [
         (["--json", "a.json", "b.json"], "a.json and b.json are two"),
         (["--json", "a.json", "-o", "b.json"], "--out b.json and --json a.json name two"),
-        (["--json", "b.txt"], "b.txt is no engine; to write JSON into it pass --out b.txt"),
+        (["--json", "b.txt"], "b.txt is not an engine; to write JSON into it pass --out b.txt"),
         (["-o", "fake.cgd"], "fake.cgd is an engine or a checkpoint"),
         (["--html", "fake.cgd"], "fake.cgd is an engine or a checkpoint"),
         (["--json", "engine.json"], "engine.json is an engine or a checkpoint"),

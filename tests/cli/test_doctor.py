@@ -1,4 +1,4 @@
-"""What doctor and the first command say about the installed runtimes."""
+"""doctor reports the installed runtimes, and other commands check them first."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_two_wheels_of_onnx_runtime_are_refused_with_the_remedy(installed):
 
 
 def test_two_wheels_in_two_folders_do_no_harm(installed, monkeypatch):
-    """As with a folder on PYTHONPATH: nothing is overwritten, and Python takes the first."""
+    """A folder on PYTHONPATH overwrites nothing, and Python imports the first of the two."""
     installed("onnxruntime", "onnxruntime-gpu")
     monkeypatch.setattr(packages, "package_folder", {"onnxruntime": "site-packages", "onnxruntime-gpu": "extra"}.get)
     check_runtime()
@@ -103,7 +103,7 @@ def test_without_a_gpu_the_reason_is_told(monkeypatch):
     [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx"), ("cuda-python", "cuda.bindings.runtime")],
 )
 def test_a_package_that_does_not_load_is_told_with_the_reason(cli, installed, monkeypatch, package, module):
-    """Installed is not enough: a library of NVIDIA's may be missing."""
+    """A package may be installed while a library of NVIDIA is missing."""
     installed("openvino", package)
 
     def import_module(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What commands do where their output cannot be written, or a file name cannot be printed: no traceback, ever."""
+"""Commands print no traceback if their output cannot be written or a file name cannot be printed."""
 
 from __future__ import annotations
 

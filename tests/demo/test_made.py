@@ -1,3 +1,5 @@
+"""Pictures of the demo: the same seed gives the same bytes, and classes can be told apart."""
+
 from __future__ import annotations
 
 from dataclasses import astuple
@@ -68,7 +70,7 @@ def test_species_of_a_genus_are_close_and_never_the_same() -> None:
 
 
 def test_a_beetle_looks_more_like_its_class_than_like_another() -> None:
-    """Mean pictures of two halves of a class: pose, clutter and light average out, the species stays."""
+    """Pose, clutter and light average out in the mean picture of half a class; the species stays."""
     species = make_species(6, seed=3)
     means = np.array([[_mean(kind, half) for kind in species] for half in range(2)])  # (2, 6, H, W, 3)
     distances = np.abs(means[0][:, None] - means[1][None, :]).mean(axis=(2, 3, 4))  # (6, 6)

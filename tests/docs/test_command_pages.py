@@ -28,7 +28,7 @@ def test_a_page_names_every_option(name):
 
 def test_options_stand_in_the_sections_of_the_help():
     page = command_pages.pages()["commands/embed.md"]
-    ray = page[page.index("## Options for --ray") :]
+    ray = page[page.index("## Ray") :]
     assert "cgd-deploy embed [OPTIONS]" in page and "## Arguments" in page
     assert "`--workers N`" in ray and "`--engine" not in ray and "`-e, --engine FILE`" in page
 

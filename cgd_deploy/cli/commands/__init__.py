@@ -1,1 +1,1 @@
-"""The commands, each a function of its options; ``cgd_deploy.cli.app`` gives them their names."""
+"""A module for each command: its options, which are a dataclass, and a function that takes them."""

@@ -16,7 +16,7 @@ import pytest
 from conftest import draw, listing
 from onnx import numpy_helper
 
-from cgd_deploy.cli.terminal import trial_table
+from cgd_deploy.cli.results import trial_table
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.errors import ExportError, GateError, InputError
 from cgd_deploy.pictures.images import ImageList, read_images

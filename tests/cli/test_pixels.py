@@ -1,4 +1,4 @@
-"""The options that say what pixels a model sees: what they become, and how the commands take them."""
+"""Options that describe the input of a model, parsed and as the commands take them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 
 import pytest
 
-from cgd_deploy.cli.commands.options import MEAN, STD, input_of
+from cgd_deploy.cli.pixels import PixelOptions, input_of
 from cgd_deploy.errors import InputError, SpecError
 from cgd_deploy.spec import IMAGENET_MEAN, IMAGENET_STD
-
-NOTHING = {"size": None, "resize": None, "crop": None, "filter": "bilinear", "mean": MEAN, "std": STD}
 
 
 @pytest.mark.parametrize(
@@ -27,13 +25,13 @@ NOTHING = {"size": None, "resize": None, "crop": None, "filter": "bilinear", "me
     ],
 )
 def test_options_name_the_input_and_the_rule(options, size, resize):
-    found = input_of(**{**NOTHING, **options})
+    found = input_of(PixelOptions(**options))
     assert (found.input_size, found.resize) == (size, resize)
     assert (found.mean, found.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_mean_and_std_are_numbers_of_the_channels():
-    found = input_of(**{**NOTHING, "mean": "0.5,.25, 0", "std": "1,0.5,0.00392"})
+    found = input_of(PixelOptions(mean="0.5,.25, 0", std="1,0.5,0.00392"))
     assert (found.mean, found.std) == ((0.5, 0.25, 0.0), (1.0, 0.5, 0.00392))
 
 
@@ -43,13 +41,13 @@ def test_mean_and_std_are_numbers_of_the_channels():
         ({"crop": "224"}, "--crop cuts pictures that --resize has resized; add --resize PIXELS"),
         ({"crop": "224", "size": "224"}, "--crop cuts"),
         ({"crop": "224", "size": "224", "resize": 256}, "--size and --crop both name the model's input"),
-        ({"size": "small"}, "--size='small' is no size; expected N or HEIGHTxWIDTH, for example 224 or 256x128"),
-        ({"size": ""}, "--size='' is no size"),
-        ({"size": "224x"}, "--size='224x' is no size"),
-        ({"size": "1x2x3"}, "--size='1x2x3' is no size"),
-        ({"size": "-224"}, "--size='-224' is no size"),
-        ({"size": "9" * 100}, "is no size"),
-        ({"resize": 256, "crop": "22.4"}, "--crop='22.4' is no size"),
+        ({"size": "small"}, "--size='small' is not a size; expected N or HEIGHTxWIDTH, such as 224 or 256x128"),
+        ({"size": ""}, "--size='' is not a size"),
+        ({"size": "224x"}, "--size='224x' is not a size"),
+        ({"size": "1x2x3"}, "--size='1x2x3' is not a size"),
+        ({"size": "-224"}, "--size='-224' is not a size"),
+        ({"size": "9" * 100}, "is not a size"),
+        ({"resize": 256, "crop": "22.4"}, "--crop='22.4' is not a size"),
         ({"mean": "0.5"}, "--mean='0.5' is not R,G,B; expected three numbers"),
         ({"mean": "1,2,3,4"}, "--mean='1,2,3,4' is not R,G,B"),
         ({"std": "a,b,c"}, "--std='a,b,c' is not R,G,B"),
@@ -59,7 +57,7 @@ def test_mean_and_std_are_numbers_of_the_channels():
 )
 def test_what_cannot_be_is_refused_in_one_sentence(options, says):
     with pytest.raises(InputError) as caught:
-        input_of(**{**NOTHING, **options})
+        input_of(PixelOptions(**options))
     assert says in str(caught.value) and str(caught.value).endswith(".")
 
 
@@ -69,7 +67,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(options, says):
 )
 def test_a_filter_or_side_that_is_unknown_is_refused(options, says):
     with pytest.raises(SpecError, match=says):
-        input_of(**{**NOTHING, **options})
+        input_of(PixelOptions(**options))
 
 
 COMMANDS = {
@@ -99,7 +97,7 @@ def test_both_commands_refuse_it_before_they_read_anything(cli, command, options
 
 @pytest.mark.slow
 def test_a_model_is_trained_resumed_and_run_on_its_own_pixels(cli, pictures, tmp_path, monkeypatch):
-    """Not square, cropped, bicubic and with a mean of its own: from train to the report's page."""
+    """Not square, cropped, bicubic, with its own mean: from train to the report."""
     monkeypatch.chdir(tmp_path)
     small = ["--backbone", "resnet18", "--descriptors", "SG", "--dim", 16, "--classes-per-batch", 3]
     small += ["--pictures-per-class", 2, "-o", "run", "--threads", 2, "--no-downsample", "none"]

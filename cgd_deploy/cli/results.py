@@ -1,0 +1,195 @@
+"""Results of commands as text and tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..datasets.evaluation import left_out_queries
+from ..hardware.timing import load_warning
+from ..quality.formatting import change, change_interval, percent
+from ..quality.report import form_name, headline, notes, warnings
+from ..runtime.enginefile import Manifest
+from ..runtime.tuning import Setting
+from ..spec import Precision
+from .terminal import output
+
+NUMBER_WIDTH = 6
+KEPT_AS = "engine, gallery kept as"
+TRIED = "recipe, in float"
+
+
+def search_lines(found: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> str:
+    """A block for each query: its path, and below it rank, similarity and path of each neighbour in columns."""
+    blocks = []
+    for query, neighbours in found:
+        width = len(str(len(neighbours)))
+        lines = [f"  {rank:>{width}}  {s:7.4f}  {path}" for rank, (path, s) in enumerate(neighbours, start=1)]
+        blocks.append("\n".join([str(query), *lines]))
+    return "\n\n".join(blocks)
+
+
+def build_summary(path: Path, manifest: Manifest) -> str:
+    """Describe a new engine: size, share of the convolution work in each precision, parity with FP32, tuning."""
+    parity, proof = manifest.parity or {}, manifest.proof or {}
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in proof["flops_share"].items())
+    layers = ", ".join(f"{count} {name}" for name, count in proof["layers"].items())
+    measured_on = parity["measured_on"]
+    if manifest.precision is Precision.TF32:
+        shares += ", which the GPU may multiply in TF32"
+        measured_on += ", in FP32" if measured_on == "graph" else ""
+    lines = [
+        f"{path}: {manifest.backend} {manifest.precision.value}, {path.stat().st_size / 1e6:.1f} MB",
+        f"  convolution work: {shares} (layers: {layers}; read from the {proof['from']})",
+        f"  against FP32: {_closeness(parity)} over {parity['pictures']} pictures (run on the {measured_on})",
+    ]
+    if full := parity.get("full_range"):
+        lines.append(f"  weights have 7 bits (reduced range); with 8 bits it would be {_closeness(full)}")
+    if manifest.retrieval:
+        lines += _retrieval_lines(manifest.retrieval, proof["convolutions"])
+    if manifest.tuning:
+        lines += _tuning_lines(manifest.tuning)
+    return "\n".join(lines)
+
+
+def _closeness(parity: Mapping[str, Any]) -> str:
+    overlap = parity["overlap_at_10"]
+    return f"mean cosine {parity['cosine_mean']:.5f}" + ("" if overlap is None else f", overlap@10 {overlap:.3f}")
+
+
+def _retrieval_lines(found: Mapping[str, Any], convolutions: int) -> Iterator[str]:
+    """What an INT8 engine retrieves on test pictures; ``convolutions`` is the number in the whole model."""
+    told = [f"overlap@10 {found['overlap_at_10']:.3f}"]
+    if drop := found["recall_drop_pp"].get("1"):
+        lost, low, high = (change(drop[name]) for name in ("drop", "high", "low"))
+        told.append(f"recall@1 {lost} pp (95 %: {low} to {high})")
+    told.append(f"calibrated by {found['recipe']}")
+    told.append(f"{len(found['keep_float'])} of {convolutions} convolutions in float")
+    yield f"  on {found['pictures']} test pictures: {', '.join(told)} (run on the {found['measured_on']})"
+    yield f"  {found['statement']}"
+    if note := left_out_queries(found["queries"]) if "queries" in found else None:
+        yield f"  {note}"
+
+
+def _tuning_lines(tuning: Mapping[str, Any]) -> Iterator[str]:
+    speeds = {Setting(run["threads"], run["streams"], run["batch"]): run for run in tuning["measured"]}
+    for purpose in ("latency", "throughput"):
+        setting = Setting(**tuning[purpose])
+        yield f"  best {purpose} here: {setting}, {speeds[setting]['images_per_second']:.1f} images/s"
+    if warning := load_warning(tuning["load"]):
+        yield f"  warning: {warning}"
+
+
+def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each INT8 model that the search for a recipe and for float convolutions measured, in that order.
+
+    A row names its recipe if the recipe changes there, or if every convolution is INT8.
+    """
+    table = _table(TRIED, "INT8", "pictures", "overlap@10", "change pp", "95 %", "cross pp")
+    recipe = None
+    for trial in trials:
+        named = [] if trial["keep_float"] and trial["recipe"] == recipe else [trial["recipe"]]
+        recipe = trial["recipe"]
+        drop = trial["recall_drop_pp"].get("1")
+        crossed = [drops["1"]["drop"] for drops in trial["cross_recall_drop_pp"].values()]
+        table.add_row(
+            ", ".join([*named, *_first_of(trial["keep_float"])]),
+            f"{trial['int8_share']:.1%}",
+            str(trial["pictures"]),
+            f"{trial['overlap_at_10']:.3f}",
+            change(drop and drop["drop"]),
+            drop and change_interval((drop["low"], drop["high"])),
+            change(max(crossed, default=None)),
+        )
+    return table
+
+
+def print_bench(result: dict[str, Any]) -> None:
+    """Print a bench result: tables of speed and retrieval, then warnings, notes, the headline and the gate."""
+    engines = list({run["path"]: run for run in result["engines"]}.values())
+    for table in (_speed_table(result), _retrieval_table(result["reference"], engines), _compact_table(engines)):
+        if table.row_count:
+            output.print(table)
+            output.print()
+    for warning in warnings(result):
+        output.print(Text("warning: ", style="yellow").append(warning, style="default"), soft_wrap=True)
+    for note in notes(result):
+        output.print(f"note: {note}", soft_wrap=True)
+    output.print(headline(result), soft_wrap=True)
+    for failure in result["gate"]["failures"]:
+        output.print(Text("gate failed: ", style="red").append(failure, style="default"), soft_wrap=True)
+    if result["gate"]["passed"]:
+        output.print("gate passed", style="green")
+
+
+def _speed_table(result: Mapping[str, Any]) -> Table:
+    """A row for each engine and batch, those of the reference first."""
+    table = _table("engine", "backend", "batch", "p50 ms", "p99 ms", "images/s", "x torch")
+    reference = result["reference"]
+    for run in reference["runs"]:
+        table.add_row("reference", f"{reference['backend']} {run['precision']}", *_speed_cells(run))
+    for run in result["engines"]:
+        table.add_row(Path(run["path"]).name, f"{run['backend']} {run['precision']}", *_speed_cells(run))
+    return table
+
+
+def _speed_cells(run: Mapping[str, Any]) -> Iterator[str]:
+    """Batch, p50, p99, images a second and speedup over torch; an unknown number gives an empty cell."""
+    ms = run["latency_ms"]
+    yield str(run["batch"])
+    for value, digits in ((ms["p50"], 2), (ms["p99"], 2), (run["images_per_second"], 1), (run["speedup_vs_torch"], 2)):
+        yield "" if value is None else f"{value:.{digits}f}"
+
+
+def _retrieval_table(reference: Mapping[str, Any], engines: Iterable[Mapping[str, Any]]) -> Table:
+    table = _table("engine", "recall@1", "change pp", "95 %", "cross pp", "overlap@10", "min cosine")
+    table.add_row(f"{reference['backend']} {reference['precision']}", percent(reference["recall"].get("1")))
+    for run in engines:
+        table.add_row(
+            Path(run["path"]).name,
+            percent(run["recall"].get("1")),
+            change(run["recall_drop_pp"].get("1")),
+            change_interval(run["recall_drop_interval_pp"].get("1", ())),
+            change(run["cross_recall_drop_pp"].get("1")),
+            f"{run['overlap_at_10']:.3f}",
+            f"{run['cosine']['min']:.5f}",
+        )
+    return table
+
+
+def _compact_table(engines: Iterable[Mapping[str, Any]]) -> Table:
+    """A row for each engine with compact galleries, and below it a row for each of these galleries."""
+    table = _table(KEPT_AS, "bytes", "recall@1", "change pp", "95 %", "overlap@10")
+    for run in engines:
+        if run["compact"]:
+            table.add_row(Path(run["path"]).name)
+        for form in run["compact"]:
+            table.add_row(
+                f"  {form_name(form)}",
+                str(form["bytes_per_descriptor"]),
+                percent(form["recall"].get("1")),
+                change(form["recall_drop_pp"].get("1")),
+                change_interval(form["recall_drop_interval_pp"].get("1", ())),
+                f"{form['overlap_at_10']:.3f}",
+            )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
+    for name in columns:
+        if name in ("engine", "backend", TRIED, KEPT_AS):
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True, min_width=max(len(name), NUMBER_WIDTH))
+    return table
+
+
+def _first_of(names: Sequence[str]) -> list[str]:
+    """The first name and the number of further names; an empty list for no names."""
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    return [f"{names[0]}{more}"] if names else []
