@@ -26,7 +26,7 @@ from cgd_deploy.runtime.cuda.lane import Layout
 from cgd_deploy.runtime.cuda.streams import Streams, bucket_sizes
 from cgd_deploy.runtime.engine import Engine, load
 from cgd_deploy.runtime.tuning import this_machine
-from cgd_deploy.search.index import index_images
+from cgd_deploy.search.index import Reading, index_images
 
 PATIENCE = 20.0
 """Seconds until a wait that should end at once counts as a failure."""
@@ -185,7 +185,14 @@ def test_a_closed_engine_says_so(fake_engine, listed):
 
 
 @pytest.mark.parametrize("size", [0, -1])
-@pytest.mark.parametrize("embed", [lambda *arguments: list(Engine.embed_list(*arguments)), index_images])
+@pytest.mark.parametrize(
+    "embed",
+    [
+        lambda engine, images, size: list(engine.embed_list(images, size)),
+        lambda engine, images, size: index_images(engine, images, Reading(batch_size=size)),
+    ],
+    ids=["embed_list", "index_images"],
+)
 def test_less_than_one_picture_is_no_batch(fake_engine, listed, embed, size):
     with load(fake_engine) as engine, pytest.raises(InputError, match=f"batch_size={size} .* at least 1"):
         embed(engine, listed, size)
