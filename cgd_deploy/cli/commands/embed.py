@@ -153,7 +153,9 @@ def _check_ray(options: EmbedOptions) -> None:
     if options.out.suffix != ".parquet":
         raise InputError(f"{options.out} does not end in .parquet, as a folder that --ray writes must; rename it.")
     if options.decoder != "pillow":
-        raise InputError(f"workers of --ray decode with pillow; leave --decoder {options.decoder} or --ray out.")
+        raise InputError(
+            f"--decoder {options.decoder} is not for --ray: its workers use pillow; leave one of them out."
+        )
 
 
 def _tuned(options: EmbedOptions, file: EngineFile) -> EmbedOptions:
