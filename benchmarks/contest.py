@@ -14,9 +14,8 @@ from cgd_deploy.datasets.layouts import read_evaluation
 from cgd_deploy.errors import InputError
 from cgd_deploy.pictures.preprocess import batches
 from cgd_deploy.quality.bench import QUALITY_BATCH, OnProgress
-from cgd_deploy.quality.comparison import K
 from cgd_deploy.runtime.descriptors import Descriptors
-from cgd_deploy.search.retrieval import Retrieved
+from cgd_deploy.search.retrieval import NEIGHBOURS, Retrieved
 from cgd_deploy.spec import ModelSpec
 from cgd_export.metadata import load_onnx
 from cgd_export.proof import convolution_work
@@ -52,7 +51,7 @@ def retrieve(
             parts[contestant.title].append(found / np.linalg.norm(found, axis=1, keepdims=True))
         seen += len(indices)
         on_progress("embedding", seen / len(evaluation.images))
-    depth = min(max(K, *evaluation.recall_at), evaluation.offered)
+    depth = min(max(NEIGHBOURS, *evaluation.recall_at), evaluation.offered)
     embedded = {title: np.concatenate(part) for title, part in parts.items()}
     return {title: Retrieved(found, *evaluation.neighbours(found, depth)) for title, found in embedded.items()}
 
@@ -67,7 +66,9 @@ def evaluation_of(recorded: Evaluation | None, data: str | None, count: int | No
         chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
         evaluation = evaluation.subset(chosen.tolist())
     evaluation.check_recall()
-    if evaluation.offered <= K:
-        raise InputError(f"{K} neighbours are compared and {evaluation.offered} can be found; test on more pictures.")
+    if evaluation.offered <= NEIGHBOURS:
+        raise InputError(
+            f"{NEIGHBOURS} neighbours are compared and {evaluation.offered} can be found; test on more pictures."
+        )
     evaluation.images.check_present("test", "--data")
     return evaluation

@@ -33,6 +33,7 @@ def run_demo(out: Path, seed: int = 0) -> None:
     try:
         from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
         from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
+        from cgd_export.progress import Progress
         from cgd_train.config import TrainConfig
         from cgd_train.trainer import train
 
@@ -80,7 +81,8 @@ def run_demo(out: Path, seed: int = 0) -> None:
         with _step(f"{precision.value} engine"):
             calibration = calibration_list(model, None) if precision is Precision.INT8 else None
             with counting("Calibrating", len(calibration or ())) as advance:
-                engine_from_onnx(model, engine, precision, calibration=calibration, on_pictures=advance)
+                progress = Progress(on_pictures=advance)
+                engine_from_onnx(model, engine, precision, calibration=calibration, progress=progress)
         engines.append(engine)
     with _step("bench"), phases() as on_progress:
         result, rows = bench(engines, seconds=SECONDS, on_progress=on_progress)

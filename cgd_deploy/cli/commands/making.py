@@ -375,10 +375,11 @@ def build_engine(
         raise InputError("build-engine needs exactly one of --int8, --fp16, --tf32 and --fp32.")
     precision = asked[0]
     check_runtime()
-    from cgd_export.build_options import BuildOptions
+    from cgd_export.build_options import BuildOptions, Int8Options
     from cgd_export.engine_from_onnx import calibration_list, choose_backend, engine_from_onnx
     from cgd_export.int8.budget import Trial, read_budget
     from cgd_export.int8.recipe import Recipe
+    from cgd_export.progress import Progress
 
     from ...datasets.layouts import read_training
     from ...hardware.cpu import SLOW_INT8, has_fast_int8
@@ -435,15 +436,19 @@ def build_engine(
                 precision,
                 backend=backend,
                 calibration=pictures,
-                recipe=recipe,
-                reduced_range=reduced_range,
-                on_pictures=on_pictures,
+                int8=Int8Options(
+                    recipe=recipe,
+                    reduced_range=reduced_range,
+                    budget=budget,
+                    distill=distillation,
+                    distill_steps=distill_steps,
+                ),
                 options=options,
-                on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
-                budget=budget,
-                on_trial=trials.append,
-                distill=distillation,
-                distill_steps=distill_steps,
+                progress=Progress(
+                    on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
+                    on_pictures=on_pictures,
+                    on_trial=trials.append,
+                ),
             )
     except GateError:
         if trials:

@@ -15,7 +15,7 @@ from ...hardware.packages import check_runtime, runtime_lines
 from ..cuda.driver import LESS_MEMORY, CudaDriver, Driver, OutOfDeviceMemory
 from ..cuda.lane import Layout
 from ..cuda.streams import LANES, Streams, bucket_sizes
-from .base import Backend
+from .base import DESCRIPTORS, IMAGES, Backend
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ERROR_ONLY = 3
@@ -97,7 +97,7 @@ class OnnxRuntimeBackend(Backend):
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self.streams:
             return self.streams.run(images)
-        return self._session.run(["descriptors"], {"images": images})[0]
+        return self._session.run([DESCRIPTORS], {IMAGES: images})[0]
 
     def run_into(self, images: NDArray[np.uint8], descriptors: NDArray[np.float32]) -> None:
         if self.streams:
@@ -105,8 +105,8 @@ class OnnxRuntimeBackend(Backend):
             return
         images = np.ascontiguousarray(images)  # bound by address
         binding = self._session.io_binding()
-        binding.bind_input("images", "cpu", 0, np.uint8, images.shape, images.ctypes.data)
-        binding.bind_output("descriptors", "cpu", 0, np.float32, descriptors.shape, descriptors.ctypes.data)
+        binding.bind_input(IMAGES, "cpu", 0, np.uint8, images.shape, images.ctypes.data)
+        binding.bind_output(DESCRIPTORS, "cpu", 0, np.float32, descriptors.shape, descriptors.ctypes.data)
         self._session.run_with_iobinding(binding)
 
     def close(self) -> None:
@@ -133,8 +133,8 @@ class OnnxRuntimeLane:
 
     def __call__(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
         binding = self._session.io_binding()
-        binding.bind_input("images", self._device, 0, np.uint8, (batch, *self._image_shape), images)
-        binding.bind_output("descriptors", self._device, 0, np.float32, (batch, self._dim), descriptors)
+        binding.bind_input(IMAGES, self._device, 0, np.uint8, (batch, *self._image_shape), images)
+        binding.bind_output(DESCRIPTORS, self._device, 0, np.float32, (batch, self._dim), descriptors)
         try:
             self._session.run_with_iobinding(binding, self._options)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
