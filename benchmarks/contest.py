@@ -13,10 +13,9 @@ from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.datasets.layouts import read_evaluation
 from cgd_deploy.errors import InputError
 from cgd_deploy.quality import contestants as in_bench
-from cgd_deploy.quality.comparison import K
 from cgd_deploy.quality.contestants import QUALITY_BATCH, Contestant, OnProgress, Run
 from cgd_deploy.runtime.descriptors import Descriptors
-from cgd_deploy.search.retrieval import Retrieved
+from cgd_deploy.search.retrieval import NEIGHBOURS, Retrieved
 from cgd_deploy.spec import ModelSpec
 from cgd_export.metadata import load_onnx
 from cgd_export.proof import convolution_work
@@ -60,7 +59,9 @@ def evaluation_of(recorded: Evaluation | None, data: str | None, count: int | No
         chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
         evaluation = evaluation.subset(chosen.tolist())
     evaluation.check_recall()
-    if evaluation.offered <= K:
-        raise InputError(f"{K} neighbours are compared and {evaluation.offered} can be found; test on more pictures.")
+    if evaluation.offered <= NEIGHBOURS:
+        raise InputError(
+            f"{NEIGHBOURS} neighbours are compared and {evaluation.offered} can be found; test on more pictures."
+        )
     evaluation.images.check_present("test", "--data")
     return evaluation

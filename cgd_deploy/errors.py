@@ -14,7 +14,9 @@ CgdError                 one sentence: what was wrong, what was expected, what t
 
 from __future__ import annotations
 
+import difflib
 import shlex
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
@@ -66,6 +68,12 @@ def install_line(extra: str, package: str = "") -> str:
     markers = (f'extra == "{extra}"', f"extra == '{extra}'")
     needed = [name.strip() for name, _, marker in requirements if marker.strip() in markers]
     return shlex.join(["pip", "install", *(name for name in needed if name.startswith(package))])
+
+
+def closest_known(name: str, known: Collection[str]) -> str:
+    """End an error about an unknown ``name``: "the closest known ones are a, b"; lists all if none is close."""
+    close = difflib.get_close_matches(name, known, cutoff=0.4) or list(known)
+    return f"the closest known ones are {', '.join(close)}"
 
 
 def in_one_line(error: BaseException) -> str:

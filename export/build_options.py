@@ -1,11 +1,19 @@
-"""What an engine is optimized for, and which backends know of it."""
+"""The options of a build: what an engine is optimized for, and how INT8 is made of FP32."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from cgd_deploy.errors import InputError
+from cgd_deploy.hardware.cpu import has_fast_int8
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.runtime.backends import BACKENDS
+from cgd_deploy.spec import Precision
+
+from .int8.budget import Budget, check_disjoint
+from .int8.recipe import DEFAULT, Recipe
 
 RTX = "tensorrt-rtx"
 OWNERS = {
@@ -16,20 +24,21 @@ OWNERS = {
     "version_compatible": ("tensorrt",),
     "compute_capabilities": (RTX,),
 }
-"""The backends that know an option; what is not here all know."""
+"""The backends that have an option; every backend has the options that are not here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What a plan is optimized for.
+    """What an engine is optimized for; the options after ``max_batch`` are for TensorRT alone.
 
-    min_batch, opt_batch, max_batch   the smallest batch it takes, the one it is fastest at, the largest
-    workspace                         bytes of scratch memory that a layer may take on the GPU
-    optimization_level                0, the quickest build, to 5, the longest search
-    timing_cache                      file of kernel timings to start from and to add to         (TensorRT)
-    hardware_compatible               also runs on every other GPU from Ampere on                 (TensorRT)
-    version_compatible                also runs on later releases of the same major version      (TensorRT)
-    compute_capabilities              GPUs to build for, such as "8.9"; none: Ampere and later    (TensorRT-RTX)
+    min_batch, max_batch   the smallest and the largest batch that the engine takes
+    opt_batch              the batch size at which the engine is fastest
+    workspace              bytes of GPU memory that a layer may use for scratch
+    optimization_level     0, the quickest build, to 5, the longest search
+    timing_cache           file of kernel timings that the build reads and extends                     (TensorRT)
+    hardware_compatible    whether the engine also runs on every other GPU from Ampere on              (TensorRT)
+    version_compatible     whether it also runs on later releases of the same major version            (TensorRT)
+    compute_capabilities   GPUs to build for, such as "8.9"; empty: Ampere and later                   (TensorRT-RTX)
 
     Raises InputError that names the field and its value.
     """
@@ -47,8 +56,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise InputError(
-                f"batches of {self.min_batch}, {self.opt_batch}, {self.max_batch} cannot be built for; "
-                "expected 1 <= smallest <= best <= largest."
+                f"batch sizes {self.min_batch}, {self.opt_batch}, {self.max_batch} cannot be used; "
+                "expected 1 <= smallest <= fastest <= largest."
             )
         if self.workspace < 1:
             raise InputError(f"workspace={self.workspace} must be a number of bytes above zero.")
@@ -60,7 +69,7 @@ class BuildOptions:
         return {"min": self.min_batch, "opt": self.opt_batch, "max": self.max_batch}
 
     def check(self, backend: str) -> None:
-        """Raise InputError for an option that ``backend`` does not have, rather than leave it out."""
+        """Raise InputError for an option that ``backend`` does not have."""
         for option in fields(self):
             owners = OWNERS.get(option.name, (backend,))
             if backend not in owners and getattr(self, option.name) != option.default:
@@ -68,3 +77,63 @@ class BuildOptions:
                     f"{backend} has no {option.name.replace('_', ' ')}; leave it out, or build with "
                     f"--backend {' or '.join(owners)}."
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Options:
+    """How INT8 is made of FP32, and how much it may lose.
+
+    recipe          calibration and corrections; None: the default, or with ``budget`` the recipe that loses least
+    reduced_range   7-bit weights, whose sums CPUs without VNNI, AMX or i8mm compute right; None: if this CPU needs them
+    keep_float      names of convolutions that stay float
+    budget          what INT8 may lose; convolutions return to float until the model holds it, see ``guarded``
+    distill         pictures without labels to tune INT8 on, see ``distilled``
+    distill_steps   steps of that tuning, None for 120
+
+    Raises InputError for distillation by a recipe that moves weights or biases itself.
+    """
+
+    recipe: Recipe | None = None
+    reduced_range: bool | None = None
+    keep_float: Collection[str] = ()
+    budget: Budget | None = None
+    distill: ImageList | None = None
+    distill_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.distill and self.recipe and (self.recipe.equalized or self.recipe.bias_corrected):
+            raise InputError(
+                f"distillation moves weights and biases itself and {self.recipe} was asked; pass --calibration "
+                f"{self.recipe.calibration.value}, or no --distill."
+            )
+
+    @property
+    def searches_recipes(self) -> bool:
+        return self.recipe is None and not self.distill
+
+    def first_recipe(self, backend: str) -> Recipe:
+        """The recipe of plain INT8; unless ``reduced_range`` is set, its weights have the range that this CPU needs."""
+        recipe = self.recipe or (Recipe() if self.distill else DEFAULT)
+        if self.reduced_range is not None:
+            return replace(recipe, reduced_range=self.reduced_range)
+        needed = "cpu" in BACKENDS[backend] and not has_fast_int8()
+        return replace(recipe, reduced_range=recipe.reduced_range or needed)
+
+    def check(self, precision: Precision, calibration: ImageList | None) -> None:
+        """Raise InputError if these options are not for ``precision``, or pictures are among the test pictures."""
+        if precision is not Precision.INT8:
+            self._check_unused(precision)
+        elif self.budget:
+            for purpose, images in (("calibration", calibration), ("distillation", self.distill)):
+                if images:
+                    check_disjoint(images, self.budget.evaluation.images, purpose)
+
+    def _check_unused(self, precision: Precision) -> None:
+        for given, told, option in (
+            (self.budget, "limits guard INT8", "--data"),
+            (self.recipe, f"{self.recipe} calibrates INT8", "--calibration"),
+            (self.distill, "distillation tunes INT8", "--distill"),
+            (self.reduced_range, "a reduced range is for INT8 weights", "--reduced-range"),
+        ):
+            if given:
+                raise InputError(f"{told}, and {precision.value} was asked; pass --int8, or no {option}.")

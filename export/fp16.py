@@ -1,7 +1,7 @@
-"""Typed FP16: from its first convolution to the feature map the backbone computes in FP16, all else in FP32.
+"""FP16 as types of the graph: the backbone is FP16 from its first convolution to the feature map, the rest FP32.
 
-Written out here and not left to ModelOpt's AutoCast, which chooses by sampled magnitudes and turned 127 of 129 nodes of
-a ResNet-50 CGD into FP16, GeM's cube and the L2 norm among them, and which pins an onnx and ONNX Runtime of its own.
+ModelOpt's AutoCast is not used. It chooses nodes by sampled magnitudes and turned 127 of 129 nodes of a ResNet-50 CGD
+into FP16, GeM's cube and the L2 norm among them. It also pins its own versions of onnx and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of an FP32 or symmetric Q/DQ ``model`` with all between in FP16: weights, biases, scales, additions.
+    """A copy of an FP32 or symmetric Q/DQ ``model`` whose backbone has FP16 weights, biases, scales and additions.
 
-    Pixels are normalized in FP32, and the descriptor head reads the feature map through a Cast back to FP32: GeM's
-    x^3 leaves FP16 above 40. A Q/DQ model keeps its INT8 codes and its precision's name.
+    Pixels are normalized in FP32. The descriptor head reads the feature map through a Cast to FP32, because GeM's x^3
+    overflows FP16 above x = 40. A Q/DQ model keeps its INT8 codes, and its metadata still says INT8.
     Raises ExportError if a weight is too large for FP16.
     """
     result = onnx.ModelProto()
@@ -32,7 +32,7 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
     floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     constants = {tensor.name for tensor in graph.initializer}
     inside = {name for node in backbone(result) for name in node.output}
-    half: set[str] = set()  # what FP16 nodes compute, and INT8 codes: they need no Cast
+    half: set[str] = set()  # outputs of FP16 nodes, and INT8 codes: they need no Cast
     new: dict[str, onnx.TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -67,10 +67,10 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """An FP32 copy of a typed ``model`` that rounds each FP16 tensor by Casts, to see on a CPU what a GPU would give.
+    """An FP32 copy of a typed ``model`` that rounds each FP16 tensor by Casts, to get on a CPU what a GPU computes.
 
-    ONNX Runtime computes a float16 graph in FP32 on the CPU and leaves roundings and overflows out, and what its
-    optimizer makes of float16 Q/DQ is another function (mean cosine 0.992 with the same graph not optimized).
+    On the CPU, ONNX Runtime computes a float16 graph in FP32 and so leaves out its roundings and overflows. Its
+    optimizer turns a float16 Q/DQ graph into another function (mean cosine 0.992 with the graph not optimized).
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)

@@ -1,7 +1,7 @@
 """``cgd::GeM`` as an ONNX function, and its folding into plain operators.
 
-torch leaves one node for each pooling branch, with p and eps as attributes. SPoC (p = 1) and MAC (p = inf) always
-become GlobalAveragePool and GlobalMaxPool; GeM is folded unless asked otherwise.
+torch's exporter writes one node for each pooling branch, with p and eps as attributes. SPoC (p = 1) and MAC (p = inf)
+always become GlobalAveragePool and GlobalMaxPool. Other GeM nodes become plain operators unless the caller keeps them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def gem_function() -> onnx.FunctionProto:
 
 
 def fold_gem(model: onnx.ModelProto, keep_gem: bool = False) -> None:
-    """Replace every ``cgd::GeM`` node in place; with ``keep_gem`` true GeM nodes stay, backed by the function."""
+    """Replace every ``cgd::GeM`` node in place; with ``keep_gem``, nodes whose p is neither 1 nor inf stay."""
     graph = model.graph
     nodes = []
     kept = False

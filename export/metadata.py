@@ -1,4 +1,4 @@
-"""What cgd-deploy writes into an ONNX file beside the graph, and the one way to open such a file."""
+"""The metadata of our ONNX files, and how to open and save such files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from cgd_deploy.errors import EngineError, SpecError, in_one_line
 from cgd_deploy.files import check_file, replacing
 from cgd_deploy.spec import ModelSpec, Precision
 
-INPUT = "images"
-OUTPUT = "descriptors"
 FEATURES = "features"
 """The backbone's last feature map: everything after it is the descriptor head."""
 
@@ -23,10 +21,10 @@ OPSET = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a model came from.
+    """The checkpoint that a model came from.
 
     checkpoint   absolute path of the checkpoint at export time
-    sha256       of that file
+    sha256       of the checkpoint file
 
     Raises TypeError for anything but texts.
     """
@@ -58,7 +56,10 @@ def set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:
 
 
 def get_metadata(model: onnx.ModelProto, name: str = "the model") -> Metadata:
-    """Raises SpecError if cgd-deploy did not write the model."""
+    """Read the model's metadata; ``name`` stands for the model in errors.
+
+    Raises SpecError if cgd-deploy did not write the model.
+    """
     props = {prop.key: prop.value for prop in model.metadata_props}
     if "cgd.spec" not in props:
         raise SpecError(f"{name} has no cgd-deploy spec in its metadata; make it with `cgd-deploy export ckpt.pt`.")
@@ -79,8 +80,8 @@ def check_exists(path: str | Path) -> None:
 def load_onnx(path: str | Path) -> onnx.ModelProto:
     """Open and check an ONNX file.
 
-    Raises EngineError if it is missing, truncated, not ONNX, larger than ``limits()``, or keeps weights in other files:
-    export writes none, and a name there may lead anywhere.
+    Raises EngineError if the file is missing, truncated, not ONNX, larger than ``limits()``, or keeps weights in other
+    files: export writes no such files, and their names could point anywhere on the disk.
     """
     check_exists(path)
     check_file(path, "onnx_bytes", EngineError)
@@ -95,7 +96,7 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
 
 
 def _refers_elsewhere(message: Message) -> bool:
-    """Whether any tensor in it, however deep in a node's attributes or a function, lies outside of the file."""
+    """Whether a tensor of the message is stored in another file; looks into attributes of nodes and functions too."""
     if isinstance(message, onnx.TensorProto):
         return message.data_location == onnx.TensorProto.EXTERNAL or bool(message.external_data)
     for field, value in message.ListFields():

@@ -1,6 +1,7 @@
 """checkpoint -> ONNX: uint8 pixels in, unit descriptors out, GeM folded, BatchNorm folded, spec in the metadata.
 
-The last L2 norm stays although n unit branches have norm sqrt(n): telling a zero branch apart takes more nodes than it.
+The final L2 norm stays, although n unit branches have norm sqrt(n): a branch may be all zero, and detecting that would
+need more nodes than the norm itself.
 """
 
 from __future__ import annotations
@@ -15,25 +16,33 @@ import onnx
 
 from cgd_deploy.errors import ExportError, not_installed
 from cgd_deploy.files import sha256_file
+from cgd_deploy.runtime.backends.base import DESCRIPTORS, IMAGES
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import Precision
 
 from .gem import DOMAIN, fold_gem
-from .metadata import FEATURES, INPUT, OPSET, OUTPUT, Metadata, Source, save_onnx, set_metadata
+from .metadata import FEATURES, OPSET, Metadata, Source, save_onnx, set_metadata
 from .parity import Parity, parity_of, run_onnx
 
 MIN_COSINE = 0.9999
 
 
 def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem: bool = False) -> Parity:
-    """Write ``output`` and beside it the checkpoint's calibration list (see ``calibration_beside``).
+    """Write the ONNX model of a checkpoint, and beside it the checkpoint's calibration list.
 
-    Without a calibration list in the checkpoint, delete the list of an earlier export: it is of another checkpoint.
+    checkpoint   file that ``train`` or ``import_checkpoint`` wrote
+    output       the ONNX file; its calibration list goes to ``calibration_beside(output)``. If the checkpoint has no
+                 calibration list, the list of an earlier export is deleted
+    keep_gem     keep GeM pooling as one node with a function, see ``fold_gem``
 
     The ONNX input is ``images`` uint8 [N, H, W, 3] and the output ``descriptors`` float32 [N, D], N dynamic. The file
     is written only if ONNX Runtime gives torch's descriptors for golden pictures (cosine >= 0.9999), singly and in a
     batch. Returns the worse of the two comparisons.
-    Raises CheckpointError, SpecError, MissingDependency, or ExportError when parity is missed.
+    Raises CheckpointError, SpecError, MissingDependency, or ExportError if the descriptors differ.
+
+    Example:
+
+        parity = onnx_from_checkpoint("ckpt.pt", "model.onnx")
     """
     try:
         import torch
@@ -81,7 +90,7 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
 
 
 def calibration_beside(model: str | Path) -> Path:
-    """model.onnx -> model.calibration.tsv, where export leaves the pictures that the checkpoint records."""
+    """model.onnx -> model.calibration.tsv, the list of the training pictures that the checkpoint records."""
     return Path(model).with_suffix(".calibration.tsv")
 
 
@@ -97,9 +106,9 @@ def _trace(deploy) -> onnx.ModelProto:  # type: ignore[no-untyped-def]  # torch 
             deploy,
             (example,),
             dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes={INPUT: {0: torch.export.Dim("N")}},
+            input_names=[IMAGES],
+            output_names=[DESCRIPTORS],
+            dynamic_shapes={IMAGES: {0: torch.export.Dim("N")}},
             opset_version=OPSET,
             verbose=False,
         )
@@ -108,7 +117,7 @@ def _trace(deploy) -> onnx.ModelProto:  # type: ignore[no-untyped-def]  # torch 
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop the exporter's traces of source code and paths."""
+    """Remove the source code and paths that the exporter records."""
     for node in model.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
@@ -120,7 +129,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _name_features(model: onnx.ModelProto) -> None:
-    """Give the tensor that the pooling branches read the name FEATURES."""
+    """Rename the tensor that the pooling branches read to FEATURES."""
     pooled = {node.input[0] for node in model.graph.node if node.domain == DOMAIN}
     if len(pooled) != 1:
         raise ExportError(f"expected one feature map under all pooling branches, found {len(pooled)}; export from CGD.")

@@ -1,4 +1,4 @@
-"""Do two sets of descriptors mean the same? Cosine and neighbours, and ONNX Runtime as the arithmetic of a graph."""
+"""Compare two sets of descriptors by cosine and by neighbours; compute descriptors of a graph with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cgd_deploy.hardware.cpu import has_fast_int8
 from cgd_deploy.runtime.backends import Backend
 from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.runtime.descriptors import Descriptors, cosines
-from cgd_deploy.search.retrieval import neighbours, overlap
+from cgd_deploy.search.retrieval import NEIGHBOURS, neighbours, overlap
 
 
 @dataclass(frozen=True)
 class Parity:
-    """cosine min and mean over pictures; overlap_at_10 of nearest neighbours, or None below 12 pictures."""
+    """Smallest and mean cosine over pictures, and overlap@10 of nearest neighbours, None below 12 pictures."""
 
     cosine_min: float
     cosine_mean: float
@@ -29,8 +29,8 @@ def parity_of(descriptors: Descriptors, reference: Descriptors) -> Parity:
     """Compare float32 [N, D] unit descriptors of the same pictures row by row."""
     similar = cosines(descriptors, reference)
     shared = None
-    if len(reference) >= 12:
-        found, expected = (neighbours(d, d, 10, skip_self=True)[0] for d in (descriptors, reference))
+    if len(reference) >= NEIGHBOURS + 2:
+        found, expected = (neighbours(d, d, NEIGHBOURS, skip_self=True)[0] for d in (descriptors, reference))
         shared = overlap(found, expected)
     return Parity(float(similar.min()), float(similar.mean()), shared, len(reference))
 
@@ -42,7 +42,7 @@ def run_onnx(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int)
 
 
 def open_onnx(model: onnx.ModelProto) -> OnnxRuntimeBackend:
-    """A graph on ONNX Runtime, right on every CPU: where sums of INT8 products saturate, it computes in float."""
+    """Open a graph in ONNX Runtime. On a CPU where sums of INT8 products saturate, it computes them in float."""
     int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     return OnnxRuntimeBackend(model.SerializeToString(), fused=has_fast_int8() or not int8)
 

@@ -1,7 +1,7 @@
-"""Proof of precision: in what arithmetic each convolution is done, weighed by its work, as far down as one can look.
+"""Proof of precision: the arithmetic of each convolution, weighted by its work.
 
-The typed graph says what was asked of the backend, the parsed network what TensorRT understood (binding, for it is
-strongly typed), the built engine what it chose. Asking for INT8 and quietly getting FP32 must fail here.
+The typed graph holds the precision that we ask for, the parsed network what TensorRT understood (binding, because the
+network is strongly typed), the built engine what TensorRT chose. An INT8 build that silently became FP32 fails here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import onnx
 from onnx import TensorProto
 
 from cgd_deploy.errors import GateError
+from cgd_deploy.runtime.backends.base import IMAGES
 from cgd_deploy.spec import Precision
 
 from .int8.quantize import CONVOLUTIONS, convolutions
-from .metadata import INPUT
 
 Precisions = dict[str, Precision]
 """The arithmetic of each convolution, by the name of its ONNX node."""
@@ -34,12 +34,13 @@ NARROWEST_FIRST = {
 def prove(
     source: str, found: Precisions, model: onnx.ModelProto, asked: Precision, keep_float: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The table of layers and of their share of the convolution work (2 x multiply-adds) in each precision.
+    """Count the convolutions and their share of the work (2 x multiply-adds) in each precision.
 
-    source       where ``found`` was read: "graph", "network" or "engine"
-    model        the graph that was built, typed or not
-    asked        TF32 is proven as FP32: no graph, network or engine says which products the GPU computes in TF32
-    keep_float   convolutions that were left out of ``asked`` on purpose
+    source       where ``found`` comes from: "graph", "network" or "engine"
+    found        precision of each convolution
+    model        the graph of the build, typed or not
+    asked        TF32 counts as FP32: no graph, network or engine says which products the GPU computes in TF32
+    keep_float   convolutions that stay float on purpose
 
     Raises GateError if less than 95 % of the other convolutions' work has the precision ``asked``.
     """
@@ -87,7 +88,7 @@ def convolution_work(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def graph_precisions(model: onnx.ModelProto) -> Precisions:
-    """What the types of a graph ask for: INT8 between two DequantizeLinear, else the type of the weight."""
+    """Precision of each convolution by the types of a graph: INT8 if both inputs are dequantized, else the weight's."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     found = {}
@@ -106,7 +107,7 @@ def _is_decoded(maker: onnx.NodeProto | None) -> bool:
 
 
 def network_precisions(trt: Any, network: Any, names: Collection[str]) -> Precisions:
-    """The same of a parsed INetworkDefinition, for the ONNX nodes called ``names``, which its layers are called too."""
+    """Precision of the convolutions ``names`` in a parsed INetworkDefinition; its layers have the ONNX nodes' names."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     made_by = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
     found = {}
@@ -116,7 +117,7 @@ def network_precisions(trt: Any, network: Any, names: Collection[str]) -> Precis
         inputs = [tensor for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None][:2]
         makers = [made_by.get(tensor.name) for tensor in inputs]
         for i, maker in enumerate(makers):
-            if maker and maker.type == trt.LayerType.SHUFFLE:  # the parser gives a matrix as many axes as a map has
+            if maker and maker.type == trt.LayerType.SHUFFLE:  # the parser adds axes to a matrix
                 makers[i] = made_by.get(maker.get_input(0).name)
         if len(makers) == 2 and all(maker and maker.type == trt.LayerType.DEQUANTIZE for maker in makers):
             found[layer.name] = Precision.INT8
@@ -126,11 +127,11 @@ def network_precisions(trt: Any, network: Any, names: Collection[str]) -> Precis
 
 
 def engine_precisions(layers: Collection[Mapping[str, Any]], names: Collection[str]) -> Precisions:
-    """What an engine inspector's layers, fused and renamed as they are, say of the convolutions called ``names``.
+    """Precision of the convolutions ``names`` by an engine inspector's layers, which TensorRT fused and renamed.
 
-    A layer names the ONNX nodes that it computes. The type of its weight decides. A layer that names no weight has the
-    narrowest type of its inputs, but the pixels, which are 8-bit codes in every precision, do not count.
-    Convolutions that no layer mentions are missing from the result.
+    A layer names the ONNX nodes that it computes. The type of its weight decides; without a weight, the narrowest type
+    of its inputs. Pixels do not count as inputs, because they have 8 bits in every precision.
+    The result leaves out convolutions that no layer names.
     """
     found: Precisions = {}
     for layer in layers:
@@ -138,7 +139,7 @@ def engine_precisions(layers: Collection[Mapping[str, Any]], names: Collection[s
             continue
         mentioned = set(re.findall(r"[^\s+\[\],|\x1e]+", f"{layer.get('Name', '')} {layer.get('Metadata', '')}"))
         weight = str(layer.get("Weights", {}).get("Type", ""))
-        tensors = [tensor for tensor in layer.get("Inputs", []) if tensor.get("Name") != INPUT]
+        tensors = [tensor for tensor in layer.get("Inputs", []) if tensor.get("Name") != IMAGES]
         inputs = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in tensors)
         precision = next((p for p, pattern in NARROWEST_FIRST.items() if pattern.search(weight or inputs)), None)
         for name in mentioned.intersection(names):

@@ -1,6 +1,6 @@
-"""Typed ONNX -> a plan of TensorRT, or ahead of time and without a GPU one of TensorRT-RTX.
+"""Typed ONNX -> a plan of TensorRT, or of TensorRT-RTX, which builds plans without a GPU.
 
-Knows no precision but TF32: the graph is typed, both libraries obey its types, and ``proof`` checks the result.
+Sets no precision but TF32: both libraries obey the types of the graph, and ``proof`` checks the result.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,29 +18,27 @@ import onnx
 
 from cgd_deploy.errors import ExportError, InputError
 from cgd_deploy.files import replacing
-from cgd_deploy.runtime.backends.tensorrt import compute_capabilities, import_tensorrt
+from cgd_deploy.runtime.backends.base import IMAGES
+from cgd_deploy.runtime.backends.tensorrt import compute_capabilities, error_log, import_tensorrt
 from cgd_deploy.runtime.compatibility import check_tf32
 from cgd_deploy.runtime.cuda.driver import Device, find_device
 from cgd_deploy.spec import ModelSpec
 
 from .build_options import RTX, BuildOptions
 from .int8.quantize import convolutions
-from .metadata import INPUT
+from .progress import OnStep, silent
 from .proof import Precisions, engine_precisions, network_precisions
-
-OnStep = Callable[[str, int, int], None]
-"""Called with a phase's name, its step just done and its number of steps, often and from another thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A serialized engine, and what is known of it.
+    """A serialized engine and its facts.
 
     payload   the plan's bytes
-    builder   the library's name and version, and "hardware_compatible", "version_compatible" where it is
-    gpu       {"name", "compute_capability"}, "8.9,12.0" being either of the two; None if built for none in particular
-    network   arithmetic of each convolution in the parsed network
-    engine    the same as the built engine tells it, for those convolutions that it names
+    builder   the library's name and version; "hardware_compatible" and "version_compatible" only if the plan is
+    gpu       {"name", "compute_capability"}; "8.9,12.0" means either of the two; None if built for no GPU in particular
+    network   precision of each convolution in the parsed network
+    engine    precision of each convolution that the built engine names
     """
 
     payload: bytes
@@ -55,46 +53,34 @@ def plan_from_onnx(
     spec: ModelSpec,
     backend: str,
     options: BuildOptions,
-    on_step: OnStep | None = None,
+    on_step: OnStep = silent,
     tf32: bool = False,
 ) -> Plan:
     """Build ``model`` for "tensorrt" or "tensorrt-rtx"; ``tf32`` lets the library compute FP32 products in TF32.
 
-    Ctrl-C, or an exception that ``on_step`` raises, stops the build at its next step and is passed on.
-    Raises MissingDependency without the library, EngineError without the GPU that TensorRT builds on, or for TF32 on
-    one that has none, InputError for options that do not fit, ExportError for a model that cannot be parsed or built.
+    Ctrl-C, or an exception that ``on_step`` raises, stops the build at its next step and reaches the caller.
+    Raises MissingDependency without the library, EngineError without the GPU that TensorRT builds on or for TF32 on
+    a GPU that has none, InputError for options that do not fit, ExportError for a model that cannot be parsed or built.
     """
     options.check(backend)
     trt = import_tensorrt(backend)
     device = None if backend == RTX else find_device()  # before any object of TensorRT's, which crash without a GPU
     if tf32:
         _check_tf32(backend, device, options)
-    log = _log(trt)
+    log = error_log(trt)
     builder = trt.Builder(log)
     config = builder.create_builder_config()
     try:
         capabilities = _target(trt, config, options)
     except AttributeError as error:
         raise InputError(f"{backend} {trt.__version__} lacks an option that was asked for: {error}.") from error
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)  # owns the weights: it must live until the plan is built
-    if not parser.parse(model.SerializeToString()):
-        raise ExportError(_parse_errors(parser, backend, log.errors))
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
-    config.builder_optimization_level = options.optimization_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)  # set by default; here FP32 means FP32
-    profile = builder.create_optimization_profile()
-    batches = (options.min_batch, options.opt_batch, options.max_batch)
-    profile.set_shape(INPUT, *((batch, *spec.input_size, 3) for batch in batches))
-    config.add_optimization_profile(profile)
-    if options.timing_cache:
-        _read_timing_cache(config, options.timing_cache)
-    known = network_precisions(trt, network, {node.name for node in convolutions(model)})
-
+    network, parser = _parsed(trt, builder, log, model, backend)
+    _configure(trt, builder, config, spec, options, tf32)
+    asked = network_precisions(trt, network, {node.name for node in convolutions(model)})
     monitor = _monitor(trt, on_step)
     config.progress_monitor = monitor
     memory = _interruptible(lambda: builder.build_serialized_network(network, config), monitor.stop)
+    del parser  # it owns the weights, so it must live until here
     if monitor.error:
         raise monitor.error
     if memory is None:
@@ -104,22 +90,56 @@ def plan_from_onnx(
     if options.timing_cache:
         with replacing(options.timing_cache) as temporary:
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
-    # A plan of RTX holds no kernels to look at: they are chosen when it is loaded.
+    # A plan of RTX lists no kernels: RTX chooses them when it loads the plan.
     layers = [] if backend == RTX else _inspect(trt, log, payload)
-    engine = engine_precisions(layers, set(known))
-    made = {"name": backend, "version": str(trt.__version__)}
+    return Plan(
+        payload=payload,
+        builder=_builder_facts(trt, backend, options, capabilities),
+        gpu=_gpu_facts(device, capabilities),
+        network=asked,
+        engine=engine_precisions(layers, set(asked)),
+    )
+
+
+def _parsed(trt: Any, builder: Any, log: Any, model: onnx.ModelProto, backend: str) -> tuple[Any, Any]:
+    """The network of ``model``, and the parser that owns its weights."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(model.SerializeToString()):
+        raise ExportError(_parse_errors(parser, backend, log.errors))
+    return network, parser
+
+
+def _configure(trt: Any, builder: Any, config: Any, spec: ModelSpec, options: BuildOptions, tf32: bool) -> None:
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    config.builder_optimization_level = options.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)  # set by default; here FP32 means FP32
+    profile = builder.create_optimization_profile()
+    batches = (options.min_batch, options.opt_batch, options.max_batch)
+    profile.set_shape(IMAGES, *((batch, *spec.input_size, 3) for batch in batches))
+    config.add_optimization_profile(profile)
+    if options.timing_cache:
+        _read_timing_cache(config, options.timing_cache)
+
+
+def _builder_facts(trt: Any, backend: str, options: BuildOptions, capabilities: str) -> dict[str, str]:
+    facts = {"name": backend, "version": str(trt.__version__)}
     if options.hardware_compatible or (backend == RTX and not capabilities):
-        made["hardware_compatible"] = "Ampere and later"
+        facts["hardware_compatible"] = "Ampere and later"
     if options.version_compatible:
-        made["version_compatible"] = "later releases of the same major version"
-    gpu = {"compute_capability": capabilities} if capabilities else None
+        facts["version_compatible"] = "later releases of the same major version"
+    return facts
+
+
+def _gpu_facts(device: Device | None, capabilities: str) -> dict[str, str] | None:
     if device:
-        gpu = {"name": device.name, "compute_capability": device.compute_capability}
-    return Plan(payload=payload, builder=made, gpu=gpu, network=known, engine=engine)
+        return {"name": device.name, "compute_capability": device.compute_capability}
+    return {"compute_capability": capabilities} if capabilities else None
 
 
 def _check_tf32(backend: str, device: Device | None, options: BuildOptions) -> None:
-    """Raise EngineError if the GPU that builds, or one that was asked for, has no TF32."""
+    """Raise EngineError if this machine's GPU, or a GPU that was asked for, has no TF32."""
     if device:
         check_tf32("the engine", backend, device.compute_capability, f"this machine's {device.name}")
     for capability in options.compute_capabilities:
@@ -150,11 +170,11 @@ def _target(trt: Any, config: Any, options: BuildOptions) -> str:
 def _read_timing_cache(config: Any, path: Path) -> None:
     cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
-        raise InputError(f"the timing cache {path} is of another GPU or TensorRT; name a new file.")
+        raise InputError(f"the timing cache {path} was made with another GPU or TensorRT; pass a new file.")
 
 
 def _interruptible(build: Callable[[], Any], stop: threading.Event) -> Any:
-    """Run ``build`` in a thread: Python hears Ctrl-C only in the main one, and only between its own instructions."""
+    """Run ``build`` in a thread, so that Ctrl-C sets ``stop``: Python handles it in the main thread alone."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(build)
         try:
@@ -167,6 +187,7 @@ def _interruptible(build: Callable[[], Any], stop: threading.Event) -> Any:
 
 
 def _inspect(trt: Any, log: Any, payload: bytes) -> list[dict[str, Any]]:
+    """The layers of the built engine, as TensorRT's engine inspector lists them."""
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(payload)
@@ -176,10 +197,10 @@ def _inspect(trt: Any, log: Any, payload: bytes) -> list[dict[str, Any]]:
     layers: list[dict[str, Any]] = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))[
         "Layers"
     ]
-    return [layer for layer in layers if isinstance(layer, dict)]  # bare names where there are no details
+    return [layer for layer in layers if isinstance(layer, dict)]  # a layer without details is a bare name
 
 
-def _parse_errors(parser: Any, backend: str, logged: list[str]) -> str:
+def _parse_errors(parser: Any, backend: str, logged: Sequence[str]) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     told = [f"{error.node_name()} ({error.node_operator()}): {_first_line([error.desc()])}" for error in errors]
     more = f" and {len(told) - 3} more" if len(told) > 3 else ""
@@ -187,30 +208,15 @@ def _parse_errors(parser: Any, backend: str, logged: list[str]) -> str:
     return f"{backend} cannot parse the model: {reasons}{more}; export it again with this release."
 
 
-def _first_line(texts: list[str]) -> str:
-    """The first error without its prefixes and without places in NVIDIA's source."""
-    line = next((line for text in texts for line in text.splitlines() if "Error" in line), *texts[:1] or [""])
+def _first_line(texts: Sequence[str]) -> str:
+    """The first error, without its prefixes and without paths of NVIDIA's source."""
+    line = next((line for text in texts for line in text.splitlines() if "Error" in line), *list(texts)[:1] or [""])
     line = re.sub(r"\(?In \w+ at /\S+\)?", "", re.sub(r"^.*Error Code \d+: ([\w ]+\()?", "", line))
     return line.strip(" .)")[:200]
 
 
-def _log(trt: Any) -> Any:
-    """A logger that keeps errors; a Python IErrorRecorder, the other way, crashes at exit (RTX 1.7.1)."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Log()
-
-
-def _monitor(trt: Any, on_step: OnStep | None) -> Any:
-    """A progress monitor that ends the build once ``stop`` is set or ``on_step`` has raised, which ``error`` holds."""
+def _monitor(trt: Any, on_step: OnStep) -> Any:
+    """A progress monitor that ends the build once ``stop`` is set or ``on_step`` raises ``error``."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -224,9 +230,8 @@ def _monitor(trt: Any, on_step: OnStep | None) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             try:
-                if on_step:
-                    on_step(phase_name, step + 1, self._steps[phase_name])
-            except BaseException as error:  # through C++ it would end the process
+                on_step(phase_name, step + 1, self._steps[phase_name])
+            except BaseException as error:  # passing through C++, it would end the process
                 self.error = error
                 self.stop.set()
             return not self.stop.is_set()

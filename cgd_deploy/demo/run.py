@@ -111,11 +111,13 @@ def _export(out: Path) -> None:
 def _build(out: Path, precision: Precision) -> Path:
     """Write the engine and return its path."""
     from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
+    from cgd_export.progress import Progress
 
     model, engine = out / "model.onnx", out / f"model-{precision.value}.cgd"
     calibration = calibration_list(model, None) if precision is Precision.INT8 else None
     with counting("Calibrating", len(calibration or ())) as advance:
-        engine_from_onnx(model, engine, precision, calibration=calibration, on_pictures=advance)
+        progress = Progress(on_pictures=advance)
+        engine_from_onnx(model, engine, precision, calibration=calibration, progress=progress)
     return engine
 
 

@@ -32,9 +32,9 @@ from ..runtime.enginefile import Manifest
 from ..runtime.golden import golden_images
 from ..runtime.provenance import stale
 from ..search.compact import check_form
-from ..search.retrieval import Retrieved
+from ..search.retrieval import NEIGHBOURS, Retrieved
 from ..spec import ModelSpec, Precision
-from .comparison import K, compact_forms, compact_quality, retrieval_quality
+from .comparison import compact_forms, compact_quality, retrieval_quality
 from .contestants import Contestant, OnProgress, retrieve, speed
 from .examples import example_queries
 from .reference import TorchBackend
@@ -306,10 +306,10 @@ def _evaluation(
         raise InputError("there are no test pictures to bench on; pass --data FOLDER or LIST.tsv.")
     evaluation.images.check_present("test", "--data")
     evaluation, left_out = without_bad(evaluation, strict=options.strict, on_progress=on_progress)
-    if evaluation.offered <= K:
+    if evaluation.offered <= NEIGHBOURS:
         raise InputError(
-            f"bench compares {K} neighbours of each picture and got {len(evaluation.images)} pictures; "
-            f"pass at least {K + 2}, and {K + 1} to search in."
+            f"bench compares {NEIGHBOURS} neighbours of each picture and got {len(evaluation.images)} pictures; "
+            f"pass at least {NEIGHBOURS + 2}, and {NEIGHBOURS + 1} to search in."
         )
     if "max_recall_drop_pp" in (options.limits or {}):
         evaluation.check_recall()

@@ -12,11 +12,8 @@ from typing import Any
 from ..datasets.evaluation import Evaluation
 from ..runtime.descriptors import cosines
 from ..search.compact import fit
-from ..search.retrieval import Indices, Retrieved, overlap
+from ..search.retrieval import NEIGHBOURS, Indices, Retrieved, overlap
 from .significance import recall_drops
-
-K = 10
-"""Neighbours of each query whose overlap is measured."""
 
 Form = tuple[str, int | None]
 """A descriptor dtype, and the number of PCA components or None."""
@@ -84,5 +81,5 @@ def _against(expected: Indices, found: Indices, evaluation: Evaluation) -> dict[
         "recall": after,
         "recall_drop_pp": {k: round(100 * (before[k] - after[k]), 4) for k in before},
         "recall_drop_interval_pp": {k: [drop.low, drop.high] for k, drop in drops.items()},
-        "overlap_at_10": round(overlap(found[:, :K], expected[:, :K]), 5),
+        "overlap_at_10": round(overlap(found[:, :NEIGHBOURS], expected[:, :NEIGHBOURS]), 5),
     }

@@ -13,9 +13,8 @@ from ..datasets.evaluation import Evaluation
 from ..hardware.timing import percentiles_ms
 from ..pictures.preprocess import batches
 from ..runtime.descriptors import Descriptors
-from ..search.retrieval import Retrieved
+from ..search.retrieval import NEIGHBOURS, Retrieved
 from ..spec import ModelSpec
-from .comparison import K
 
 QUALITY_BATCH = 8
 """Pictures in a batch when contestants are compared by what they retrieve."""
@@ -46,7 +45,7 @@ def retrieve(
             parts[contestant.title].append(contestant.run(pixels))
         seen += len(indices)
         on_progress("embedding", seen / len(evaluation.images))
-    depth = min(max(K, *evaluation.recall_at), evaluation.offered)
+    depth = min(max(NEIGHBOURS, *evaluation.recall_at), evaluation.offered)
     embedded = {title: np.concatenate(part) for title, part in parts.items()}
     return {title: Retrieved(found, *evaluation.neighbours(found, depth)) for title, found in embedded.items()}
 

@@ -7,11 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..datasets.evaluation import Evaluation
-from ..search.retrieval import Indices, Retrieved
+from ..search.retrieval import NEIGHBOURS, Indices, Retrieved
 from .report import Neighbour, QueryRow
-
-STRIP = 10
-"""Neighbours of each query to show and compare."""
 
 
 def example_queries(
@@ -23,8 +20,8 @@ def example_queries(
     reference   title of the reference's column
     """
     images, queries = evaluation.images, evaluation.queries.tolist()
-    expected = found[reference].indices[:, :STRIP]
-    same = [_shared(found[title].indices[:, :STRIP], expected) for title in found if title != reference]
+    expected = found[reference].indices[:, :NEIGHBOURS]
+    same = [_shared(found[title].indices[:, :NEIGHBOURS], expected) for title in found if title != reference]
     worst = np.argsort(np.min(same, axis=0), kind="stable")[: count // 2].tolist() if same else []
     even = np.linspace(0, len(queries) - 1, count - count // 2).astype(int).tolist()
     return [
@@ -42,7 +39,10 @@ def _strip(retrieved: Retrieved, expected: Indices, evaluation: Evaluation, row:
     known = set(expected[row].tolist())
     images = evaluation.images
     label = images.classes[evaluation.queries[row]] if images.classes else None
-    indices, similarities = retrieved.indices[row, :STRIP].tolist(), retrieved.similarities[row, :STRIP].tolist()
+    indices, similarities = (
+        retrieved.indices[row, :NEIGHBOURS].tolist(),
+        retrieved.similarities[row, :NEIGHBOURS].tolist(),
+    )
     return [
         Neighbour(
             path=images.path(index),

@@ -15,6 +15,8 @@ Indices = NDArray[np.int64]
 Groups = tuple[Indices, Indices]
 """Group numbers of the queries int64 [Q] and of the gallery int64 [G]."""
 
+NEIGHBOURS = 10
+"""Neighbours of each query that reports show and that overlap@10 compares."""
 CHUNK = 1024
 NEVER = 1 << 62
 RECALL_AT = (1, 2, 4, 8)

@@ -1,1 +1,1 @@
-"""INT8: calibration, quantization, and what keeps neighbours."""
+"""INT8: calibration, quantization, and the guard on neighbours."""

@@ -1,4 +1,4 @@
-"""Bias correction: what rounding the weights moves on average is taken off the bias. Knows no layout and no recipe."""
+"""Bias correction: subtract the mean output error of rounded weights from the bias. Knows no layout and no recipe."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .calibrate import Channels
 from .quantize import by_group, convolutions
 
 BIAS = 2
-"""Which input of a Conv is its bias."""
+"""The input of a Conv that holds its bias."""
 
 
 def bias_corrected(int8: onnx.ModelProto, model: onnx.ModelProto, means: Channels) -> onnx.ModelProto:
     """A copy of ``int8`` whose convolutions have, in each channel, the mean output that their FP32 weights would give.
 
-    model   what ``quantized`` made ``int8`` of
-    means   of each convolution's input, the mean of each channel, see ``Activations``
+    model   the FP32 model from which ``quantized`` made ``int8``
+    means   mean of each channel of each convolution's input, see ``Activations.means``
 
-    From the bias of every rounded weight W_q, E[(W_q - W) x] is subtracted (Nagel et al. 2019, Data-free quantization
-    through weight equalization and bias correction, section 4.2), as if x had its mean at every place of the kernel,
-    in the padding too. A matrix whose product goes anywhere but to the addition of a bias is left alone.
+    Subtracts E[(W_q - W) x] from the bias of every rounded weight W_q (Nagel et al. 2019, Data-free quantization
+    through weight equalization and bias correction, section 4.2). x counts as its mean at every place of the kernel,
+    in the padding too. A MatMul stays as it is unless the addition of a bias is the only reader of its product.
     """
     result = onnx.ModelProto()
     result.CopyFrom(int8)
@@ -60,7 +60,7 @@ def _arrays(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
 def _bias(
     model: onnx.ModelProto, convolution: onnx.NodeProto, constants: Set[str]
 ) -> tuple[onnx.NodeProto, int] | None:
-    """The node that adds its bias, and as which input; a Conv can do without one so far."""
+    """The node that adds the bias of ``convolution``, and which of its inputs is the bias; a Conv may have none yet."""
     if convolution.op_type == "Conv":
         return (convolution, BIAS) if constants >= set(convolution.input[BIAS:]) else None
     readers = [node for node in model.graph.node if convolution.output[0] in node.input]
@@ -70,7 +70,7 @@ def _bias(
 
 
 def _decoded(decode: onnx.NodeProto, values: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The weight that a DequantizeLinear with a scale for each channel makes of its codes."""
+    """The weight that a DequantizeLinear decodes; each channel has its own scale."""
     codes, scale = (values[name] for name in decode.input[:2])
     axis = helper.get_node_attr_value(decode, "axis")
     return codes * np.expand_dims(scale, [i for i in range(codes.ndim) if i != axis])
@@ -79,7 +79,7 @@ def _decoded(decode: onnx.NodeProto, values: dict[str, NDArray[np.float32]]) -> 
 def _mean_output(
     convolution: onnx.NodeProto, weight: NDArray[np.float32], means: NDArray[np.floating]
 ) -> NDArray[np.floating]:
-    """What ``weight`` makes of an input that is ``means`` [C] everywhere: [output channels]."""
+    """The output [output channels] of ``weight`` for an input that is ``means`` [C] everywhere."""
     if convolution.op_type == "MatMul":
         return means @ weight
     kernels = by_group(convolution, weight).sum(axis=3, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What INT8 may lose on which pictures, what a model of it lost, and what that means for a gallery."""
+"""How much INT8 may lose, how much a model lost, and whether its descriptors may share a gallery with FP32."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cgd_deploy.errors import InputError
 from cgd_deploy.files import sha256_file
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.quality.significance import Drop
+from cgd_deploy.search.retrieval import NEIGHBOURS
 
 from .recipe import Recipe
 
-NEIGHBOURS = 10
 OPTIONS = {"calibration": "--calib", "distillation": "--distill"}
 SAFE_DROP_PP, SAFE_HIGH_PP, SAFE_OVERLAP = 0.3, 1.0, 0.95
 
@@ -24,15 +24,15 @@ SAFE_DROP_PP, SAFE_HIGH_PP, SAFE_OVERLAP = 0.3, 1.0, 0.95
 class Trial:
     """What an INT8 model retrieves, compared with FP32.
 
-    recipe             how it was made
-    keep_float         the convolutions that it leaves float, by node name
-    int8_share         of the convolution work
-    pictures           how many it was measured on
-    overlap_at_10      fraction of the ten nearest neighbours that are FP32's too
-    recall_drop        of recall@1, or None without classes, or where only a sample ranked candidates
-    cross_recall_drop  the same when one of the two models' queries search the other's gallery
-    cross_overlap      overlap@10 of those searches
-    recipes            overlap@10 on the sample of each recipe that was tried until then, with no more in float
+    recipe             recipe of the model
+    keep_float         names of the convolutions that stay float
+    int8_share         part of the convolution work that is INT8, 0 to 1
+    pictures           number of pictures measured
+    overlap_at_10      fraction of FP32's ten nearest neighbours that INT8 finds too
+    recall_drop        drop of recall@1; None without classes, and for a measurement on the sample
+    cross_recall_drop  drop of recall@1 when queries of one model search the gallery of the other, by direction
+    cross_overlap      overlap@10 of the same two searches
+    recipes            overlap@10 on the sample of each recipe compared so far
     """
 
     recipe: Recipe
@@ -46,7 +46,7 @@ class Trial:
     recipes: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain tables, lists and numbers, drops by K as in the bench's JSON."""
+        """The fields as plain dicts, lists and numbers; drops are by K, as in the bench's JSON."""
         return {
             "pictures": self.pictures,
             "recipe": str(self.recipe),
@@ -62,10 +62,11 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What INT8 may lose, on which test pictures; at least one limit is given.
+    """How much INT8 may lose on test pictures; at least one limit is given.
 
-    max_recall_drop_pp   percentage points of recall@1
-    min_overlap          overlap@10 with FP32
+    evaluation           the test pictures, and who searches whom
+    max_recall_drop_pp   largest drop of recall@1, in percentage points
+    min_overlap          smallest overlap@10 with FP32, 0 to 1
 
     Raises InputError for limits that are missing, out of range or without classes, and for too few pictures.
     """
@@ -78,20 +79,20 @@ class Budget:
         images, drop, least = self.evaluation.images, self.max_recall_drop_pp, self.min_overlap
         if drop is None and least is None:
             raise InputError(
-                "test pictures guard INT8 by limits; pass --max-recall-drop 0.1, --min-overlap 0.98 or both."
+                "test pictures need a limit to guard INT8; pass --max-recall-drop 0.1, --min-overlap 0.98 or both."
             )
         if drop is not None and not 0 <= drop <= 100:
             raise InputError(f"a largest recall drop of {drop} cannot be used; expected 0 to 100 percentage points.")
         if least is not None and not 0 <= least <= 1:
             raise InputError(f"a smallest overlap of {least} cannot be used; expected 0 to 1.")
         if drop is not None and images.classes is None:
-            raise InputError(f"{images.root} has no classes, so no recall can drop; pass --min-overlap instead.")
+            raise InputError(f"{images.root} has no classes, so recall cannot be measured; pass --min-overlap instead.")
         if drop is not None:
             self.evaluation.check_recall()
         if self.evaluation.offered <= NEIGHBOURS:
             raise InputError(
-                f"the guard compares {NEIGHBOURS} neighbours a picture and got {len(images)} pictures; "
-                f"pass at least {NEIGHBOURS + 2}, and {NEIGHBOURS + 1} to search in."
+                f"the guard compares {NEIGHBOURS} neighbours of each picture and got {len(images)} pictures; "
+                f"pass at least {NEIGHBOURS + 2}, with {NEIGHBOURS + 1} or more in the gallery."
             )
         images.check_present("test", "--data")
 
@@ -110,7 +111,10 @@ class Budget:
 def read_budget(
     data: str | Path | None, max_recall_drop_pp: float | None = None, min_overlap: float | None = None
 ) -> Budget | None:
-    """The budget on the test pictures of ``data``, see ``read_evaluation``; None if nothing was given."""
+    """The budget on the test pictures of ``data``, see ``read_evaluation``; None if nothing is given.
+
+    Raises InputError for limits without ``data``, and what ``Budget`` and ``read_evaluation`` raise.
+    """
     if data is None:
         if max_recall_drop_pp is None and min_overlap is None:
             return None
@@ -119,11 +123,11 @@ def read_budget(
 
 
 def check_disjoint(images: ImageList, testing: ImageList, purpose: str = "calibration") -> None:
-    """Raise InputError if a picture is in both lists, by its resolved path or by its bytes."""
+    """Raise InputError if both lists hold the same picture: the same resolved path, or the same bytes."""
     images.check_present(purpose, OPTIONS[purpose])
     tested = {path.resolve() for path in testing.paths}
     sizes = set(images.sizes)
-    # Only files of one size can have the same bytes, so few of a large test set are read.
+    # Only files of one size can have the same bytes, so a large test set is mostly not read.
     digests = {
         sha256_file(path)
         for path, size in zip(testing.paths, testing.sizes, strict=True)
@@ -139,11 +143,11 @@ def check_disjoint(images: ImageList, testing: ImageList, purpose: str = "calibr
 
 
 def statement(trial: Trial) -> str:
-    """Whether INT8 and FP32 descriptors may share a gallery, in one line with the numbers that say so.
+    """One line: whether INT8 and FP32 descriptors may share a gallery, and the numbers that decide it.
 
-    The rule: safe, if recall@1 of each of the two mixed searches drops by at most 0.3 percentage points, and by at
-    most 1 at the worse end of the 95 % interval; without classes, if overlap@10 of each is at least 0.95. The numbers
-    are those of the worse search.
+    They may if recall@1 of both mixed searches drops by at most 0.3 percentage points, and by at most 1 at the worse
+    end of the 95 % interval. Without classes, they may if overlap@10 of both searches is at least 0.95. The line gives
+    the numbers of the worse search.
     """
     shared = min(trial.cross_overlap.values())
     told = f"overlap@10 {100 * shared:.1f} %"
@@ -158,7 +162,7 @@ def statement(trial: Trial) -> str:
 
 
 def retrieval_facts(trial: Trial, budget: Budget) -> dict[str, Any]:
-    """What the engine's manifest says of ``trial``, on pictures of which list, and whether galleries may be mixed."""
+    """The manifest's "retrieval": the trial, its list of pictures and limits, and whether galleries may be mixed."""
     return {
         **trial.to_dict(),
         "pictures_sha256": budget.evaluation.images.sha256,

@@ -1,4 +1,4 @@
-"""Activation ranges for INT8, measured on real pictures with the FP32 graph. Knows no codes but how many there are."""
+"""Measure activation ranges for INT8 on real pictures with the FP32 graph. Knows the number of codes, no layout."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from onnx import TensorProto, helper
 from cgd_deploy.hardware.cpu import available_threads
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.runtime.backends.base import IMAGES
 from cgd_deploy.runtime.backends.onnxruntime import import_onnxruntime
 from cgd_deploy.spec import ModelSpec
 
-from ..metadata import INPUT
 from .histogram import BINS, Counts, entropy_bins, mse_bins, percentile_bins
 
 Ranges = dict[str, float]
-"""Largest magnitude that each activation tensor's INT8 codes cover."""
+"""Largest magnitude that the INT8 codes of each activation tensor cover."""
 
 Channels = Mapping[str, NDArray[np.floating]]
 """A number for each channel of a tensor, [C]."""
 
 BATCH = 4
 LEAST_TOP = BINS * float(np.finfo(np.float32).tiny)
-"""Below it, a part of a histogram is narrower than numbers are apart."""
+"""Below this largest magnitude, a bin of a histogram is narrower than the smallest normal float32."""
 
 
 class Calibration(str, Enum):
-    """What a tensor's range is, of its magnitudes on the calibration pictures.
+    """How the range of a tensor follows from its magnitudes on the calibration pictures.
 
-    MEAN         the mean over pictures of the largest. One picture's outlier would stretch the scale of all: on
-                 ResNet-50 SG and 480 CARS196 pictures it keeps 0.872 of the ten nearest neighbours, MIN_MAX 0.837, the
-                 99.999 and 99.99 percentiles 0.871 and 0.859, MSE 0.872.
-    MIN_MAX      the largest of all
-    PERCENTILE   what 99.99 % stay below
-    ENTROPY      what loses the least information, see ``entropy_bins``
-    MSE          what has the least squared error, see ``mse_bins``
+    MEAN         mean of each picture's largest magnitude. With MIN_MAX, an outlier in one picture stretches the scale
+                 for all pictures. ResNet-50 SG on 480 CARS196 pictures keeps 0.872 of the ten nearest neighbours with
+                 MEAN, 0.837 with MIN_MAX, 0.871 and 0.859 with the 99.999 and 99.99 percentiles, 0.872 with MSE.
+    MIN_MAX      largest magnitude on any picture
+    PERCENTILE   99.99 % of the magnitudes lie below it
+    ENTROPY      loses the least information, see ``entropy_bins``
+    MSE          has the least squared error, see ``mse_bins``
     """
 
     MEAN = "mean"
@@ -51,19 +51,23 @@ class Calibration(str, Enum):
     MSE = "mse"
 
 
-COVERED = {Calibration.PERCENTILE: percentile_bins, Calibration.ENTROPY: entropy_bins, Calibration.MSE: mse_bins}
-"""How many bins of a histogram the codes 0..high had better cover."""
+COVERED: dict[Calibration, Callable[[Counts, int], int]] = {
+    Calibration.PERCENTILE: lambda counts, high: percentile_bins(counts),
+    Calibration.ENTROPY: entropy_bins,
+    Calibration.MSE: mse_bins,
+}
+"""(histogram, highest code) -> how many bins of the histogram the codes 0 to ``high`` cover."""
 
 
 class Activations:
-    """What pictures make of a model's tensors; a pass over the pictures is made when it is first needed.
+    """Statistics of a model's tensors on pictures.
 
-    ranged        tensors to have a range -> the code that stands for its end, 127 or 255
-    convolved     tensors to have channels -> their axis
+    ranged        tensors that need a range -> the highest code, 127 or 255
+    convolved     tensors that need statistics of channels -> the axis of the channels
     on_pictures   called with the number of pictures just measured
 
-    Only one batch's tensors are held, and nothing depends on how pictures are batched. Whatever needs a pass raises
-    InputError if a picture cannot be decoded, MissingDependency without ONNX Runtime.
+    A pass over the pictures runs when a result first needs it, and holds the tensors of one batch. The batch size
+    changes no result. A pass raises InputError if a picture cannot be decoded, MissingDependency without ONNX Runtime.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Activations:
         self._images, self._spec, self._on_pictures = images, spec, on_pictures
 
     def ranges(self, method: Calibration) -> Ranges:
-        """The range of each ranged tensor; one that is zero throughout or not finite has its largest magnitude."""
+        """The range of each ranged tensor; for a tensor that is all zero or not finite, its largest magnitude."""
         largest = self._extremes.largest
         if method is Calibration.MEAN:
             return self._extremes.means
@@ -91,20 +95,20 @@ class Activations:
 
     @property
     def means(self) -> Channels:
-        """Of each convolved tensor, the mean of each channel over pictures and positions."""
+        """The mean of each channel of each convolved tensor, over pictures and positions."""
         return {name: channels.mean for name, channels in self._extremes.channels.items()}
 
     @property
     def largest(self) -> Channels:
-        """Of each convolved tensor, the largest magnitude of each channel."""
+        """The largest magnitude of each channel of each convolved tensor."""
         return {name: channels.largest for name, channels in self._extremes.channels.items()}
 
     @cached_property
     def _extremes(self) -> _Extremes:
-        """First pass."""
+        """The first pass over the pictures."""
         totals, largest = dict.fromkeys(self._ranged, 0.0), dict.fromkeys(self._ranged, 0.0)
         channels = {name: _Channels(axis) for name, axis in self._convolved.items()}
-        for values in self._passed({**self._ranged, **channels}):
+        for values in self._values({**self._ranged, **channels}):
             for name in self._ranged:
                 tops = np.abs(values[name]).max(axis=tuple(range(1, values[name].ndim)))
                 totals[name] += float(tops.sum())
@@ -115,15 +119,15 @@ class Activations:
 
     @cached_property
     def _histograms(self) -> dict[str, Counts]:
-        """Second pass: up to the largest magnitude, where there is one."""
+        """The second pass: magnitudes up to the largest, unless the largest is zero, tiny or not finite."""
         tops = {name: top for name, top in self._extremes.largest.items() if LEAST_TOP < top < np.inf}
         counts = {name: np.zeros(BINS, np.int64) for name in tops}
-        for values in self._passed(tops) if tops else ():
+        for values in self._values(tops) if tops else ():
             for name, top in tops.items():
                 counts[name] += _histogram(values[name], top)
         return counts
 
-    def _passed(self, tensors: Iterable[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    def _values(self, tensors: Iterable[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
         """The values of ``tensors``, by name, for each batch of pictures."""
         ort = import_onnxruntime()
         probe = onnx.ModelProto()
@@ -136,14 +140,19 @@ class Activations:
         options.intra_op_num_threads = available_threads()
         session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for indices, pixels in batches(self._images, self._spec, BATCH):
-            yield dict(zip(tensors, session.run(list(tensors), {INPUT: pixels}), strict=True))
+            yield dict(zip(tensors, session.run(list(tensors), {IMAGES: pixels}), strict=True))
             if self._on_pictures:
                 self._on_pictures(len(indices))
 
 
 @dataclass(frozen=True)
 class _Extremes:
-    """Of each ranged tensor the mean over pictures of the largest magnitude and the largest of all; the channels."""
+    """Results of the first pass.
+
+    means      mean over pictures of each ranged tensor's largest magnitude
+    largest    largest magnitude of each ranged tensor
+    channels   statistics of each convolved tensor
+    """
 
     means: Ranges
     largest: Ranges
@@ -151,7 +160,7 @@ class _Extremes:
 
 
 class _Channels:
-    """Mean and largest magnitude of each channel of a tensor, [C], over all that was added."""
+    """Mean and largest magnitude of each channel of a tensor, [C], over all values added."""
 
     def __init__(self, axis: int) -> None:
         self._axis = axis
@@ -171,7 +180,7 @@ class _Channels:
 
 
 def _histogram(value: NDArray[np.float32], top: float) -> Counts:
-    """How many magnitudes lie in each of BINS equal parts of 0..top; rounding may put one a little above."""
+    """Count magnitudes in BINS equal parts of 0..top; rounding may put one just above ``top``, in the last part."""
     bins = np.abs(value).ravel()
     bins /= np.float32(top / BINS)
     return np.bincount(np.minimum(bins, BINS - 1, out=bins).astype(np.int32), minlength=BINS)

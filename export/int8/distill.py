@@ -1,12 +1,12 @@
-"""Descriptor distillation: a short fine-tune of what INT8 rounds, with the FP32 model's own descriptors as the target.
+"""Descriptor distillation: fine-tune an INT8 model so that it gives the descriptors of its FP32 model.
 
-Needs pictures and no labels. Knows no runtime; ``quantized`` writes down what was trained here.
+Needs pictures without labels. Knows no runtime; ``quantized`` writes the trained model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,87 +29,106 @@ from cgd_train.processes import share_threads
 from cgd_train.weights import load_tensors
 
 from ..metadata import get_metadata
-from ..tensorrt import OnStep
+from ..progress import OnStep, silent
 from .calibrate import Ranges
 from .graph import Graph
-from .quantize import CONVOLUTIONS, FULL_RANGE, SMALLEST_SCALE, Layout, backbone, convolutions, int8_edges
+from .quantize import CONVOLUTIONS, FULL_RANGE, SMALLEST_SCALE, Rounding, backbone, convolutions, int8_edges
 
 STEPS = 120
 """About ten minutes on two cores for ResNet-50 at 224 pixels."""
 LR = 0.005
-"""Largest step of Adam, in INT8 codes of a weight."""
+"""Learning rate of weights at the first step, in INT8 codes."""
 SCALE_LR = 0.001
-"""The same of an activation's scale, relative to it."""
+"""Learning rate of an activation's scale at the first step, relative to the scale."""
 SAVE_EVERY = 10
 MIN_COSINE = 0.9999
 
 Pixels = NDArray[np.uint8]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long distillation trains.
+
+    steps        batches to train on
+    batch_size   pictures in a batch
+    seed         of the order of the pictures
+    """
+
+    steps: int = STEPS
+    batch_size: int = 16
+    seed: int = 0
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in all batches together."""
+        return self.steps * self.batch_size
+
+
 def distilled(
     model: onnx.ModelProto,
     ranges: Ranges,
     images: ImageList,
+    rounding: Rounding,
     *,
-    keep_float: Collection[str] = (),
-    layout: Layout = Layout.SYMMETRIC,
-    weight_range: int = FULL_RANGE,
-    steps: int | None = None,
-    batch_size: int = 16,
-    seed: int = 0,
+    schedule: Schedule | None = None,
     state: Path | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnStep = silent,
 ) -> tuple[onnx.ModelProto, Ranges]:
     """Weights and ranges whose INT8 descriptors are closer to the FP32 descriptors of ``model``.
 
-    ``quantized`` writes exactly the trained model if it gets both, and the same ``layout``, ``keep_float`` and
-    ``weight_range``. Only the backbone's weights and biases change, and the ranges of what ``layout`` rounds.
-
     model, ranges   an FP32 model and its ranges, see ``Activations.ranges``
-    images          pictures without labels; at most steps x batch_size of them are used, held decoded in memory
-    steps           batches to train on, None for 120
-    seed            of the order of the pictures
-    state           file to go on from if it exists; written every ten steps, gone at the end
-    on_step         called with "Describing" or "Distilling", what is done of it, and how much it is
+    images          pictures without labels; at most ``schedule.pictures`` of them are used, held decoded in memory
+    state           file from which an interrupted run goes on; written every ten steps, deleted at the end
+    on_step         called with "Describing" or "Distilling", the steps done and the steps in all
 
-    An interrupted run goes on to the same numbers. Raises ExportError for a model that torch cannot run as ONNX Runtime
-    does, InputError for pictures that cannot be used or a ``state`` of another distillation.
+    Only the backbone's weights and biases change, and the ranges of the activations that ``rounding`` rounds.
+    ``quantized`` writes exactly the trained model if it gets both and the same ``rounding``. An interrupted run ends
+    with the numbers of an uninterrupted one.
+    Raises ExportError for a model that torch cannot run as ONNX Runtime does, InputError for pictures that cannot be
+    used or the ``state`` of another distillation.
     """
-    steps = STEPS if steps is None else steps
+    schedule = schedule or Schedule()
+    steps, batch_size = schedule.steps, schedule.batch_size
     if min(len(images), steps, batch_size) < 1:
         raise InputError(
             f"{len(images)} pictures and {steps} steps of {batch_size} leave nothing to distill on; "
             "pass at least one of each."
         )
     share_threads()
-    pixels, targets = _described(model, images.sample(steps * batch_size), batch_size, on_step)
-    student = FakeQuantized(model, ranges, layout, keep_float, weight_range)
+    pixels, targets = _described(model, images.sample(schedule.pictures), batch_size, on_step)
+    student = FakeQuantized(model, ranges, rounding)
     student.check(pixels[:batch_size], targets[:batch_size])
     run = _Run(student, steps)
-    rounding = sorted((name, f"{value:.4g}") for name, value in ranges.items())  # measured anew they differ by less
-    settings = repr((rounding, layout, sorted(keep_float), weight_range, steps, batch_size, seed))
-    parts = (model.SerializeToString(), pixels.tobytes(), settings.encode())
-    identity = sha256_bytes("".join(map(sha256_bytes, parts)).encode())
+    identity = _identity(model, ranges, pixels, rounding, schedule)
     if state and state.exists():
         run.load(state, identity)
-    order = _order(len(pixels), steps * batch_size, seed)
+    order = _order(len(pixels), schedule.pictures, schedule.seed)
     while run.step < steps:
         chosen = order[run.step * batch_size :][:batch_size]
         run.advance(torch.from_numpy(pixels[chosen]), torch.from_numpy(targets[chosen]))
         if state and run.step % SAVE_EVERY == 0:
             run.save(state, identity)
-        if on_step:
-            on_step("Distilling", run.step, steps)
+        on_step("Distilling", run.step, steps)
     if state:
         state.unlink(missing_ok=True)
     return student.written(model), {**ranges, **student.ranges()}
 
 
+def _identity(model: onnx.ModelProto, ranges: Ranges, pixels: Pixels, rounding: Rounding, schedule: Schedule) -> str:
+    """SHA-256 of everything that decides the result."""
+    rounded = sorted((name, f"{value:.4g}") for name, value in ranges.items())  # a new measurement differs by less
+    kept = sorted(rounding.keep_float)
+    settings = (rounded, rounding.layout, kept, rounding.weight_range, schedule.steps, schedule.batch_size)
+    parts = (model.SerializeToString(), pixels.tobytes(), repr((*settings, schedule.seed)).encode())
+    return sha256_bytes("".join(map(sha256_bytes, parts)).encode())
+
+
 class FakeQuantize(torch.autograd.Function):
     """Activations rounded to INT8 codes and back: scale * clip(round(x / scale), low, high), ties to even.
 
-    The gradient is that of LSQ (Esser et al. 2020, section 2.1): straight through in x where nothing is clipped, and
-    in the scale round(x / scale) - x / scale, or the limit where x is clipped.
+    The gradient follows LSQ (Esser et al. 2020, section 2.1). For x it passes straight through where x is not clipped.
+    For the scale it is round(x / scale) - x / scale, or the limit where x is clipped.
     """
 
     @staticmethod
@@ -128,7 +147,7 @@ class FakeQuantize(torch.autograd.Function):
 
 
 def rounded_weight(weight: Tensor, axis: int, weight_range: int = FULL_RANGE) -> Tensor:
-    """The weight that the codes of ``quantized`` stand for; the gradient goes straight through, for nothing is clipped.
+    """The weight as ``quantized`` rounds it; the gradient passes straight through, because no code is clipped.
 
     axis   of the output channels, each of which has its own scale
     """
@@ -144,10 +163,10 @@ def distance(found: Tensor, target: Tensor) -> Tensor:
 
 
 class FakeQuantized:
-    """A model that rounds where ``quantized`` will, and the tensors in it that train.
+    """A model that rounds where ``quantized`` will round, and its trained tensors.
 
-    offsets      for each weight and bias behind the first convolution: how far it has moved, in INT8 codes if it has
-                 them, else in as small a part of its largest magnitude
+    offsets      change of each weight and bias from the first convolution on, in INT8 codes; for a tensor without
+                 codes, in the same part of its largest magnitude
     log_scales   natural logarithm of each range's scale
     """
 
@@ -155,11 +174,10 @@ class FakeQuantized:
         self,
         model: onnx.ModelProto,
         ranges: Ranges,
-        layout: Layout,
-        keep_float: Collection[str],
-        weight_range: int = FULL_RANGE,
+        rounding: Rounding,
     ) -> None:
         self._graph = Graph(model)
+        layout, keep_float, weight_range = rounding.layout, rounding.keep_float, rounding.weight_range
         self._weight_range = weight_range
         self._edges = {(edge.node, edge.position): edge for edge in int8_edges(model, layout, keep_float)}
         axes = {node.input[1]: CONVOLUTIONS[node.op_type] for node in convolutions(model)}
@@ -180,7 +198,7 @@ class FakeQuantized:
         tensors = self._graph.initializers | self._weights()
         for name, axis in self._rounded.items():
             tensors[name] = rounded_weight(tensors[name], axis, self._weight_range)
-        made: dict[str, Tensor] = {}  # one tensor may be read in many places
+        made: dict[str, Tensor] = {}  # many nodes may read one tensor
 
         def read(node: onnx.NodeProto, position: int, x: Tensor) -> Tensor:
             edge = self._edges.get((node.name, position))
@@ -204,7 +222,7 @@ class FakeQuantized:
             )
 
     def written(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """A copy of the FP32 ``model`` with the weights as they are now."""
+        """A copy of the FP32 ``model`` with the trained weights."""
         result = onnx.ModelProto()
         result.CopyFrom(model)
         weights = {name: weight.detach().numpy() for name, weight in self._weights().items()}
@@ -214,11 +232,11 @@ class FakeQuantized:
         return result
 
     def ranges(self) -> Ranges:
-        """Ranges of which ``quantized`` makes the very scales that trained."""
+        """Ranges from which ``quantized`` computes exactly the trained scales."""
         return {name: high * self._scale(name).item() for name, high in self._highest().items()}
 
     def _highest(self) -> dict[str, int]:
-        """The code that stands for the end of each range."""
+        """The highest code of each range."""
         return {edge.ranged: edge.codes.high for edge in self._edges.values()}
 
     def _weights(self) -> dict[str, Tensor]:
@@ -230,7 +248,7 @@ class FakeQuantized:
 
 
 class _Run:
-    """The optimizer's way through ``steps`` batches, which can stop and go on."""
+    """The optimizer and its step out of ``steps``; a file can hold them for a later process."""
 
     def __init__(self, student: FakeQuantized, steps: int) -> None:
         self._student = student
@@ -251,7 +269,7 @@ class _Run:
         loss = distance(self._student.describe(pixels), targets)
         if not torch.isfinite(loss):
             raise ExportError(
-                f"the descriptors are not numbers in step {self.step + 1} of the distillation; build without it."
+                f"distillation gives descriptors that are not numbers in step {self.step + 1}; build without --distill."
             )
         self._adam.zero_grad()
         loss.backward()
@@ -269,8 +287,8 @@ class _Run:
             saved = {}
         if saved.get("of") != identity:
             raise InputError(
-                f"{path} is no unfinished distillation of this model with these pictures and settings; "
-                "pass the ones it was begun with, or delete it."
+                f"{path} holds an unfinished distillation of another model, other pictures or other settings; "
+                "repeat the command that began it, or delete the file."
             )
         with torch.no_grad():
             for key, group in self._groups.items():
@@ -281,7 +299,7 @@ class _Run:
 
 
 def _described(
-    model: onnx.ModelProto, images: ImageList, batch_size: int, on_step: OnStep | None
+    model: onnx.ModelProto, images: ImageList, batch_size: int, on_step: OnStep
 ) -> tuple[Pixels, Descriptors]:
     """Every picture decoded, uint8 [N, H, W, 3], and its descriptor by ONNX Runtime, float32 [N, D]."""
     spec: ModelSpec = get_metadata(model).spec
@@ -291,8 +309,7 @@ def _described(
             pixels.append(pictures)
             targets.append(teacher.run(pictures))
             done += len(pictures)
-            if on_step:
-                on_step("Describing", done, len(images))
+            on_step("Describing", done, len(images))
     return np.concatenate(pixels), np.concatenate(targets)
 
 
@@ -303,7 +320,7 @@ def _order(pictures: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _trained(model: onnx.ModelProto, initializers: dict[str, Tensor]) -> list[str]:
-    """The backbone's float tensors from the first convolution on: before it lie mean and deviation of the pixels."""
+    """Names of the backbone's float tensors from the first convolution on, without the pixels' mean and deviation."""
     behind: set[str] = set()
     names: dict[str, None] = {}
     for node in backbone(model):
@@ -320,10 +337,10 @@ def _trained(model: onnx.ModelProto, initializers: dict[str, Tensor]) -> list[st
 
 
 def _largest(tensor: Tensor, channels: int | None) -> Tensor:
-    """Largest magnitude of each slice along axis ``channels``, or of all; as many axes as the tensor."""
+    """Largest magnitude of each slice along axis ``channels``, or of the whole tensor; keeps the number of axes."""
     return tensor.abs().amax([axis for axis in range(tensor.ndim) if axis != channels], keepdim=True)
 
 
 def _half(scale: Tensor) -> Tensor:
-    """The scale that ``quantized`` writes."""
+    """The scale as ``quantized`` rounds it."""
     return scale.clamp_min(SMALLEST_SCALE).half().float()

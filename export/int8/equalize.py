@@ -1,6 +1,6 @@
-"""Cross-layer equalization: an FP32 model of the same function whose channels suit one scale a tensor better.
+"""Cross-layer equalization: the same FP32 function with more even ranges of channels, so that one scale suits all.
 
-Only moves a factor from what writes a channel to what reads it; knows no codes.
+Moves a factor from the weights that write a channel to the weights that read it. Knows no codes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ HOMOGENEOUS = {"Relu", "MaxPool"}
 """Operators with f(s x) = s f(x) for s > 0, channel by channel."""
 
 LEAST = 0.01
-"""A channel's importance, its range times that of the weights that read it, counts as no less than this part of the
-largest one: calibration may have missed what it can do."""
+"""The importance of a channel is its range times the range of the weights that read it. It counts as at least this
+part of the largest importance, because calibration may have missed large values of the channel."""
 
 Weights = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Link:
-    """A convolution whose output only other convolutions read, through Relu and MaxPool at most."""
+    """A convolution, and the convolutions that are the only readers of its output, at most through Relu and MaxPool."""
 
     writer: onnx.NodeProto
     readers: tuple[onnx.NodeProto, ...]
@@ -38,13 +38,13 @@ class Link:
 def equalized(model: onnx.ModelProto, largest: Channels) -> onnx.ModelProto:
     """A copy of ``model`` with the same descriptors to the last bit, in which linked channels have more even ranges.
 
-    largest   of each convolution's input, the largest magnitude of each channel, see ``Activations``
+    largest   largest magnitude of each channel of each convolution's input, see ``Activations.largest``
 
-    A channel of range r that weights of range w read is divided by s = sqrt(r / w), which makes both ranges sqrt(r w),
-    and the weights are multiplied by it: equation 11 of Nagel et al. 2019 (Data-free quantization through weight
-    equalization and bias correction), with the range of the activation in place of that of the weights that write it,
-    for those have a scale a channel; equation 4 of Xiao et al. 2023 (SmoothQuant) at alpha 0.5. s is rounded to a power
-    of two, with which no product is rounded.
+    Let r be the range of a channel and w the range of the weights that read it. The channel is divided by
+    s = sqrt(r / w) and the weights are multiplied by s, so both ranges become sqrt(r w). This is equation 4 of Xiao et
+    al. 2023 (SmoothQuant) at alpha 0.5. It is also equation 11 of Nagel et al. 2019 (Data-free quantization through
+    weight equalization and bias correction) with the range of the activation in place of the weights that write it:
+    those weights have one scale per channel already. s is a power of two, so no product is rounded.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -67,7 +67,7 @@ def equalized(model: onnx.ModelProto, largest: Channels) -> onnx.ModelProto:
 
 
 def links(model: onnx.ModelProto) -> list[Link]:
-    """Every link of the backbone whose weights nothing else reads, in graph order."""
+    """The links of the backbone in graph order; no other node reads the weights of a link."""
     inside = {node.name: node for node in convolutions(model) if node.op_type == "Conv"}
     constants = {tensor.name for tensor in model.graph.initializer}
     outputs = {output.name for output in model.graph.output}
@@ -80,7 +80,7 @@ def links(model: onnx.ModelProto) -> list[Link]:
         return all(name in constants and len(reads[name]) == 1 for name in names)
 
     def readers(tensor: str) -> list[onnx.NodeProto]:
-        """What convolves the tensor; nothing if anything else reads it."""
+        """The convolutions that read ``tensor``; none if any other node reads it."""
         found: list[onnx.NodeProto] = []
         for node, position in reads[tensor]:
             if node.name in inside and position == 0 and own(node.input[1:2]):
@@ -97,7 +97,7 @@ def links(model: onnx.ModelProto) -> list[Link]:
 
 
 def _factors(activation: NDArray[np.floating], weight: NDArray[np.floating]) -> NDArray[np.float32]:
-    """s [C] from r [C] and w [C]; 1 where no weight reads the channel, or nothing is ever in any."""
+    """s [C] from r [C] and w [C]; 1 where no weight reads the channel, and everywhere if all channels are zero."""
     floor = LEAST * (activation * weight).max()
     if not 0 < floor < np.inf:
         return np.ones(len(weight), np.float32)

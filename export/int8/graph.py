@@ -1,6 +1,6 @@
-"""Our FP32 ONNX models run by torch, so that gradients reach their weights.
+"""Run our FP32 ONNX models in torch, so that gradients reach their weights.
 
-Knows the operators that our exports hold, and neither quantization nor training.
+Knows only the operators of our exports, and neither quantization nor training.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from cgd_deploy.errors import ExportError
-
-from ..metadata import INPUT, OUTPUT
+from cgd_deploy.runtime.backends.base import DESCRIPTORS, IMAGES
 
 Read = Callable[[onnx.NodeProto, int, Tensor], Tensor]
-"""(node, position, tensor) -> what the node reads at that input in place of the tensor."""
+"""(node, position of an input, its tensor) -> the tensor that the node reads there instead."""
 
 
 class Graph:
-    """A model's nodes in order, ready to run.
+    """A model that torch can run, node by node.
 
     initializers   the model's constants and weights by name
 
@@ -45,7 +44,7 @@ class Graph:
 
     def run(self, pixels: Tensor, initializers: Mapping[str, Tensor], read: Read | None = None) -> Tensor:
         """uint8 [N, H, W, 3] -> descriptors float32 [N, D], differentiable in ``initializers``."""
-        values = {**initializers, INPUT: pixels}
+        values = {**initializers, IMAGES: pixels}
         for (node, attributes), done in zip(self._nodes, self._read_last, strict=True):
             inputs = [values[name] if name else None for name in node.input]
             if read:
@@ -53,7 +52,7 @@ class Graph:
             values[node.output[0]] = OPERATORS[node.op_type](*inputs, **attributes)
             for name in done:
                 values.pop(name, None)
-        return values[OUTPUT]
+        return values[DESCRIPTORS]
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def _max_pool(
 
 
 def _padded(x: Tensor, pads: Sequence[int], value: float) -> tuple[Tensor, tuple[int, int]]:
-    """ONNX's (top, left, bottom, right) as torch's (vertical, horizontal); what is uneven is padded here."""
+    """ONNX's (top, left, bottom, right) as torch's (vertical, horizontal); pads ``x`` here if a pair differs."""
     top, left, bottom, right = pads
     if (top, left) == (bottom, right):
         return x, (top, left)
@@ -142,7 +141,7 @@ def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> T
 
 
 def _gem(x: Tensor, p: float, eps: float) -> Tensor:
-    """The function that ``gem.gem_function`` writes out."""
+    """``cgd::GeM``, see ``gem.gem_function``."""
     return x.clamp(min=eps).pow(p).mean((2, 3)).pow(1 / p)
 
 

@@ -1,8 +1,8 @@
-"""The range that a tensor's codes had better cover, from a histogram of its magnitudes. Knows no pictures, no graphs.
+"""Choose the range of a tensor from a histogram of its magnitudes. Knows no pictures and no graphs.
 
-A histogram is int64 [BINS]: how many |x| lie in each of as many equal parts of 0 to the largest. Every function returns
-a number of bins, counted from zero. What lies in the first one is left out where rounding counts: most of it is what a
-ReLU has cut, which every range gives its own code.
+A histogram is int64 [BINS]: the counts of |x| in BINS equal parts of 0 to the largest |x|. Every function returns how
+many bins, from zero up, the range covers. ENTROPY and MSE leave out the first bin: a ReLU fills it with zeros, and
+zero has a code in every range.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from numpy.typing import NDArray
 
 BINS = 4096
 STEP = 16
-"""Ranges are tried every so many bins."""
+"""Candidate ranges differ by this many bins."""
 PERCENTILE = 99.99
 
 Counts = NDArray[np.int64]
 
 
-def percentile_bins(counts: Counts, high: int) -> int:
-    """The fewest bins that hold 99.99 % of all values, however many codes there are."""
+def percentile_bins(counts: Counts) -> int:
+    """The fewest bins that hold 99.99 % of all values."""
     return int(np.searchsorted(counts.cumsum(), counts.sum() * PERCENTILE / 100)) + 1
 
 
 def entropy_bins(counts: Counts, high: int) -> int:
-    """The bins whose values, told by codes 0..high, lose the least information against all values.
+    """The bins that lose the least information when codes 0..high stand for them.
 
-    That is the smallest Kullback-Leibler divergence of Migacz 2017 (8-bit inference with TensorRT): against the bins
-    as they are, with what lies beyond added to the last of them, of the same bins when those of one code share alike.
+    Takes the smallest Kullback-Leibler divergence of Migacz 2017 (8-bit inference with TensorRT). It compares the bins,
+    with all values beyond added to the last bin, with the same bins after the bins of one code share values evenly.
     """
     return min(_candidates(high), key=lambda bins: _divergence(counts, bins, high + 1))
 
 
 def mse_bins(counts: Counts, high: int) -> int:
-    """The bins with the least sum of (x - scale * min(round(x / scale), high))^2, scale being their width / high."""
+    """The bins with the least sum of (x - scale * min(round(x / scale), high))^2, where scale = bins / high."""
     middles = np.arange(BINS) + 0.5
 
     def error(bins: int) -> float:
@@ -45,21 +45,21 @@ def mse_bins(counts: Counts, high: int) -> int:
 
 
 def _candidates(high: int) -> range:
-    """Never less than a bin for each code, and all of them in the end."""
+    """Numbers of bins to try: from all bins down to one for each code."""
     return range(BINS, high, -STEP)
 
 
 def _divergence(counts: Counts, bins: int, codes: int) -> float:
     kept = counts[:bins].astype(np.float64)
     kept[0] = 0
-    told = kept.copy()
-    told[-1] += counts[bins:].sum()
+    clipped = kept.copy()
+    clipped[-1] += counts[bins:].sum()
     starts = np.ceil(np.arange(codes) * bins / codes).astype(int)
     members = np.diff(np.append(starts, bins))
     filled = np.repeat(np.maximum(np.add.reduceat((kept > 0).astype(float), starts), 1), members)
     shared = np.repeat(np.add.reduceat(kept, starts), members) / filled * (kept > 0)
-    at = told > 0
+    at = clipped > 0
     if not at.any() or not shared[at].all():
         return float(np.inf)
-    p, q = told[at] / told.sum(), shared[at] / shared.sum()
+    p, q = clipped[at] / clipped.sum(), shared[at] / shared.sum()
     return float(p @ np.log(p / q))

@@ -1,6 +1,6 @@
-"""FP32 ONNX -> Q/DQ ONNX: which tensors become INT8, in the layout that each runtime is fast at.
+"""FP32 ONNX -> Q/DQ ONNX, in the layout that each runtime runs fast.
 
-Only what lies upstream of the feature map is ever looked at, so the descriptor head stays FP32 by construction.
+Reads only the nodes upstream of the feature map, so the descriptor head stays FP32.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ CONVOLUTIONS = {"Conv": 0, "MatMul": 1}
 CUT_AT_ZERO = {"Relu", "Sigmoid", "HardSigmoid"}
 POOL_OR_MOVE = ("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Transpose")
 KEEPS_SIGN = {**dict.fromkeys(POOL_OR_MOVE, 1), "Add": 2, "Mul": 2}
-"""Operator -> how many of its inputs, the first ones, must never be negative so that its output never is."""
+"""Operator -> n: if its first n inputs are never negative, its output is never negative."""
 
 FULL_RANGE, REDUCED_RANGE = 127, 64
 """The largest magnitude of a weight's code. CPUs without VNNI, AMX or i8mm add two products of codes in 16 bits. An
 activation's code is at most 255, so 2 x 255 x 64 fits and 2 x 255 x 127 does not."""
 
 SMALLEST_SCALE = 2.0**-24
-"""The smallest FP16 above zero, for a tensor or a weight row that is zero throughout."""
+"""The smallest FP16 number above zero, for a tensor or a weight row that is all zero."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The integers of an activation: clip(round(x / scale), low, high), written down with ``zero_point`` added."""
+    """The integers of an activation: clip(round(x / scale), low, high), stored with ``zero_point`` added."""
 
     low: int
     high: int
     zero_point: np.int8 | np.uint8
 
     def scale(self, largest: float) -> NDArray[np.float32]:
-        """The scale (a scalar) with which ``high`` stands for ``largest``."""
+        """The scale, a scalar, at which ``high`` stands for ``largest``."""
         return _scales(np.array(largest / self.high))
 
 
@@ -56,15 +56,15 @@ UNSIGNED = Codes(0, 255, np.uint8(0))
 
 
 class Layout(str, Enum):
-    """How INT8 is written down: which tensors have codes, and which codes. One table of ranges serves all three.
+    """Which tensors have INT8 codes, and which codes; all layouts use the same ranges.
 
-    SYMMETRIC   int8 with zero point 0, on convolution inputs and on the branch that a residual addition does not
-                compute itself: TensorRT fuses convolution, addition and ReLU around it, and takes no zero points.
-    MIXED       the same places, and what a MaxPool reads of an INT8 convolution, but uint8 with zero point 0 for what
-                is never negative, which leaves twice as many codes to it: OpenVINO fuses both types alike.
-    UINT8       uint8 throughout, with zero point 128 for what may be negative, and also between a convolution or
-                addition and what reads it: ONNX Runtime's x86 kernels take only integers in *and* out, and of one
-                type (ResNet-50: 3 times FP32, SYMMETRIC 0.7 times).
+    SYMMETRIC   int8 with zero point 0, on the inputs of convolutions and on the other input of a residual add.
+                TensorRT fuses convolution, add and ReLU around these codes, and accepts no zero points.
+    MIXED       the same tensors, and the input of a MaxPool behind an INT8 convolution. Tensors that are never negative
+                are uint8 with zero point 0, which gives them twice as many codes. OpenVINO fuses both types.
+    UINT8       uint8 everywhere, with zero point 128 for tensors that may be negative, and also between a convolution
+                or add and its readers. ONNX Runtime's x86 kernels need integers of one type as inputs *and* outputs
+                (ResNet-50: 3 times the speed of FP32, SYMMETRIC 0.7 times).
     """
 
     SYMMETRIC = "symmetric"
@@ -78,10 +78,24 @@ class Layout(str, Enum):
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What INT8 rounds.
+
+    layout         places and codes of activations
+    keep_float     convolutions that stay float, by node name
+    weight_range   FULL_RANGE or REDUCED_RANGE
+    """
+
+    layout: Layout = Layout.SYMMETRIC
+    keep_float: Collection[str] = ()
+    weight_range: int = FULL_RANGE
+
+
+@dataclass(frozen=True)
 class Edge:
     """Input ``position`` of ``node`` reads ``tensor`` through ``codes`` that cover the range of ``ranged``.
 
-    A maximum is ranged as what it was taken of, so that a MaxPool can be computed on the codes.
+    A MaxPool output shares the range of its input, so the pool can run on INT8 codes.
     """
 
     node: str
@@ -100,7 +114,7 @@ def quantized(
 ) -> onnx.ModelProto:
     """A copy of ``model`` with QuantizeLinear/DequantizeLinear around its convolutions; biases stay FP32.
 
-    ranges       of every tensor that some edge of ``int8_edges`` is ranged by, see ``Activations.ranges``
+    ranges       range of every tensor that is ``ranged`` in an edge of ``int8_edges``, see ``Activations.ranges``
     keep_float   names of convolutions to leave in FP32
     weight_range FULL_RANGE or REDUCED_RANGE
 
@@ -142,7 +156,7 @@ def by_group(convolution: onnx.NodeProto, weight: NDArray[np.floating]) -> NDArr
 
 
 def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that FEATURES is computed from, in graph order; raises ExportError if no convolution is among them."""
+    """The nodes that compute FEATURES, in graph order; raises ExportError if none of them is a convolution."""
     needed = {FEATURES}
     nodes = []
     for node in reversed(model.graph.node):
@@ -155,7 +169,7 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def int8_edges(model: onnx.ModelProto, layout: Layout, keep_float: Collection[str] = ()) -> list[Edge]:
-    """What reads codes, in graph order; raises ExportError for a model without convolutions."""
+    """Every input of a node that reads codes, in graph order; raises ExportError for a model without convolutions."""
     unsigned = never_negative(model)
     ranged: dict[str, str] = {}
     for node in backbone(model):
@@ -191,9 +205,9 @@ def _around_convolutions(
     model: onnx.ModelProto, keep_float: set[str], pools: bool
 ) -> Iterator[tuple[onnx.NodeProto, int]]:
     constants = {tensor.name for tensor in model.graph.initializer}
-    computed: set[str] = set()  # by convolutions
-    integer: set[str] = set()  # by INT8 convolutions
-    rectified: set[str] = set()  # ... and then a ReLU
+    computed: set[str] = set()  # outputs of convolutions
+    integer: set[str] = set()  # outputs of INT8 convolutions
+    rectified: set[str] = set()  # the same after a ReLU
     for node in backbone(model):
         if node.op_type in CONVOLUTIONS:
             computed.add(node.output[0])
@@ -210,8 +224,8 @@ def _around_convolutions(
 
 def _throughout(model: onnx.ModelProto, keep_float: set[str]) -> Iterator[tuple[onnx.NodeProto, int]]:
     constants = {tensor.name for tensor in model.graph.initializer}
-    integer: set[str] = set()  # what INT8 convolutions compute, also through an addition
-    rectified: set[str] = set()  # ... and then a ReLU
+    integer: set[str] = set()  # outputs of INT8 convolutions and of the adds behind them
+    rectified: set[str] = set()  # the same after a ReLU
     for node in backbone(model):
         positions = [i for i, tensor in enumerate(node.input) if tensor in integer | rectified]
         if node.op_type in CONVOLUTIONS and node.name not in keep_float:
@@ -221,7 +235,7 @@ def _throughout(model: onnx.ModelProto, keep_float: set[str]) -> Iterator[tuple[
             positions = [0, 1]
             integer.add(node.output[0])
         elif node.op_type == "Relu" and integer.intersection(node.input):
-            # The codes of its output, cut at zero, are the ReLU: ONNX Runtime fuses it away.
+            # The codes of its output are cut at zero, so ONNX Runtime removes the ReLU.
             positions = []
             rectified.add(node.output[0])
         for position in positions:
@@ -229,7 +243,7 @@ def _throughout(model: onnx.ModelProto, keep_float: set[str]) -> Iterator[tuple[
 
 
 def _joins(node: onnx.NodeProto, integer: set[str], constants: set[str]) -> bool:
-    """Whether it is an addition of two branches, of which INT8 convolutions compute one."""
+    """Whether the node adds two branches, of which an INT8 convolution computes at least one."""
     return node.op_type == "Add" and not integer.isdisjoint(node.input) and constants.isdisjoint(node.input)
 
 
@@ -245,7 +259,7 @@ def _pair(graph: onnx.GraphProto, tensor: str, codes: Codes, largest: float) -> 
 
 
 def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto, weight_range: int) -> onnx.NodeProto:
-    """Replace a convolution's weight by int8 codes, one scale an output channel, behind a DequantizeLinear."""
+    """Replace a convolution's weight by int8 codes with a scale per output channel; returns their DequantizeLinear."""
     name, axis = convolution.input[1], CONVOLUTIONS[convolution.op_type]
     position = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == name)
     weight = numpy_helper.to_array(graph.initializer[position])  # (out, in / groups, h, w) or (in, out)
@@ -261,5 +275,5 @@ def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto, weight
 
 
 def _scales(exact: NDArray[np.floating]) -> NDArray[np.float32]:
-    """FP16 values, so that an engine whose remainder is FP16 has the codes of one whose remainder is FP32."""
+    """Round to FP16, so that an engine has the same codes whether its other layers are FP16 or FP32."""
     return np.maximum(exact, SMALLEST_SCALE).astype(np.float16).astype(np.float32)

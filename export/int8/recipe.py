@@ -1,6 +1,6 @@
-"""How an INT8 model is made of an FP32 one: which calibration, equalized or not, biases corrected or not.
+"""Recipes that make an INT8 model of an FP32 model: a calibration, with or without equalization and bias correction.
 
-Says nothing of which convolutions stay float, and measures nothing but activations.
+Does not choose the convolutions that stay float.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .equalize import equalized
 from .quantize import FULL_RANGE, REDUCED_RANGE, Layout, convolutions, int8_edges, quantized
 
 EXTRAS = {"equalized": "equalized", "bias_corrected": "bias corrected", "reduced_range": "reduced range"}
-"""Fields of a recipe that are on or off, and their names in its text."""
+"""Field of a recipe that is on or off -> its name in the recipe's text."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done besides rounding; written "mse + equalized + bias corrected".
+    """The steps besides rounding; as text, for example "mse + equalized + bias corrected".
 
     calibration      see ``Calibration``
     equalized        see ``equalize``
     bias_corrected   see ``bias``
-    reduced_range    weights have 7 bits, so that sums of products are right on CPUs without VNNI, AMX or i8mm
+    reduced_range    7-bit weights, whose sums of products are right on CPUs without VNNI, AMX or i8mm
     """
 
     calibration: Calibration = Calibration.MEAN
@@ -41,7 +41,7 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
-        """The recipe that ``str`` tells; raises InputError for any other text."""
+        """The recipe whose ``str`` is ``text``; raises InputError for any other text."""
         method, *extras = (part.strip() for part in text.split("+"))
         known = [calibration.value for calibration in Calibration]
         if method not in known or len(extras) > len(set(extras).intersection(EXTRAS.values())):
@@ -60,14 +60,14 @@ class Recipe:
 
 
 DEFAULT = Recipe(bias_corrected=True)
-"""What plain INT8 is made by: correcting biases costs nothing at run time, and on ResNet-18 and ResNet-50 kept one to
-two hundredths more of the ten nearest neighbours, with either CPU runtime."""
+"""The recipe of plain INT8. Bias correction costs nothing at run time. On ResNet-18 and ResNet-50 it kept 0.01 to 0.02
+more of the ten nearest neighbours, with either CPU runtime."""
 
 
 class Int8Models:
-    """INT8 models of one FP32 model in one layout; what a recipe needs of the pictures is measured when it needs it.
+    """INT8 models of one FP32 model in one layout; a pass over the pictures runs when a recipe first needs it.
 
-    images        to calibrate on
+    images        calibration pictures
     on_pictures   called with the number of pictures just measured, in each pass over them
     """
 
@@ -82,7 +82,7 @@ class Int8Models:
         self._images, self._on_pictures = images, on_pictures
 
     def make(self, recipe: Recipe, keep_float: Collection[str] = ()) -> onnx.ModelProto:
-        """The model of ``recipe`` that leaves the named convolutions float.
+        """The model of ``recipe`` with the named convolutions in float.
 
         Raises ExportError as ``quantized`` does, InputError if a picture cannot be decoded, MissingDependency without
         ONNX Runtime.
@@ -106,7 +106,7 @@ class Int8Models:
         return self._measured(equalized(self._model, self._of_plain.largest))
 
     def _measured(self, model: onnx.ModelProto) -> Activations:
-        layouts = (*Layout, self._layout)  # all, because what else is read out moves the last bit of a tensor
+        layouts = (*Layout, self._layout)  # all of them: the set of outputs changes the last bit of a tensor
         highest = {edge.ranged: edge.codes.high for layout in layouts for edge in int8_edges(model, layout)}
         channels = {node.input[0]: 1 if node.op_type == "Conv" else -1 for node in convolutions(model)}
         spec = get_metadata(model).spec

@@ -12,13 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cgd_deploy.errors import ExportError
 from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.runtime.backends.base import DESCRIPTORS
 from cgd_deploy.runtime.descriptors import cosines
 from cgd_deploy.runtime.engine import load
 from cgd_deploy.spec import Precision
 from cgd_export.engine_from_onnx import calibration_list
 from cgd_export.fp16 import halved, rounded
 from cgd_export.int8.quantize import Layout, backbone, quantized
-from cgd_export.metadata import FEATURES, OUTPUT, get_metadata, load_onnx
+from cgd_export.metadata import FEATURES, get_metadata, load_onnx
 from cgd_export.parity import run_onnx
 
 
@@ -54,7 +55,7 @@ def test_the_backbone_is_fp16_and_the_head_is_not(model: onnx.ModelProto) -> Non
         assert {found[name] for name in node.output} == {expected}, node.name
     inside = {node.name for node in backbone(half)}
     head = [node for node in half.graph.node if node.name not in inside]
-    assert found[FEATURES] == found[OUTPUT] == TensorProto.FLOAT
+    assert found[FEATURES] == found[DESCRIPTORS] == TensorProto.FLOAT
     assert len(head) > 10 and TensorProto.FLOAT16 not in {found[name] for node in head for name in node.output}
     assert sum(node.op_type == "Cast" for node in half.graph.node) == 3  # pixels to FP32, to FP16, features to FP32
     assert half.ByteSize() < 0.6 * model.ByteSize()
@@ -117,9 +118,9 @@ def naive(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in half.graph.node:
         if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT:
             node.attribute[0].i = TensorProto.FLOAT16
-        if OUTPUT in node.output:
+        if DESCRIPTORS in node.output:
             node.output[0] = "half"
-    half.graph.node.append(helper.make_node("Cast", ["half"], [OUTPUT], name="last", to=TensorProto.FLOAT))
+    half.graph.node.append(helper.make_node("Cast", ["half"], [DESCRIPTORS], name="last", to=TensorProto.FLOAT))
     del half.graph.value_info[:]
     onnx.checker.check_model(half, full_check=True)
     return half

@@ -31,6 +31,7 @@ from cgd_export.engine_from_onnx import calibration_list, choose_backend, engine
 from cgd_export.fp16 import halved, rounded
 from cgd_export.metadata import get_metadata, load_onnx
 from cgd_export.parity import run_onnx
+from cgd_export.progress import Progress
 from cgd_export.tensorrt import plan_from_onnx
 
 RTX = "tensorrt-rtx"
@@ -180,7 +181,7 @@ def test_stopping_leaves_nothing(
     output.write_bytes(b"what was there before")
     before = listing(tmp_path)
     with pytest.raises(error):
-        engine_from_onnx(model_onnx, output, Precision.FP32, backend=RTX, on_step=on_step)
+        engine_from_onnx(model_onnx, output, Precision.FP32, backend=RTX, progress=Progress(on_step=on_step))
     assert len(steps) == 1
     assert listing(tmp_path) == before
 
@@ -214,8 +215,8 @@ def test_unknown_compute_capability(capability: str, half: onnx.ModelProto, spec
 @pytest.mark.parametrize(
     "values, told",
     [
-        ({"min_batch": 0}, "batches of 0, 8, 64"),
-        ({"max_batch": 4}, "batches of 1, 8, 4"),
+        ({"min_batch": 0}, "batch sizes 0, 8, 64"),
+        ({"max_batch": 4}, "batch sizes 1, 8, 4"),
         ({"workspace": 0}, "workspace=0"),
         ({"optimization_level": 6}, "optimization_level=6"),
     ],
@@ -369,7 +370,7 @@ def test_an_engine_that_went_its_own_way(trt: StandIn, half: onnx.ModelProto, mo
 
 def test_a_timing_cache_of_another_gpu(trt: StandIn, half: onnx.ModelProto, spec: ModelSpec, tmp_path: Path) -> None:
     trt.cache_fits = False
-    with pytest.raises(InputError, match=r"the timing cache .* is of another GPU or TensorRT; name a new file\."):
+    with pytest.raises(InputError, match=r"the timing cache .* was made with another GPU or TensorRT; pass a new"):
         plan_from_onnx(half, spec, "tensorrt", BuildOptions(timing_cache=tmp_path / "cache"))
 
 

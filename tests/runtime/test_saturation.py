@@ -26,6 +26,7 @@ from cgd_deploy.runtime.compatibility import is_proven_here
 from cgd_deploy.runtime.descriptors import cosines
 from cgd_deploy.runtime.enginefile import Manifest, read_engine
 from cgd_deploy.spec import Precision
+from cgd_export.build_options import Int8Options
 from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
 from cgd_export.int8.quantize import FULL_RANGE, REDUCED_RANGE, Layout
 from cgd_export.int8.recipe import Int8Models, Recipe
@@ -69,7 +70,7 @@ def reduced(model_onnx, tmp_path_factory) -> dict[str, Path]:
             Precision.INT8,
             backend=backend,
             calibration=calibration,
-            reduced_range=True,
+            int8=Int8Options(reduced_range=True),
         )
     return {backend: folder / f"{backend}.cgd" for backend in BACKENDS}
 
@@ -162,7 +163,7 @@ def test_an_old_cpu_builds_with_a_reduced_range_by_itself(model_onnx, tmp_path, 
             tmp_path / "e.cgd",
             Precision.INT8,
             calibration=calibration_list(model_onnx, None),
-            reduced_range=asked,
+            int8=Int8Options(reduced_range=asked),
         )
         assert made[asked].builder["instruction_sets"] == " ".join(instruction_sets())
     assert made[None].source["calibration"] == "mean + bias corrected + reduced range"
@@ -170,17 +171,16 @@ def test_an_old_cpu_builds_with_a_reduced_range_by_itself(model_onnx, tmp_path, 
 
 
 def test_a_plan_for_a_gpu_keeps_8_bits_on_any_cpu(monkeypatch):
-    from cgd_export.engine_from_onnx import _with_range
-
     monkeypatch.setenv(ONEDNN_LIMIT, OLD_CPU)
-    assert _with_range(Recipe(), None, "tensorrt") == Recipe()
-    assert _with_range(Recipe(), None, "openvino") == Recipe(reduced_range=True)
-    assert _with_range(Recipe(reduced_range=True), False, "openvino") == Recipe()
+    assert Int8Options(recipe=Recipe()).first_recipe("tensorrt") == Recipe()
+    assert Int8Options(recipe=Recipe()).first_recipe("openvino") == Recipe(reduced_range=True)
+    asked = Int8Options(recipe=Recipe(reduced_range=True), reduced_range=False)
+    assert asked.first_recipe("openvino") == Recipe()
 
 
 def test_only_int8_has_a_range(model_onnx, tmp_path):
     with pytest.raises(InputError, match="a reduced range is for INT8 weights, and fp32 was asked"):
-        engine_from_onnx(model_onnx, tmp_path / "e.cgd", Precision.FP32, reduced_range=True)
+        engine_from_onnx(model_onnx, tmp_path / "e.cgd", Precision.FP32, int8=Int8Options(reduced_range=True))
 
 
 def test_the_manifest_and_the_summary_say_what_a_reduced_range_costs(model_onnx, reduced, cli, tmp_path):

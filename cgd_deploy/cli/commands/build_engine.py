@@ -265,29 +265,37 @@ def _settings(options: BuildEngineOptions) -> BuildOptions:
 
 def _build(options: BuildEngineOptions, job: Job) -> tuple[Manifest, list[Trial]]:
     """Build the engine with progress bars; prints what was tried if no model holds the limits."""
+    from cgd_export.build_options import Int8Options
     from cgd_export.engine_from_onnx import engine_from_onnx
+    from cgd_export.progress import Progress
 
     from ..results import trial_table
     from ..terminal import errors, phases
 
     trials: list[Trial] = []
+    int8 = Int8Options(
+        recipe=job.recipe,
+        reduced_range=options.reduced_range,
+        budget=job.budget,
+        distill=job.distillation,
+        distill_steps=options.distill_steps,
+    )
     try:
         with phases() as on_progress:
+            progress = Progress(
+                on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
+                on_pictures=_passes(len(job.calibration or [0]), partial(on_progress, "Calibrating")),
+                on_trial=trials.append,
+            )
             manifest = engine_from_onnx(
                 options.model,
                 options.engine,
                 options.precision,
                 backend=job.backend,
                 calibration=job.calibration,
-                recipe=job.recipe,
-                reduced_range=options.reduced_range,
-                on_pictures=_passes(len(job.calibration or [0]), partial(on_progress, "Calibrating")),
+                int8=int8,
                 options=job.settings,
-                on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
-                budget=job.budget,
-                on_trial=trials.append,
-                distill=job.distillation,
-                distill_steps=options.distill_steps,
+                progress=progress,
             )
     except GateError:
         if trials:

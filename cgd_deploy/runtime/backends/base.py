@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from ..cuda.streams import Streams
 
+IMAGES, DESCRIPTORS = "images", "descriptors"
+"""Names of the input and the output of every model and engine."""
+
 Self = TypeVar("Self", bound="Backend")
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...errors import EngineError, MissingDependency
 from ...hardware.cpu import available_threads
 from ...hardware.packages import check_runtime, runtime_lines
-from .base import Backend
+from .base import DESCRIPTORS, IMAGES, Backend
 
 ERROR_ONLY = 3
 
@@ -54,13 +54,13 @@ class OnnxRuntimeBackend(Backend):
         self.concurrency = streams
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._session.run(["descriptors"], {"images": images})[0]
+        return self._session.run([DESCRIPTORS], {IMAGES: images})[0]
 
     def run_into(self, images: NDArray[np.uint8], descriptors: NDArray[np.float32]) -> None:
         images = np.ascontiguousarray(images)  # bound by address
         binding = self._session.io_binding()
-        binding.bind_input("images", "cpu", 0, np.uint8, images.shape, images.ctypes.data)
-        binding.bind_output("descriptors", "cpu", 0, np.float32, descriptors.shape, descriptors.ctypes.data)
+        binding.bind_input(IMAGES, "cpu", 0, np.uint8, images.shape, images.ctypes.data)
+        binding.bind_output(DESCRIPTORS, "cpu", 0, np.float32, descriptors.shape, descriptors.ctypes.data)
         self._session.run_with_iobinding(binding)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from ...errors import EngineError, install_line
 from ..cuda.driver import LESS_MEMORY, CudaDriver, Driver, OutOfDeviceMemory
 from ..cuda.lane import Layout
 from ..cuda.streams import LANES, Streams, bucket_sizes
-from .base import Backend
+from .base import DESCRIPTORS, IMAGES, Backend
 from .onnxruntime import cannot_load, first_line, import_onnxruntime, session_options
 
 PROVIDER = "CUDAExecutionProvider"
@@ -100,8 +100,8 @@ class OnnxRuntimeLane:
 
     def __call__(self, stream: int, batch: int, images: int, descriptors: int) -> bool:
         binding = self._session.io_binding()
-        binding.bind_input("images", self.device, 0, np.uint8, (batch, *self._layout.image_shape), images)
-        binding.bind_output("descriptors", self.device, 0, np.float32, (batch, self._layout.dim), descriptors)
+        binding.bind_input(IMAGES, self.device, 0, np.uint8, (batch, *self._layout.image_shape), images)
+        binding.bind_output(DESCRIPTORS, self.device, 0, np.float32, (batch, self._layout.dim), descriptors)
         try:
             self._session.run_with_iobinding(binding, self._options)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types

@@ -6,6 +6,7 @@ A plan is code for the GPU, and a version-compatible plan also holds code for th
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,12 @@ from ...errors import EngineError, MissingDependency, install_line
 from ..cuda.driver import CudaDriver, Driver
 from ..cuda.lane import Layout, owned
 from ..cuda.streams import LANES, Streams, bucket_sizes
-from .base import Backend
+from .base import DESCRIPTORS, IMAGES, Backend
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "tensorrt-rtx"}
-IMAGES, DESCRIPTORS = "images", "descriptors"
+KEPT_ERRORS = 100
+"""Messages that a logger keeps; an engine that serves for weeks may log any number."""
 SHARED = 4
 """Contexts of a lane for batches of all sizes between the buckets."""
 
@@ -80,7 +82,7 @@ class TensorRtBackend(Backend):
     ) -> None:
         driver = driver or CudaDriver()
         trt = import_tensorrt(self.kind)
-        log = _log(trt)
+        log = error_log(trt)
         self._runtime = trt.Runtime(log)
         self._runtime.engine_host_code_allowed = True  # a version-compatible plan brings its own lean runtime
         self._engine = self._runtime.deserialize_cuda_engine(payload)
@@ -234,14 +236,24 @@ def _enqueue(context: Any, stream: int, images: int, descriptors: int) -> bool:
     )
 
 
-def _log(trt: Any) -> Any:
-    """A logger that keeps the last error. The alternative, an IErrorRecorder in Python, crashes at exit (RTX 1.7.1)."""
+def error_log(trt: Any) -> Any:
+    """A logger of TensorRT's module ``trt`` that keeps errors.
+
+    ``errors`` holds the latest messages, the oldest first; ``last`` is the first line of the last one. A Python
+    IErrorRecorder would do the same, but it crashes at exit (RTX 1.7.1).
+    """
 
     class Log(trt.ILogger):
-        last = "it gives no reason"
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: deque[str] = deque(maxlen=KEPT_ERRORS)
+
+        @property
+        def last(self) -> str:
+            return self.errors[-1].strip().splitlines()[0][:200] if self.errors else "it gives no reason"
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.last = message.strip().splitlines()[0][:200]
+                self.errors.append(message)
 
     return Log()

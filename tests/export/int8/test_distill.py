@@ -20,8 +20,17 @@ from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.runtime.backends.openvino import OpenVinoBackend
 from cgd_deploy.runtime.descriptors import cosines
 from cgd_export.int8 import distill
-from cgd_export.int8.distill import FakeQuantize, FakeQuantized, distance, distilled, rounded_weight
-from cgd_export.int8.quantize import FULL_RANGE, REDUCED_RANGE, Layout, backbone, convolutions, int8_edges, quantized
+from cgd_export.int8.distill import FakeQuantize, FakeQuantized, Schedule, distance, distilled, rounded_weight
+from cgd_export.int8.quantize import (
+    FULL_RANGE,
+    REDUCED_RANGE,
+    Layout,
+    Rounding,
+    backbone,
+    convolutions,
+    int8_edges,
+    quantized,
+)
 from cgd_export.metadata import get_metadata, load_onnx
 from cgd_export.parity import run_onnx
 
@@ -60,7 +69,7 @@ STEPS, BATCH = 12, 4
 
 @pytest.fixture(scope="module")
 def tuned(model: onnx.ModelProto, ranges: dict[str, float], images: ImageList) -> tuple[onnx.ModelProto, dict]:
-    return distilled(model, ranges, images, steps=STEPS, batch_size=BATCH)
+    return distilled(model, ranges, images, Rounding(), schedule=Schedule(steps=STEPS, batch_size=BATCH))
 
 
 def arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -137,7 +146,7 @@ def test_a_few_steps_bring_the_descriptors_back(model, ranges, tuned, seen, layo
 )
 def test_what_trained_is_what_is_exported(model, ranges, seen, layout, most) -> None:
     kept = [convolutions(model)[i].name for i in (0, 5)]
-    student = FakeQuantized(model, ranges, layout, kept, most)
+    student = FakeQuantized(model, ranges, Rounding(layout, kept, most))
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for offset in student.offsets.values():
@@ -155,15 +164,15 @@ def test_what_trained_is_what_is_exported(model, ranges, seen, layout, most) -> 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_scales_survive_their_way_through_the_ranges(model, ranges, layout) -> None:
-    student = FakeQuantized(model, ranges, layout, ())
+    student = FakeQuantized(model, ranges, Rounding(layout, ()))
     values = arrays(quantized(student.written(model), {**ranges, **student.ranges()}, layout))
     for edge in int8_edges(model, layout):
         assert values[f"{edge.tensor}_scale"] == student.log_scales[edge.ranged].detach().exp().half().float().item()
 
 
 def test_what_is_never_negative_trains_with_twice_the_codes(model, ranges) -> None:
-    first, *others = FakeQuantized(model, ranges, Layout.SYMMETRIC, ()).log_scales.items()
-    unsigned = FakeQuantized(model, ranges, Layout.MIXED, ()).log_scales
+    first, *others = FakeQuantized(model, ranges, Rounding(Layout.SYMMETRIC, ())).log_scales.items()
+    unsigned = FakeQuantized(model, ranges, Rounding(Layout.MIXED, ())).log_scales
     assert unsigned[first[0]].item() == first[1].item()  # pixels
     relus = {node.output[0] for node in backbone(model) if node.op_type in ("Relu", "MaxPool")}
     shrunk = [
@@ -188,7 +197,7 @@ def test_only_the_backbone_changes(model, tuned) -> None:
 
 def test_ranges_of_the_layout_train_and_others_stay(ranges, tuned, model) -> None:
     assert tuned[1].keys() == ranges.keys()
-    rounded = set(FakeQuantized(model, ranges, Layout.SYMMETRIC, ()).log_scales)
+    rounded = set(FakeQuantized(model, ranges, Rounding(Layout.SYMMETRIC, ())).log_scales)
     for name, value in tuned[1].items():
         assert value == ranges[name] if name not in rounded else 0.9 < value / ranges[name] < 1.1
     assert any(tuned[1][name] != pytest.approx(ranges[name], rel=2e-3) for name in rounded)
@@ -196,7 +205,7 @@ def test_ranges_of_the_layout_train_and_others_stay(ranges, tuned, model) -> Non
 
 def test_nothing_rounds_the_inputs_of_what_stays_float(model, ranges) -> None:
     names = [node.name for node in convolutions(model)]
-    student = FakeQuantized(model, ranges, Layout.SYMMETRIC, names)
+    student = FakeQuantized(model, ranges, Rounding(Layout.SYMMETRIC, names))
     assert not student.log_scales and len(student.offsets) == 40
 
 
@@ -205,7 +214,7 @@ def test_mean_and_deviation_of_the_pixels_do_not_train(model, ranges) -> None:
     names = [node.name for node in backbone(model)]
     before = {name for node in backbone(model)[: names.index(first.name)] for name in node.input}
     assert before.intersection(arrays(model))
-    assert before.isdisjoint(FakeQuantized(model, ranges, Layout.SYMMETRIC, ()).offsets)
+    assert before.isdisjoint(FakeQuantized(model, ranges, Rounding(Layout.SYMMETRIC, ())).offsets)
 
 
 class Stopped(Exception):
@@ -223,11 +232,11 @@ def stop_at(step: int):
 def test_stopped_and_resumed_is_as_if_never_stopped(model, ranges, images, tuned, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(distill, "SAVE_EVERY", 4)
     state = tmp_path / "state.pt"
-    options = {"steps": STEPS, "batch_size": BATCH, "state": state}
+    options = {"schedule": Schedule(steps=STEPS, batch_size=BATCH), "state": state}
     with pytest.raises(Stopped):
-        distilled(model, ranges, images, **options, on_step=stop_at(7))
+        distilled(model, ranges, images, Rounding(), **options, on_step=stop_at(7))
     calls: list[tuple[str, int, int]] = []
-    found = distilled(model, ranges, images, **options, on_step=lambda *call: calls.append(call))
+    found = distilled(model, ranges, images, Rounding(), **options, on_step=lambda *call: calls.append(call))
     assert [call[1:] for call in calls if call[0] == "Distilling"] == [(i, STEPS) for i in range(5, STEPS + 1)]
     assert [call[1:] for call in calls if call[0] == "Describing"] == [(4, 8), (8, 8)]
     assert found[0].SerializeToString() == tuned[0].SerializeToString() and found[1] == tuned[1]
@@ -237,9 +246,13 @@ def test_stopped_and_resumed_is_as_if_never_stopped(model, ranges, images, tuned
 def test_a_state_of_anything_else_is_refused(model, ranges, images, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(distill, "SAVE_EVERY", 1)
     state = tmp_path / "state.pt"
-    options = {"steps": 2, "batch_size": 1, "state": state}
+    schedule = Schedule(steps=2, batch_size=1)
+
+    def attempt(model=model, ranges=ranges, images=images, rounding=Rounding(), schedule=schedule, **options):  # noqa: B008
+        distilled(model, ranges, images, rounding, schedule=schedule, state=state, **options)
+
     with pytest.raises(Stopped):
-        distilled(model, ranges, images, **options, on_step=stop_at(1))
+        attempt(on_step=stop_at(1))
     before = state.read_bytes()
     other = onnx.ModelProto()
     other.CopyFrom(model)
@@ -251,21 +264,22 @@ def test_a_state_of_anything_else_is_refused(model, ranges, images, tmp_path, mo
         ImageOps.mirror(Image.open(images.path(index))).save(tmp_path / name)
     changed_in_place = replace(images, root=tmp_path)
     for changed in (
-        lambda: distilled(other, ranges, images, **options),
-        lambda: distilled(model, wider, images, **options),
-        lambda: distilled(model, ranges, images.subset([0, 1]), **options),
-        lambda: distilled(model, ranges, changed_in_place, **options),
-        lambda: distilled(model, ranges, images, **options | {"steps": 3}),
-        lambda: distilled(model, ranges, images, **options, seed=1),
-        lambda: distilled(model, ranges, images, **options, keep_float=kept),
-        lambda: distilled(model, ranges, images, **options, layout=Layout.UINT8),
+        {"model": other},
+        {"ranges": wider},
+        {"images": images.subset([0, 1])},
+        {"images": changed_in_place},
+        {"schedule": replace(schedule, steps=3)},
+        {"schedule": replace(schedule, seed=1)},
+        {"rounding": Rounding(keep_float=kept)},
+        {"rounding": Rounding(Layout.UINT8)},
+        {"rounding": Rounding(weight_range=REDUCED_RANGE)},
     ):
-        with pytest.raises(InputError, match=r"state\.pt is no unfinished distillation of this model"):
-            changed()
+        with pytest.raises(InputError, match=r"state\.pt holds an unfinished distillation of another"):
+            attempt(**changed)
     assert state.read_bytes() == before
     state.write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"state\.pt is no unfinished distillation"):
-        distilled(model, ranges, images, **options)
+    with pytest.raises(InputError, match=r"state\.pt holds an unfinished distillation of another"):
+        attempt()
 
 
 def test_threads_are_no_more_than_a_quota_grants(model, ranges, images, monkeypatch) -> None:
@@ -273,7 +287,7 @@ def test_threads_are_no_more_than_a_quota_grants(model, ranges, images, monkeypa
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
     monkeypatch.setattr(cpu, "cpu_quota", lambda: 1.5)
-    distilled(model, ranges, images, steps=1, batch_size=2)
+    distilled(model, ranges, images, Rounding(), schedule=Schedule(steps=1, batch_size=2))
     assert calls == [1]
 
 
@@ -286,7 +300,7 @@ def test_another_seed_is_another_order() -> None:
 @pytest.mark.parametrize("options", [{"steps": 0}, {"batch_size": 0}, {"images": ImageList(Path(), ())}])
 def test_nothing_to_distill_on_is_refused(model, ranges, images, options) -> None:
     with pytest.raises(InputError, match="leave nothing to distill on"):
-        distilled(model, ranges, options.pop("images", images), **options)
+        distilled(model, ranges, options.pop("images", images), Rounding(), schedule=Schedule(**options))
 
 
 def test_a_model_that_torch_runs_otherwise_is_refused(model, ranges, images) -> None:
@@ -297,9 +311,9 @@ def test_a_model_that_torch_runs_otherwise_is_refused(model, ranges, images) -> 
     for name, value in {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}.items():
         pool.attribute.append(helper.make_attribute(name, value))
     with pytest.raises(ExportError, match="torch runs this model differently"):
-        distilled(other, ranges, images, steps=1)
+        distilled(other, ranges, images, Rounding(), schedule=Schedule(steps=1))
 
 
 def test_a_loss_that_is_no_number_is_refused(model, ranges, images) -> None:
     with pytest.raises(ExportError, match="not numbers in step 1"):
-        distilled(model, dict.fromkeys(ranges, math.inf), images, steps=1)
+        distilled(model, dict.fromkeys(ranges, math.inf), images, Rounding(), schedule=Schedule(steps=1))

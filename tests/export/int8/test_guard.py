@@ -27,15 +27,19 @@ from cgd_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.spec import Precision
 from cgd_export import engine_from_onnx as packing
+from cgd_export.build_options import Int8Options
 from cgd_export.engine_from_onnx import engine_from_onnx
-from cgd_export.int8 import guard as module
+from cgd_export.fp16 import halved
+from cgd_export.int8 import trials as module
 from cgd_export.int8.budget import Budget, Trial, check_disjoint, read_budget, statement
-from cgd_export.int8.guard import FROM_FP32, FROM_INT8, MIN_INT8_SHARE, blocks, guarded
+from cgd_export.int8.guard import MIN_INT8_SHARE, blocks, guarded
 from cgd_export.int8.quantize import convolutions
 from cgd_export.int8.recipe import DEFAULT, Recipe
+from cgd_export.int8.trials import FROM_FP32, FROM_INT8
 from cgd_export.metadata import get_metadata, load_onnx, save_onnx
 from cgd_export.onnx_from_checkpoint import calibration_beside
 from cgd_export.parity import run_onnx
+from cgd_export.progress import Progress
 from cgd_export.proof import convolution_work
 
 
@@ -114,11 +118,9 @@ class Search:
 
     def run(self, budget: Budget, keep_float: Collection[str] = (), recipe: Recipe | None = PLAIN) -> Trial:
         reference = lambda: FakeBackend(b'{"dim": 24}')  # noqa: E731
-        hear = lambda *step: self.steps.append(step)  # noqa: E731
+        progress = Progress(on_step=lambda *step: self.steps.append(step), on_trial=self.trials.append)
         search = recipe is None
-        return guarded(
-            self.model, reference, self.open, budget, keep_float, recipe or DEFAULT, search, hear, self.trials.append
-        )
+        return guarded(self.model, reference, self.open, budget, keep_float, recipe or DEFAULT, search, progress)
 
     @property
     def full(self) -> list[Trial]:
@@ -471,7 +473,7 @@ def test_a_picture_in_both_lists_is_refused_by_its_path_or_its_bytes(pictures, u
 
 def test_limits_guard_int8_alone(model_onnx, evaluation, tmp_path):
     budget = Budget(evaluation=evaluation, min_overlap=0.5)
-    refused("--int8", engine_from_onnx, model_onnx, tmp_path / "e.cgd", Precision.FP32, budget=budget)
+    refused("--int8", engine_from_onnx, model_onnx, tmp_path / "e.cgd", Precision.FP32, int8=Int8Options(budget=budget))
 
 
 def hardened(model: onnx.ModelProto, writes: str, reads: str) -> onnx.ModelProto:
@@ -617,7 +619,7 @@ def test_calibration_pictures_among_the_test_pictures_are_refused(cli, model_onn
 
 
 def test_a_plan_that_is_yet_to_be_built_is_measured_by_its_graph(model, model_onnx):
-    backend = packing._opened("tensorrt", packing.halved(model))
+    backend = packing._opened("tensorrt", halved(model))
     with backend:
         assert isinstance(backend, OnnxRuntimeBackend)
     with packing._opened("openvino", model) as other:

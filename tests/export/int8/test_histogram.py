@@ -32,7 +32,7 @@ def values() -> np.ndarray:
 @pytest.mark.parametrize("outliers", [1, 2, 5])
 def test_99_99_percent_of_the_values_are_in_the_percentile_bins(outliers):
     values = np.concatenate([np.linspace(0, 0.25, 20000), np.full(outliers, 0.9)])
-    bins = percentile_bins(counts_of(values), 127)
+    bins = percentile_bins(counts_of(values))
     inside = sum(value < bins / BINS for value in values)
     fewer = sum(value < (bins - 1) / BINS for value in values)
     assert fewer / len(values) < 0.9999 <= inside / len(values)
@@ -83,7 +83,7 @@ def test_the_least_information_is_lost_by_loops(values, high):
 def test_a_tensor_with_one_value_keeps_its_range(high, value):
     counts = counts_of(np.full(100, value))
     assert mse_bins(counts, high) == entropy_bins(counts, high) == BINS
-    assert percentile_bins(counts, high) == (BINS if value else 1)
+    assert percentile_bins(counts) == (BINS if value else 1)
 
 
 @pytest.mark.parametrize("choose", [mse_bins, entropy_bins])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from cgd_deploy.errors import InputError
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.spec import Precision
+from cgd_export.build_options import Int8Options
 from cgd_export.engine_from_onnx import calibration_list, engine_from_onnx
 from cgd_export.int8.calibrate import Calibration
 from cgd_export.int8.quantize import Layout, convolutions, quantized
@@ -155,13 +157,15 @@ def test_an_unknown_method_is_refused_before_anything_is_read(cli, tmp_path):
 
 
 def test_recipes_are_for_int8_and_distillation_takes_methods_alone(model_onnx, calibration, tmp_path):
-    def refused(precision: Precision, **options: object) -> str:
+    listed = calibration_list(model_onnx, None)
+
+    def refused(precision: Precision, **options: Any) -> str:
         with pytest.raises(InputError) as caught:
-            engine_from_onnx(model_onnx, tmp_path / "e.cgd", precision, **options)
+            int8 = Int8Options(**options)
+            engine_from_onnx(model_onnx, tmp_path / "e.cgd", precision, calibration=listed, int8=int8)
         assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
         return str(caught.value)
 
     assert "pass --int8" in refused(Precision.FP32, recipe=Recipe(Calibration.MSE))
     recipe = Recipe(Calibration.MSE, bias_corrected=True)
-    listed = {"calibration": calibration_list(model_onnx, None), "distill": calibration}
-    assert "--calibration mse, or no --distill" in refused(Precision.INT8, recipe=recipe, **listed)
+    assert "--calibration mse, or no --distill" in refused(Precision.INT8, recipe=recipe, distill=calibration)

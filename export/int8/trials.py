@@ -1,0 +1,207 @@
+"""Measure which neighbours INT8 models find: on a sample to rank the models, on all test pictures to judge them.
+
+Compares neighbours with those of FP32, never cosines or squared errors. Knows no layout and no runtime: the caller
+opens models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.errors import ExportError
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.quality.significance import recall_drops
+from cgd_deploy.runtime.backends import Backend
+from cgd_deploy.runtime.descriptors import Descriptors
+from cgd_deploy.search.retrieval import NEIGHBOURS, Indices, neighbours, overlap
+from cgd_deploy.spec import ModelSpec
+
+from ..metadata import get_metadata
+from ..progress import OnStep, Progress
+from ..proof import convolution_work
+from .budget import Trial
+from .recipe import Recipe
+
+BATCH = 8
+SAMPLE = 256
+"""Pictures on which candidates are ranked."""
+HELD_BYTES = 512 << 20
+"""Up to this size, decoded pictures stay in memory; beyond it, each measurement decodes them again."""
+FROM_INT8, FROM_FP32 = "int8 queries, fp32 gallery", "fp32 queries, int8 gallery"
+
+Names = frozenset[str]
+"""Names of the convolutions that stay float."""
+OpenInt8 = Callable[[Recipe, Names], Backend]
+"""Opens the INT8 model of a recipe with the named convolutions in float."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The convolution work of a model: floating-point operations by node name, in graph order."""
+
+    operations: dict[str, int]
+
+    def part(self, names: Collection[str]) -> float:
+        """The part of the work that the named convolutions do, 0 to 1."""
+        return sum(self.operations[name] for name in names) / sum(self.operations.values())
+
+    def in_order(self, names: Collection[str]) -> tuple[str, ...]:
+        """``names`` in graph order."""
+        return tuple(name for name in self.operations if name in names)
+
+
+class Trials:
+    """INT8 models of one FP32 model, each opened and measured once.
+
+    open_fp32    opens the FP32 model
+    open_int8    opens INT8 models as the engine will run them
+    evaluation   the test pictures and who searches whom
+    always       convolutions that are float in every model
+
+    Raises ExportError for descriptors that are not numbers, InputError for pictures that cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        open_fp32: Callable[[], Backend],
+        open_int8: OpenInt8,
+        evaluation: Evaluation,
+        always: Names,
+        progress: Progress,
+    ) -> None:
+        self.always, self.progress = always, progress
+        self.work = Work(convolution_work(model))
+        self._open_int8, self._evaluation = open_int8, evaluation
+        images = evaluation.images
+        self._pictures = _Pictures.decoded(images, get_metadata(model).spec, progress.on_step)
+        self._reference = self._descriptors(open_fp32(), self._pictures, "Measuring FP32")
+        self._expected = evaluation.neighbours(self._reference, NEIGHBOURS)[0]
+        chosen = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)
+        self._sample = self._pictures.subset(chosen)
+        self._sample_expected = _all_neighbours(self._reference[chosen])
+        self._sampled: dict[tuple[Recipe, Names], float] = {}
+        self._measured: dict[tuple[Recipe, Names], Trial] = {}
+
+    @property
+    def recipes(self) -> dict[str, float]:
+        """Overlap@10 on the sample of each recipe, with only ``always`` in float."""
+        return {str(recipe): found for (recipe, floats), found in self._sampled.items() if floats == self.always}
+
+    @property
+    def last(self) -> Trial:
+        """The latest measurement on all pictures."""
+        return list(self._measured.values())[-1]
+
+    def measure(self, recipe: Recipe, order: Sequence[tuple[str, ...]] = ()) -> Trial:
+        """Measure on all pictures the model that has ``always`` and the convolutions of ``order`` in float."""
+        key = recipe, self.always.union(*order)
+        if key not in self._measured:
+            phase = f"Measuring INT8 with {len(key[1])} in float"
+            found = self._descriptors(self._open_int8(*key), self._pictures, phase)
+            self._measured[key] = self._compared(*key, found)
+            self.progress.on_trial(self._measured[key])
+        return self._measured[key]
+
+    def overlap(self, recipe: Recipe, names: Collection[str] = ()) -> float:
+        """Overlap@10 on the sample, where every picture searches all others, with ``names`` in float too."""
+        key = recipe, self.always.union(names)
+        if key not in self._sampled:
+            descriptors = self._descriptors(self._open_int8(*key), self._sample)
+            self._sampled[key] = overlap(_all_neighbours(descriptors), self._sample_expected)
+            self.progress.on_trial(
+                Trial(
+                    recipe=recipe,
+                    keep_float=self.work.in_order(key[1]),
+                    int8_share=1 - self.work.part(key[1]),
+                    pictures=len(descriptors),
+                    overlap_at_10=self._sampled[key],
+                )
+            )
+        return self._sampled[key]
+
+    def overlaps(self, recipe: Recipe, candidates: Sequence[tuple[str, ...]], phase: str) -> list[float]:
+        """``overlap`` with each candidate in float."""
+        found = []
+        for step, names in enumerate(candidates):
+            found.append(self.overlap(recipe, names))
+            self.progress.on_step(phase, step + 1, len(candidates))
+        return found
+
+    def _compared(self, recipe: Recipe, floats: Names, descriptors: Descriptors) -> Trial:
+        evaluation, reference = self._evaluation, self._reference
+        alone = evaluation.neighbours(descriptors, NEIGHBOURS)[0]
+        mixed = {
+            FROM_INT8: evaluation.neighbours(descriptors, NEIGHBOURS, gallery=reference)[0],
+            FROM_FP32: evaluation.neighbours(reference, NEIGHBOURS, gallery=descriptors)[0],
+        }
+        drops = {name: recall_drops(evaluation, self._expected, found, ks=(1,)) for name, found in mixed.items()}
+        return Trial(
+            recipe=recipe,
+            keep_float=self.work.in_order(floats),
+            int8_share=1 - self.work.part(floats),
+            pictures=len(descriptors),
+            overlap_at_10=overlap(alone, self._expected),
+            recall_drop=recall_drops(evaluation, self._expected, alone, ks=(1,)).get("1"),
+            cross_recall_drop={name: drop["1"] for name, drop in drops.items() if drop},
+            cross_overlap={name: overlap(found, self._expected) for name, found in mixed.items()},
+            recipes=self.recipes,
+        )
+
+    def _descriptors(self, backend: Backend, pictures: _Pictures, phase: str | None = None) -> Descriptors:
+        parts, done = [], 0
+        with backend:
+            for pixels in pictures.batches():
+                parts.append(backend.run(pixels))
+                done += len(pixels)
+                if phase:
+                    self.progress.on_step(phase, done, len(pictures))
+        descriptors = np.concatenate(parts)
+        if not np.isfinite(descriptors).all():
+            raise ExportError("INT8 gives descriptors that are not numbers; build with --fp32.")
+        return descriptors
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Pictures of a list as a model sees them; ``held`` uint8 [N, H, W, 3], or None to decode them each time."""
+
+    images: ImageList
+    spec: ModelSpec
+    held: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def decoded(cls, images: ImageList, spec: ModelSpec, on_step: OnStep) -> _Pictures:
+        shape = (len(images), *spec.input_size, 3)
+        if np.prod(shape, dtype=np.int64) > HELD_BYTES:
+            return cls(images, spec)
+        held = np.empty(shape, np.uint8)
+        for indices, pixels in batches(images, spec, BATCH):
+            held[indices] = pixels
+            on_step("Decoding", indices[-1] + 1, len(images))
+        return cls(images, spec, held)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, chosen: NDArray[np.intp]) -> _Pictures:
+        held = None if self.held is None else self.held[chosen]
+        return _Pictures(self.images.subset(chosen.tolist()), self.spec, held)
+
+    def batches(self) -> Iterator[NDArray[np.uint8]]:
+        if self.held is None:
+            yield from (pixels for _, pixels in batches(self.images, self.spec, BATCH))
+        else:
+            yield from (self.held[start : start + BATCH] for start in range(0, len(self), BATCH))
+
+
+def _all_neighbours(descriptors: Descriptors) -> Indices:
+    """The neighbours of each picture among all the others, int64 [N, NEIGHBOURS]."""
+    return neighbours(descriptors, descriptors, NEIGHBOURS, skip_self=True)[0]
