@@ -1,14 +1,14 @@
-"""What can go wrong, for users.
+"""Errors that users can cause and fix.
 
-CgdError                 one sentence: what was wrong, what was expected, what to do next
+CgdError                 one sentence: what is wrong, what was expected, what to do next
 ├── InputError           an argument, list or picture cannot be used
 ├── SpecError            a model spec is missing, unknown or does not match
 ├── CheckpointError      a checkpoint cannot be read
-├── ExportError          a model cannot be lowered to ONNX or to an engine
+├── ExportError          a model cannot be exported to ONNX or to an engine
 ├── EngineError          a .cgd file or ONNX model is damaged, too new, or made for another machine
 ├── MissingDependency    an optional package is not installed
-├── Overloaded           too many pictures wait already
-│   └── DeadlineExceeded the picture's timeout was over before it was computed
+├── Overloaded           the queue of an engine is full
+│   └── DeadlineExceeded the timeout of a picture passed before it was computed
 └── GateError            a measured limit was missed (exit status 3; every other error exits with 2)
 """
 
@@ -22,13 +22,35 @@ from pathlib import Path
 
 
 class CgdError(Exception):
-    """Base of every error that a user can cause or mend; the command line prints it as one line."""
+    """Base class of every error that a user can cause and fix. The message is one sentence, printed as one line.
+
+    Example:
+
+        from cgd_deploy import CgdError, load
+
+        try:
+            load("missing.cgd")
+        except CgdError as error:
+            print(error)  # there is no engine at missing.cgd; make it with `cgd-deploy build-engine`.
+    """
 
     exit_status = 2
 
 
 class InputError(CgdError):
-    """An argument, list or picture cannot be used."""
+    """An argument, list or picture cannot be used.
+
+    Example:
+
+        from cgd_deploy import InputError, load, read_images
+
+        with load("model.cgd") as engine:
+            bad: list[tuple[int, InputError]] = []
+            for indices, descriptors in engine.embed_list(
+                read_images("photos"), on_error=lambda index, error: bad.append((index, error))
+            ):
+                print(indices)
+    """
 
 
 class SpecError(CgdError):
@@ -40,7 +62,7 @@ class CheckpointError(CgdError):
 
 
 class ExportError(CgdError):
-    """A model cannot be lowered to ONNX or to an engine."""
+    """A model cannot be exported to ONNX or to an engine."""
 
 
 class EngineError(CgdError):
@@ -52,14 +74,14 @@ class MissingDependency(CgdError):
 
 
 def not_installed(error: ModuleNotFoundError, extra: str) -> MissingDependency:
-    """The error for an import that failed because the packages of ``extra`` are missing."""
+    """The error for a failed import of a package of ``extra``."""
     return MissingDependency(f"{error.name} is not installed; run `{install_line(extra)}`.")
 
 
 def install_line(extra: str, package: str = "") -> str:
-    """The shell command that installs the packages of ``extra``, or only ``package`` of them.
+    """The shell command that installs the packages of ``extra`` whose names start with ``package``.
 
-    The command names those packages, so it works wherever cgd-deploy itself was installed from.
+    The command names the packages, so it works however cgd-deploy itself was installed.
     """
     try:
         requirements = [line.partition(";") for line in metadata.requires("cgd-deploy") or ()]
@@ -77,21 +99,43 @@ def closest_known(name: str, known: Collection[str]) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """A library's error as a part of our sentence: 200 characters at most, or its type's name if it says nothing."""
+    """The text of a library's error in one line of at most 200 characters; the name of its type if it has no text."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def reason(error: CgdError, path: str) -> str:
-    """The sentence about the picture at ``path`` without its path: "cannot be decoded (...); replace the file."."""
+    """The message about the picture at ``path`` without the path: "cannot be decoded (...); replace the file."."""
     return str(error).replace(path, "the picture", 1).removeprefix("the picture ")
 
 
 class Overloaded(CgdError):
-    """Too many pictures wait for an engine already; the caller may try again, or shed the request."""
+    """The queue of an engine is full. The caller may try again later, or drop the request.
+
+    Example:
+
+        from cgd_deploy import Overloaded, load
+
+        with load("model.cgd") as engine:
+            try:
+                future = engine.submit("photos/a.jpg")
+            except Overloaded:
+                future = None  # answer "busy"
+    """
 
 
 class DeadlineExceeded(Overloaded):
-    """A picture's timeout was over before it was computed; nothing computes it any more."""
+    """The timeout of a picture passed before it was computed. The engine has dropped the picture.
+
+    Example:
+
+        from cgd_deploy import DeadlineExceeded, load
+
+        with load("model.cgd") as engine:
+            try:
+                descriptor = engine.submit("photos/a.jpg", timeout_ms=10_000).result()
+            except DeadlineExceeded:
+                descriptor = None
+    """
 
 
 class GateError(CgdError):

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their checksums."""
+"""Writes files whole or not at all, reads them safely, and computes checksums."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .errors import CgdError, InputError
 from .limits import check_size
 
 ABANDONED = 3600.0
-"""Seconds without a byte after which a temporary file is one that a killed process left."""
+"""Seconds without a write after which a temporary file counts as left by a killed process."""
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it over ``path`` on success, delete it on any error.
 
-    Its bytes are on the disk before it gets its name, so that a power cut leaves no empty file either. What killed
-    writers of ``path`` left is deleted, see ``ABANDONED``. Raises InputError where the folder cannot be written.
+    The bytes are on the disk before the file gets its name, so a power cut leaves no empty file. Deletes temporary
+    files that killed writers of ``path`` left, see ``ABANDONED``. Raises InputError if the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
-            kind = "a folder" if path.is_dir() else "no regular file"
+            kind = "a folder" if path.is_dir() else "not a regular file"
             raise InputError(f"cannot write {path}: it is {kind}; give the name of a file.")
         _sweep(path)
         yield temporary
         sync(temporary)
         temporary.replace(path)
-        with suppress(OSError):  # not every system can
+        with suppress(OSError):  # not every system can sync a folder
             sync(path.parent)
     except OSError as error:
         if error.filename is None and error.errno is None:
@@ -51,7 +51,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def sync(path: str | Path) -> None:
-    """Return when the bytes of a file are on the disk, or the names in a folder; raises OSError."""
+    """Wait until the bytes of a file, or the names in a folder, are on the disk. Raises OSError."""
     opened = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
     try:
         os.fsync(opened)
@@ -60,22 +60,25 @@ def sync(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write ``text`` as UTF-8 atomically and return the path; file names of another encoding in it keep their bytes."""
+    """Write ``text`` as UTF-8 atomically and return the path. File names in another encoding keep their bytes."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
     return Path(path)
 
 
 def check_file(path: str | Path, limit: str, error: type[CgdError] = InputError) -> None:
-    """Raise ``error`` for a pipe, a device or a file larger than the limit of that name, OSError for no file."""
+    """Raise ``error`` for a pipe, a device, or a file larger than ``limit`` allows; OSError without a file.
+
+    limit   the name of a field of ``Limits``
+    """
     there = os.stat(path)
     if not stat.S_ISREG(there.st_mode):
-        raise error(f"{path} is no regular file; give the name of a file.")
+        raise error(f"{path} is not a regular file; give the name of a file.")
     check_size(str(path), there.st_size, limit, error)
 
 
 def parse_json(text: bytes) -> Any:
-    """JSON's own values; raises ValueError for anything else, as NaN or text that is not UTF-8."""
+    """The values in a JSON text. Raises ValueError for text that is not UTF-8 and for values outside JSON, as NaN."""
     return json.loads(text, parse_constant=_no_constant)
 
 
@@ -93,7 +96,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _sweep(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Picture formats: their names, suffixes and first bytes in Pillow, and the plugins that add some. Decodes nothing."""
+"""Picture formats: their names, suffixes and first bytes in Pillow, and plugins that add formats. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PLUGINS = {
     "HEIF": ("pillow_heif.HeifImagePlugin", "pillow-heif"),
     "JXL": ("pillow_jxl", "pillow-jxl-plugin"),
 }
-"""By format, the module whose import registers it with Pillow, and the package that has the module."""
+"""By format: the module that registers the format with Pillow when imported, and the package of the module."""
 SUFFIXES = {".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JXL"}
-"""Of the formats in ``PLUGINS``, whether or not the plugins are installed."""
+"""Suffixes of the formats in ``PLUGINS``, whether or not the plugins are installed."""
 HEAD = 64
-"""Bytes at the start of a file that tell its format."""
+"""Bytes at the start of a file that show its format."""
 UNFINISHED = frozenset({".bak", ".crdownload", ".old", ".orig", ".part", ".partial", ".tmp"})
-"""Suffixes of downloads and backups: their pictures are broken, or double."""
+"""Suffixes of downloads and backups, which hold broken or duplicate pictures."""
 
 
 def format_name(name: str) -> str:
-    """Pillow's name for a format that is called by its name or by a suffix: "jpg" is "JPEG".
+    """Pillow's name of a format, from its name or a suffix: "jpg" gives "JPEG".
 
-    Raises InputError for a format that neither Pillow nor a known plugin reads, MissingDependency if the plugin is not
+    Raises InputError for a format that neither Pillow nor a known plugin reads; MissingDependency if the plugin is not
     installed.
     """
     import PIL
@@ -49,15 +49,15 @@ def format_name(name: str) -> str:
 
 
 def readable(formats: Sequence[str]) -> tuple[str, ...]:
-    """Those of ``formats`` that this Pillow opens; plugins of the others are loaded if they are installed."""
+    """The members of ``formats`` that this Pillow opens, with the plugins that are installed."""
     known = _openers()
     return tuple(name for name in formats if name in known or (_load_plugin(name) and name in known))
 
 
 def is_picture(path: Path, formats: Sequence[str]) -> bool:
-    """Whether a file is in one of ``formats`` by its suffix, or else by its first bytes.
+    """Whether a file has one of ``formats``, by its suffix, else by its first bytes.
 
-    Raises OSError if the file has another suffix and cannot be read.
+    Raises OSError for a file with another suffix that cannot be read.
     """
     formats, suffix = readable(formats), path.suffix.lower()
     if _by_suffix().get(suffix) in formats:
@@ -70,18 +70,18 @@ def is_picture(path: Path, formats: Sequence[str]) -> bool:
 
 
 def readable_with(suffixes: Collection[str]) -> list[str]:
-    """The formats that plugins add and that files with these suffixes have."""
+    """The formats from plugins that files with these suffixes have."""
     return sorted({SUFFIXES[suffix] for suffix in suffixes if suffix in SUFFIXES})
 
 
 def _starts(name: str, head: bytes, suffix: str) -> bool:
-    """Pillow's own test of first bytes, made stricter where two or four bytes decide for it."""
+    """Pillow's test of the first bytes, with further checks for formats that Pillow tells by two or four bytes."""
     accept = _openers()[name][1]
     try:
         accepted = accept(head[:16]) if accept else False
-    except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow itself does where a file is short
+    except (SyntaxError, IndexError, TypeError, struct.error):  # as Pillow itself, for short files
         return False
-    if not accepted or isinstance(accepted, str):  # a text says that this Pillow was built without the format
+    if not accepted or isinstance(accepted, str):  # text: this Pillow was built without the format
         return False
     if name == "TIFF":  # camera raw files start like TIFF and hold a thumbnail
         return not suffix

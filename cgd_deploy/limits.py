@@ -1,6 +1,6 @@
-"""How large what comes from elsewhere may be: it is refused by its size, before it is read, decoded or given memory.
+"""Limits on the size of files from elsewhere. A larger file is refused before it is read or decoded.
 
-The limits are of the process, as threads that decode share them.
+All threads of the process share the limits.
 """
 
 from __future__ import annotations
@@ -13,18 +13,25 @@ from .errors import CgdError, InputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What is refused beyond.
+    """The largest sizes that this process accepts, set by ``set_limits``.
 
-    pixels           of a picture; one at the limit takes 1.2 GB while it is decoded, 2 GB as WebP or JPEG 2000
-    picture_bytes    of a picture's file
-    formats          of pictures, by Pillow's names; Pillow only tries these
-    list_bytes       of a LIST.tsv or a data set's list
-    listed_anywhere  whether a LIST.tsv may name pictures outside of its own folder, as the lists that export writes do
-    engine_bytes     of a .cgd file, which is read into memory
-    manifest_bytes   of its manifest, and of the tuning beside it
-    onnx_bytes       of an ONNX file; protobuf itself ends at 2 GiB
+    pixels           pixels of a picture; a picture at the limit takes 1.2 GB while it is decoded, 2 GB as WebP or
+                     JPEG 2000
+    picture_bytes    bytes of a picture's file
+    formats          formats of pictures, by Pillow's names; Pillow tries only these
+    list_bytes       bytes of a LIST.tsv or of a data set's list
+    listed_anywhere  whether a LIST.tsv may name pictures outside its own folder, as lists written by export do
+    engine_bytes     bytes of a .cgd file, which is read into memory
+    manifest_bytes   bytes of a .cgd file's manifest, and of the tuning beside the file
+    onnx_bytes       bytes of an ONNX file; protobuf allows 2 GiB
 
-    Raises InputError that names the field and its value.
+    Raises InputError for a value of another type or below 1.
+
+    Example:
+
+        from cgd_deploy import Limits
+
+        print(Limits().pixels)  # the default, 100 million
     """
 
     pixels: int = 100_000_000
@@ -47,16 +54,24 @@ _limits = Limits()
 
 
 def limits() -> Limits:
-    """Those of this process."""
+    """The limits of this process."""
     return _limits
 
 
 def set_limits(**changes: Any) -> Limits:
-    """Change limits of this process, by their names in ``Limits``; returns those that held before.
+    """Change limits of this process, by their names in ``Limits``. Returns the limits before the change.
 
-    Where more ``pixels`` are allowed than Pillow's own PIL.Image.MAX_IMAGE_PIXELS, that is raised as well. Formats may
-    be called by a suffix, as "jpg" or "heic", and may need a plugin of Pillow.
-    Raises InputError for an unknown limit, value or format, MissingDependency for a plugin that is not installed.
+    A larger ``pixels`` also raises Pillow's own limit, PIL.Image.MAX_IMAGE_PIXELS. ``formats`` takes Pillow's names or
+    suffixes such as "jpg" and "heic"; some formats need a plugin of Pillow.
+
+    Raises InputError for an unknown limit, value or format; MissingDependency for a plugin that is not installed.
+
+    Example:
+
+        from cgd_deploy import set_limits
+
+        before = set_limits(pixels=20_000_000, formats=("jpg", "png"))
+        set_limits(pixels=before.pixels, formats=before.formats)
     """
     global _limits
     if unknown := sorted(set(changes) - {field.name for field in fields(Limits)}):
@@ -74,9 +89,9 @@ def set_limits(**changes: Any) -> Limits:
 
 
 def parse_limit(text: str) -> dict[str, Any]:
-    """NAME=VALUE as a change for ``set_limits``: a whole number, yes or no, or formats with commas between.
+    """NAME=VALUE as an argument of ``set_limits``. VALUE is a whole number, yes or no, or formats between commas.
 
-    Raises InputError for anything else.
+    ``set_limits`` then refuses other names and values.
     """
     name, _, value = text.partition("=")
     default = next((field.default for field in fields(Limits) if field.name == name), "")
@@ -88,7 +103,7 @@ def parse_limit(text: str) -> dict[str, Any]:
 
 
 def check_size(what: str, size: int, limit: str, error: type[CgdError] = InputError) -> None:
-    """Raise ``error`` if ``what`` has more pixels or bytes than the limit of that name."""
+    """Raise ``error`` if ``what`` has more pixels or bytes than the limit named ``limit``."""
     if size > (most := getattr(_limits, limit)):
         raise error(
             f"{what} has {size:,} {limit.split('_')[-1]} and the limit {limit} is {most:,}; check where it comes from, "

@@ -1,4 +1,4 @@
-"""ResizeRule: how a picture is fitted to the model's input, as ``ModelSpec.resize`` says. Knows sizes, no pixels."""
+"""ResizeRule: fits a picture to the model's input, as ``ModelSpec.resize`` says. Knows sizes and no pixels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ResizeRule:
-    """A resize by Pillow, and perhaps a crop; ``str`` gives the text that stands in a ModelSpec.
+    """A resize by Pillow, and possibly a crop. ``str`` gives the text of the rule in a ModelSpec.
 
     filter    one of FILTERS
-    shorter   None: straight to the input size, aspect ratio not kept ("pillow-bilinear"). Else the side in pixels that
-              the shorter side gets, aspect ratio kept; the input is then cut out of the centre
-              ("pillow-bicubic-shorter-256", in torchvision Resize(256, BICUBIC) and CenterCrop)
+    shorter   None: resize to the input size, without keeping the aspect ratio ("pillow-bilinear"). Else: resize so that
+              the shorter side has this many pixels, keeping the aspect ratio, and cut the input out of the centre
+              ("pillow-bicubic-shorter-256"; in torchvision: Resize(256, BICUBIC) and CenterCrop)
 
     Raises SpecError that names the rule.
     """
@@ -58,7 +58,7 @@ class ResizeRule:
         return f"shorter side to {self.shorter} by {self.filter}, centre crop"
 
     def check(self, input_size: Size) -> None:
-        """Raise SpecError if a resized picture could be smaller than the input, as no crop is padded."""
+        """Raise SpecError if a resized picture could be smaller than the input: a crop is never padded."""
         if self.shorter is not None and self.shorter < max(input_size):
             raise SpecError(
                 f"resize={str(self)!r} gives pictures smaller than input_size={input_size}; the shorter side must be "
@@ -66,7 +66,7 @@ class ResizeRule:
             )
 
     def resized(self, size: Size, input_size: Size) -> Size:
-        """What a picture of this size is resized to, before the crop."""
+        """The size of a picture after the resize and before the crop."""
         if self.shorter is None:
             return input_size
         height, width = size
@@ -75,6 +75,6 @@ class ResizeRule:
 
 
 def centre(size: Size, input_size: Size) -> Size:
-    """Top and left of the input in the centre of a picture of this size, in torchvision's rounding."""
+    """Top and left of the input in the centre of a picture of this size, rounded as in torchvision."""
     top, left = (round((whole - part) / 2) for whole, part in zip(size, input_size, strict=True))
     return top, left

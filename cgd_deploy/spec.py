@@ -1,4 +1,4 @@
-"""ModelSpec: everything that must agree between training, export, engine and caller. Knows no weights and no files."""
+"""ModelSpec: the facts on which training, export, engine and caller must agree. Knows no weights and no files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ from .errors import SpecError
 from .resize import ResizeRule
 
 LONGEST = 1 << 16
-"""Values of a descriptor; far more than anybody trains, far less than memory."""
+"""The most values of a descriptor; the default is 1,536."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STRETCH = "pillow-bilinear"
-"""The only rule of releases up to 0.1.0."""
+"""The only resize rule of releases up to 0.1.0."""
 
 
 class Precision(str, Enum):
-    """Arithmetic of the backbone's convolutions; the descriptor head is FP32, or TF32 in a TF32 engine.
+    """Arithmetic of the backbone's convolutions. The descriptor head computes in FP32, or TF32 in a TF32 engine.
 
-    TF32 lets an NVIDIA GPU round the factors of FP32 products to 10 bits of mantissa, as many as FP16 has. Sums and
+    In TF32, an NVIDIA GPU rounds the factors of FP32 products to 10 bits of mantissa, as many as FP16 has. Sums and
     stored values stay FP32, with the range of FP32.
+
+    Example:
+
+        from cgd_deploy import Precision, load
+
+        with load("model.cgd") as engine:
+            print(engine.precision is Precision.FP32, engine.precision.value)
     """
 
     FP32 = "fp32"
@@ -35,26 +42,34 @@ class Precision(str, Enum):
 
     @property
     def in_graph(self) -> Precision:
-        """The precision that the types of the graph show. A TF32 engine has the FP32 graph and a setting of the GPU."""
+        """The precision of the graph's types. A TF32 engine has the FP32 graph, and a setting for the GPU."""
         return Precision.FP32 if self is Precision.TF32 else self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """A CGD model as data: written in the checkpoint, in the ONNX metadata and in the engine's manifest.
+    """A CGD model as data, stored in the checkpoint, in the ONNX metadata and in the engine's manifest.
 
-    backbone        its name in torchvision or timm; cgd_train.backbone.BACKBONES has them all
-    descriptors     global descriptors in order: S (SPoC, mean), M (MAC, max), G (GeM); SG is not GS
-    dim             length of the joined descriptor; each of n descriptors takes dim / n
+    backbone        name in torchvision or timm; cgd_train.backbone.BACKBONES lists the names
+    descriptors     global descriptors in order: S (SPoC, mean), M (MAC, max), G (GeM); SG differs from GS
+    dim             length of the joined descriptor; each of n global descriptors has dim / n values
     no_downsample   the stage whose stride is removed ("layer4" as in the paper's figure), or "none"
     gem_p, gem_eps  GeM(x) = (mean(max(x, eps)^p))^(1/p)   (CGD section 3.1; Radenović et al. 2018)
-    input_size      height, width in pixels
-    resize          how pictures come to input_size, see ResizeRule; "pillow-bilinear" stretches them straight to it
+    input_size      height and width in pixels
+    resize          how pictures are resized to input_size, see ResizeRule; "pillow-bilinear" ignores the aspect ratio
     mean, std       per channel, for pixels divided by 255
     color           order of the channels
-    space_id        16 hex digits that change when descriptors stop being comparable; "" before the first save
+    space_id        16 hex digits; descriptors are comparable if their models have the same. "" before the first save
 
     Raises SpecError that names the field and its value.
+
+    Example:
+
+        from cgd_deploy import ModelSpec
+
+        spec = ModelSpec(backbone="resnet50", descriptors="SG", dim=1536, input_size=(224, 224))
+        print(spec.summary)  # SG 1536 values, 224x224
+        same = ModelSpec.from_json(spec.to_json())
     """
 
     backbone: str
@@ -97,32 +112,32 @@ class ModelSpec:
 
     @property
     def branch_p(self) -> tuple[float, ...]:
-        """The generalized mean's exponent of each branch in order: SPoC is p = 1 and MAC its limit p = inf."""
+        """Exponent of each branch's generalized mean, in order: SPoC has p = 1, and MAC has p = inf."""
         exponent = {"S": 1.0, "M": math.inf, "G": float(self.gem_p)}
         return tuple(exponent[letter] for letter in self.descriptors)
 
     @property
     def rule(self) -> ResizeRule:
-        """``resize`` as numbers."""
+        """``resize`` as a ResizeRule."""
         return ResizeRule.parse(self.resize)
 
     @property
     def size_text(self) -> str:
-        """The input size, for example 224x224."""
+        """The input size, for example "224x224"."""
         return f"{self.input_size[0]}x{self.input_size[1]}"
 
     @property
     def input_text(self) -> str:
-        """The input size and how pictures come to it, for example 224x224, stretched by bilinear."""
+        """The input size and the resize rule, for example "224x224, stretched by bilinear"."""
         return f"{self.size_text}, {self.rule.words}"
 
     @property
     def summary(self) -> str:
-        """The model in a few words, for example "SG 1536 values, 224x224"; a usual stretch is not mentioned."""
+        """The model in a few words, for example "SG 1536 values, 224x224". Leaves out the default resize rule."""
         return f"{self.descriptors} {self.dim} values, {self.size_text if self.resize == STRETCH else self.input_text}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, strings and numbers only."""
+        """The fields as plain lists, strings and numbers."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def to_json(self) -> str:
@@ -131,7 +146,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, data: object) -> ModelSpec:
-        """The inverse of ``to_dict``; a missing or unknown field is a SpecError, never a guess."""
+        """The inverse of ``to_dict``. Raises SpecError for a missing or unknown field or a wrong value."""
         if not isinstance(data, Mapping):
             raise SpecError(f"a model spec must be a table of fields, not {type(data).__name__}.")
         names = {field.name for field in fields(cls)}

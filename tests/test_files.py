@@ -48,7 +48,7 @@ def test_a_folder_is_not_replaced(tmp_path):
 
 def test_a_device_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="it is no regular file; give the name of a file"):
+    with pytest.raises(InputError, match="it is not a regular file; give the name of a file"):
         write_text(tmp_path / "pipe", "text")
     assert (tmp_path / "pipe").is_fifo()
 

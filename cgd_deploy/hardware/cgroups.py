@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 @dataclass(frozen=True)
 class Mount:
-    """Where a hierarchy of cgroups is mounted.
+    """A mounted hierarchy of cgroups.
 
     version   2, or 1 for the hierarchy of v1's cpu controller
-    top       the cgroup that is seen at ``folder``; in a container this may be the container's own cgroup
+    top       the cgroup that is mounted at ``folder``; in a container this may be the container's own cgroup
     """
 
     version: int
@@ -23,7 +23,7 @@ class Mount:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores that the smallest quota grants, of this process's cgroup and of those around it; None without a quota.
+    """The smallest quota, in cores, of this process's cgroup and the cgroup's parents; None without a quota.
 
     root   the folder that holds proc/ and the mounts
     """
@@ -70,7 +70,7 @@ def _mounts(lines: list[str]) -> Iterator[Mount]:
 
 
 def _below(path: str, top: str) -> PurePosixPath:
-    """The way from ``top`` to ``path``; to ``top`` itself if ``path`` is not visible below it."""
+    """``path`` relative to ``top``; the empty path if ``path`` is not below ``top``."""
     try:
         below = PurePosixPath(path).relative_to(top)
     except ValueError:
@@ -79,7 +79,7 @@ def _below(path: str, top: str) -> PurePosixPath:
 
 
 def _quota(folder: Path) -> float | None:
-    """Cores that this cgroup alone grants; None without a quota, and for files that cannot be read as one."""
+    """The quota of one cgroup in cores; None without a quota or with unreadable files."""
     words = " ".join(_lines(folder / "cpu.max")).split()
     words = words or [" ".join(_lines(folder / f"cpu.cfs_{name}_us")).strip() for name in ("quota", "period")]
     try:

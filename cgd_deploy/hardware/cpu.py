@@ -1,4 +1,4 @@
-"""What this machine offers: cores this process may use, instruction sets, installed packages."""
+"""The CPU of this machine: the cores that this process may use, their load, and their instruction sets."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ ONEDNN_ALLOWS = {
     "avx512_core_bf16": ("avx2", "avx512f", "avx512_vnni", "avx512_bf16"),
     "avx512_core_fp16": ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
 }
-"""Instruction sets that OpenVINO's oneDNN uses under this value of ONEDNN_MAX_CPU_ISA; any other value allows all."""
+"""Instruction sets that OpenVINO's oneDNN uses, by the value of ONEDNN_MAX_CPU_ISA; other values allow all sets."""
 
 
 def available_threads() -> int:
-    """Cores this process may use: its CPU affinity capped by the smallest quota of its cgroups, at least 1."""
+    """Number of cores that this process may use: its CPU affinity, capped by its smallest cgroup quota; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return max(1, min(cores, math.floor(quota))) if quota else max(1, cores)
@@ -42,13 +42,13 @@ def available_threads() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class CpuClock:
-    """Seconds on several clocks at one moment; only the differences between two moments mean something.
+    """Seconds on several clocks at one moment. Only differences between two moments have a meaning.
 
     wall     real time
     ours     this process on any core
     all      every process, on the cores that this process may use
-    stolen   what the hypervisor gave to other machines of those cores
-    cores    how many cores these are
+    stolen   time on these cores that the hypervisor gave to other machines
+    cores    number of these cores
     """
 
     wall: float
@@ -59,7 +59,7 @@ class CpuClock:
 
 
 def cpu_clock() -> CpuClock | None:
-    """The clocks now; None where the system does not keep them, as outside Linux and in some sandboxes."""
+    """The clocks now; None on systems without them, as outside Linux and in some sandboxes."""
     try:
         cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
         rows = [line.split() for line in PROC_STAT.read_text().splitlines()]

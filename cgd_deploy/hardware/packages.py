@@ -27,7 +27,7 @@ def package_folder(name: str) -> Path | None:
 
 
 def check_runtime() -> None:
-    """Raise MissingDependency if nothing here can run an engine, or if two wheels have overwritten each other."""
+    """Raise MissingDependency if no package can run an engine, or if two packages have overwritten each other."""
     installed = [name for name in RUNTIMES if package_version(name)]
     if not installed:
         raise MissingDependency(f"no runtime is installed; run {runtime_lines()}.")
@@ -44,6 +44,6 @@ def runtime_lines() -> str:
 
 
 def _share_a_folder() -> bool:
-    """Whether the two wheels lie in one folder. In two folders, the first on Python's path is imported whole."""
+    """Whether both packages of ONNX Runtime are in one folder. From two folders, Python imports one of them whole."""
     cpu, gpu = (package_folder(name) for name in ("onnxruntime", "onnxruntime-gpu"))
     return cpu is None or gpu is None or cpu == gpu

@@ -1,6 +1,7 @@
 """Fair timing on a noisy machine: contestants take turns, and every turn starts with a call that does not count.
 
-Turns spread a load over all contestants, but each loses differently by it, so ``load_between`` tells of the load.
+Turns spread other load over all contestants, but contestants differ in how much it slows them. ``load_between`` reports
+the load.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from .cpu import CpuClock
 CALLS_A_TURN = 3
 MIN_ROUNDS = 4
 MIN_CALLS = {50: 1, 95: 20, 99: 100}
-"""Fewest timed calls for each percentile: with fewer, no call lies beyond it."""
+"""The fewest timed calls for each percentile: with fewer calls, no call is slower than the percentile."""
 
 BUSY = 0.1
-"""Cores. A call waits for its slowest thread, so others on one core for a tenth of the time may slow it by a tenth."""
+"""Cores. A call waits for its slowest thread, so other load on a tenth of one core can slow the call by a tenth."""
 SHORTEST_WATCH = 1.0
-"""Seconds. The kernel counts in hundredths of a second on each core."""
+"""Seconds. The kernel counts CPU time in hundredths of a second for each core."""
 
 
 def interleaved(
@@ -30,10 +31,13 @@ def interleaved(
     on_round: Callable[[float], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each timed call, by contestant, from rounds of turns: at least 4, and about ``seconds`` in all.
+    """Seconds of each timed call, by contestant. In each round, every contestant has a turn.
 
-    A turn is one call that warms caches and lets the last contestant's threads go to sleep, then 3 timed ones.
+    A turn is one call that warms caches and lets the previous contestant's threads go to sleep, then 3 timed calls.
+
+    seconds    about how long all rounds take; there are at least 4 rounds
     on_round   called after each round with the fraction done
+    clock      gives the time in seconds
     """
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     started = clock()
@@ -63,14 +67,15 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float | None]:
 
 
 def load_between(before: CpuClock | None, after: CpuClock | None, threads: int) -> dict[str, Any]:
-    """Whether others took cores that ``threads`` of this process wanted; unknown values are None.
+    """The load between two clocks, for this process with ``threads`` threads. Unknown values are None.
 
-    cores    that this process may use
-    others   how many of them other processes used, on average
-    steal    how many of them the hypervisor gave to other machines, on average
-    busy     whether more than ``BUSY`` cores were missing: those stolen, and those that others used beyond the spare
+    cores    cores that this process may use
+    others   how many of these cores other processes used, on average
+    steal    how many of these cores the hypervisor gave to other machines, on average
+    busy     whether this process missed more than ``BUSY`` cores: stolen cores, and cores that other processes used
+             beyond the spare cores
 
-    Other processes of a container that has a CPU quota are not seen to use up that quota.
+    In a container with a CPU quota, other processes also use up the quota, which these numbers do not show.
     """
     if before is None or after is None or after.wall - before.wall < SHORTEST_WATCH:
         return dict.fromkeys(("busy", "cores", "others", "steal"))
@@ -87,9 +92,9 @@ def load_between(before: CpuClock | None, after: CpuClock | None, threads: int) 
 
 
 def load_warning(load: Mapping[str, Any]) -> str | None:
-    """A sentence on a load under which speeds should not be believed, or on one that is unknown."""
+    """A warning for a busy machine, or for one whose load is unknown; else None."""
     if load["busy"] is None:
-        return "whether this machine was busy is unknown (/proc/stat and a second of timing tell); be sure it is quiet."
+        return "whether this machine was busy is unknown (no /proc/stat, or timing under a second); be sure it is idle."
     if not load["busy"]:
         return None
     steal = f" and the hypervisor {load['steal']:.2f}" if load["steal"] else ""

@@ -1,4 +1,4 @@
-"""Files below a folder or at a glob pattern, without going in circles, and without what systems and tools leave behind.
+"""Finds files below a folder or at a glob pattern. Follows no link in a circle; skips leftovers of systems and tools.
 
 Knows no format.
 """
@@ -39,19 +39,19 @@ LEFTOVERS = frozenset(
         "thumbs.db",
     }
 )
-"""Names in lower case; names that start with a dot are hidden and need no entry."""
+"""Names in lower case. Names that start with a dot always count as leftovers."""
 
 NAMED = 2
-"""Names that a sentence gives as examples."""
+"""The most names that a note gives as examples."""
 
 Identity: TypeAlias = tuple[int, int] | str
 
 
 class File(NamedTuple):
-    """A file and how it was reached.
+    """A name of a file.
 
-    name      its path, below the folder that was walked or as it was given
-    identity  equal for two names of one file
+    name      the path, relative to the walked folder or as the caller gave it
+    identity  equal for two names of the same file
     linked    whether the name is a symbolic link, or leads through one
     """
 
@@ -62,12 +62,12 @@ class File(NamedTuple):
 
 @dataclass
 class Walk:
-    """What lies below a folder, with names relative to it.
+    """The files below a folder, with names relative to the folder.
 
     files     regular files
-    again     folders that are reached a second time, and the name they were read by
-    circular  links to a folder that holds the walked one
-    dangling  links that lead nowhere
+    again     further names of folders, each with the name by which the folder was read
+    circular  links to a folder that contains the walked folder
+    dangling  broken links
     closed    folders that cannot be read
     special   pipes, sockets and devices
     """
@@ -80,7 +80,7 @@ class Walk:
     special: list[str] = field(default_factory=list)
 
     def left_out(self) -> list[str]:
-        """What was not read and why, without full stops."""
+        """Notes on everything that was not read, with the reason, without full stops."""
         told = [f"{counted(self.again, 'folder')} not read again: {self._second()}"] if self.again else []
         for names, thing, what in (
             (self.circular, "link", "not followed to a folder above"),
@@ -95,29 +95,29 @@ class Walk:
 
 
 def broken(dangling: Sequence[str]) -> list[str]:
-    """That links lead nowhere, if there are any."""
+    """A note on broken links, if there are any."""
     return [f"{counted(dangling, 'link')} broken: {some(dangling)}"] if dangling else []
 
 
 def counted(things: Collection[object], thing: str) -> str:
-    """How many there were: "1 file was", "2 files were"."""
+    """The number of things with a verb: "1 file was", "2 files were"."""
     return f"{len(things)} {thing} was" if len(things) == 1 else f"{len(things)} {thing}s were"
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of further names."""
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of this name holds no data of the user, e.g. "._a.jpg", "__MACOSX" or "Thumbs.db"."""
+    """Whether a system or tool left a file or folder of this name: "._a.jpg", "__MACOSX", "Thumbs.db"."""
     return name.startswith((".", "~$")) or name.lower() in LEFTOVERS
 
 
 def walk(folder: Path) -> Walk:
-    """All files below ``folder`` but leftovers; the name of ``folder`` itself is not looked at.
+    """Find all files below ``folder`` except leftovers. ``folder`` itself may have any name.
 
-    Each folder is read once: by its own name if it lies below ``folder``, else by the first link that leads to it.
+    Reads each folder once: by its own name if it lies below ``folder``, else by the first link that leads to it.
     Raises InputError if ``folder`` cannot be read.
     """
     found = Walk()
@@ -138,9 +138,10 @@ def walk(folder: Path) -> Walk:
 
 
 def matching(pattern: str) -> tuple[list[File], list[str]]:
-    """The files at a glob pattern, sorted by name, but leftovers that it does not name; and what else was left out.
+    """The files at a glob pattern, sorted by name, and notes on what was left out.
 
-    The longest start of the pattern that is a folder is taken literally: "[2024] cars/*.jpg" finds what lies there.
+    Skips leftovers that the pattern does not name. The longest start of the pattern that is a folder is not a pattern:
+    "[2024] cars/*.jpg" finds files in the folder "[2024] cars".
     """
     folder, wanted = _literal(pattern)
     if "**" in wanted:  # glob would follow links in circles
@@ -156,9 +157,9 @@ def matching(pattern: str) -> tuple[list[File], list[str]]:
 
 
 def once(files: Sequence[File]) -> tuple[list[int], list[tuple[int, int]]]:
-    """The places of the files that are no second name of another file; and of each second name its place and the first.
+    """Indices of one name for each file; and for each further name, its index and the index of the kept name.
 
-    Of several names the first without a link is kept.
+    Keeps the first name without a link.
     """
     first: dict[Identity, int] = {}
     for place in sorted(range(len(files)), key=lambda place: files[place].linked):
@@ -169,7 +170,7 @@ def once(files: Sequence[File]) -> tuple[list[int], list[tuple[int, int]]]:
 
 
 def reached(paths: Iterable[str]) -> list[File]:
-    """Files by paths as they were given; a path that leads nowhere is like no other."""
+    """A File for each path. A path that leads nowhere equals no other path."""
     through_link = cache(lambda folder: os.path.realpath(folder) != os.path.abspath(folder))  # is slow
     return [
         File(path, _identity(Path(path)), os.path.islink(path) or through_link(os.path.dirname(path) or "."))
@@ -227,7 +228,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _identity(path: Path, there: os.stat_result | None = None) -> Identity:
-    """Device and file number; the resolved path for a file without a number, or that is not there."""
+    """Device and file number; the resolved path for a missing file and a file without a number."""
     with suppress(OSError):
         there = there or path.stat()
     return (there.st_dev, there.st_ino) if there and there.st_ino else os.path.realpath(path)

@@ -1,4 +1,4 @@
-"""Image lists: folders, lists, glob patterns and pictures. Knows paths, classes and boxes, and decodes no picture."""
+"""Reads folders, lists, glob patterns and pictures as image lists. Knows paths, classes and boxes; decodes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .folders import File, counted, some
 from .lists import Box, list_text, read_list
 
 KINDS = 5
-"""Kinds of files that a note counts one by one."""
+"""The most kinds of files that a note names."""
 
 OURS = (".cgd", ".tsv")
 """Suffixes of files that cgd-deploy writes beside pictures."""
@@ -29,13 +29,22 @@ Source: TypeAlias = str | Path
 
 @dataclass(frozen=True)
 class ImageList:
-    """Pictures with, where known, their classes and boxes.
+    """Pictures, with their classes and boxes where known. ``read_images`` makes one.
 
     root     folder that relative names start from
     names    paths as written in the list
-    classes  one label a picture, or None
-    boxes    x1, y1, x2, y2 in pixels a picture, or None
+    classes  a label for each picture, or None
+    boxes    x1, y1, x2, y2 in pixels for each picture, or None
     notes    sentences about what the reader left out or chose; equality and checksums ignore them
+
+    Example:
+
+        from cgd_deploy import read_images
+
+        images = read_images("photos")
+        few = images.sample(2)
+        print(len(images), few.paths, few.classes)
+        few.write("few.tsv")
     """
 
     root: Path
@@ -52,7 +61,7 @@ class ImageList:
         return len(self.names)
 
     def path(self, index: int) -> Path:
-        """Where the picture lies: below root, or below images/ beside the list."""
+        """The path of a picture: below ``root``, or below images/ beside the list if it exists only there."""
         path = self.root / self.names[index]
         beside = self.root / "images" / self.names[index]
         return beside if not path.exists() and beside.exists() else path
@@ -83,10 +92,13 @@ class ImageList:
         return self.subset(round(i * (len(self) - 1) / max(count - 1, 1)) for i in range(count))
 
     def split_classes(self) -> tuple[ImageList, ImageList]:
-        """First half of the classes for training, second half for testing, classes in natural order."""
+        """Split by class: the first half for training, the second half for testing, classes in natural order.
+
+        Raises InputError for a list without classes.
+        """
         if self.classes is None:
             raise InputError(
-                f"{self.root} has no classes; expected a folder a class or a LIST.tsv with a class column."
+                f"{self.root} has no classes; expected a folder for each class, or a LIST.tsv with a class column."
             )
         order = sorted(set(self.classes), key=lambda c: (not c.isdecimal(), int(c) if c.isdecimal() else 0, c))
         first = set(order[: len(order) // 2])
@@ -96,7 +108,7 @@ class ImageList:
         )
 
     def check_present(self, purpose: str, option: str) -> None:
-        """Raise InputError that names the option for other pictures if every file is gone."""
+        """Raise InputError if no picture exists. The message names ``option``, which takes other pictures."""
         if self.names and not any(path.is_file() for path in self.paths):
             raise InputError(
                 f"all {len(self)} {purpose} pictures are gone, {self.path(0)} for one; "
@@ -105,17 +117,17 @@ class ImageList:
 
     @property
     def sha256(self) -> str:
-        """Of names, classes and boxes, not of the pixels or of where the folder lies."""
+        """Checksum of names, classes and boxes. Pixels and the place of the folder do not count."""
         return sha256_bytes(self._tsv(self.names).encode(errors="surrogateescape"))
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each file, -1 for a file that is not there."""
+        """Bytes of each file, -1 for a missing file."""
         return [size for size, _ in map(_size_and_time, self.paths)]
 
     @property
     def files_sha256(self) -> str:
-        """Of each file's name, size and modification time: changes when a picture is replaced, and reads none."""
+        """Checksum of each file's name, size and modification time. It changes with a picture, and reads no picture."""
         files = [(name, *_size_and_time(path)) for name, path in zip(self.names, self.paths, strict=True)]
         return sha256_bytes(json.dumps(files).encode())
 
@@ -150,13 +162,21 @@ class ImageList:
 
 
 def read_images(source: Source | Sequence[Source]) -> ImageList:
-    """Read a folder (a folder a class, or flat), a list, a glob pattern or a picture, or several of these in order.
+    """Read a folder, a list, a glob pattern or a picture, or several of these in order.
 
-    A folder is read with all folders below it, see ``folders.walk`` for links and for names that are skipped. A picture
-    is known by its suffix, or else by its first bytes. A file with several names is read once. A list is a LIST.tsv, or
-    a .csv or .txt file with a header. Several sources have classes if all of them do. The notes say what was left out.
+    A folder is flat, or has a folder for each class; all folders below it are read, except leftovers of systems and
+    tools. A list is a LIST.tsv, or a .csv or .txt file with a header. A picture is recognised by its suffix, else by
+    its first bytes. A file with several names is read once. Several sources have classes only if each source has. The
+    notes of the result say what was left out.
 
-    Raises InputError where nothing usable is there, and if only some of several sources have boxes.
+    Raises InputError for a source without usable pictures, and for several sources of which only some have boxes.
+
+    Example:
+
+        from cgd_deploy import read_images
+
+        images = read_images(["photos", "photos/*.jpg"])
+        print(images.notes)
     """
     if not isinstance(source, (str, Path)):
         return _joined(source)
@@ -170,7 +190,7 @@ def read_images(source: Source | Sequence[Source]) -> ImageList:
 
 
 def expanded(source: Source) -> Source:
-    """``source``, with ~ at its start as the home folder unless something here is called so.
+    """``source``, with a leading ~ replaced by the home folder, unless a file or folder of that name exists here.
 
     Raises InputError for an unknown user.
     """
@@ -184,7 +204,7 @@ def expanded(source: Source) -> Source:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes, and nanoseconds when they were last written; -1 and -1 for a file that is not there."""
+    """Bytes and modification time in nanoseconds; -1 and -1 for a missing file."""
     try:
         there = path.stat()
     except OSError:
@@ -258,7 +278,7 @@ def _joined(sources: Sequence[Source]) -> ImageList:
 
 
 def _once(images: ImageList, files: Sequence[File], source: Source) -> ImageList:
-    """The list without second names of one file; ``files`` are its pictures."""
+    """The list without further names of a file; ``files`` are the pictures of the list."""
     kept, again = folders.once(files)
     if not again:
         return images
@@ -272,7 +292,7 @@ def _once(images: ImageList, files: Sequence[File], source: Source) -> ImageList
 
 
 def _told_apart(root: Path, files: Iterable[File]) -> tuple[list[File], list[File]]:
-    """Pictures, and files of other kinds but our own."""
+    """Pictures, and other files except our own."""
     pictures, others, allowed = [], [], limits().formats
     for file in files:
         try:
@@ -287,7 +307,7 @@ def _told_apart(root: Path, files: Iterable[File]) -> tuple[list[File], list[Fil
 
 
 def _not_read(others: Sequence[File]) -> list[str]:
-    """How many files are no pictures, and of which kinds."""
+    """A note that counts files that are not pictures, by kind."""
     if not others:
         return []
     kinds = Counter(Path(file.name).suffix.lower() for file in others)
@@ -298,7 +318,7 @@ def _not_read(others: Sequence[File]) -> list[str]:
 
 
 def _allow(suffixes: Collection[str]) -> str:
-    """How to have files with these suffixes read, if a plugin of Pillow reads them."""
+    """The option that lets a plugin of Pillow read files with these suffixes, if there is one."""
     more = formats.readable_with(suffixes)
     wanted = ",".join(dict.fromkeys([*limits().formats, *more]))
     return f" (`cgd-deploy --limit formats={wanted}` reads {' and '.join(more)})" if more else ""

@@ -1,4 +1,4 @@
-"""Lists of pictures as text: LIST.tsv, and tables with a header in CSV or text files. Opens no picture."""
+"""Reads and writes lists of pictures: LIST.tsv, and CSV or text files with a header. Opens no picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPELLINGS = {
     "x2": "x2 xmax",
     "y2": "y2 ymax",
 }
-"""How the headers of other programs call our columns; capitals, spaces and signs do not count."""
+"""Names of our columns in headers of other programs, without capitals, spaces and punctuation."""
 COLUMNS = {spelling: column for column, spellings in SPELLINGS.items() for spelling in spellings.split()}
 
 DELIMITERS = "\t,;"
@@ -39,7 +39,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Rows:
-    """What a list says: names of pictures and, where known, a class and a box for each; see ``ImageList``."""
+    """The contents of a list: names of pictures, and, where known, their classes and boxes; see ``ImageList``."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...] | None
@@ -48,17 +48,18 @@ class Rows:
 
 
 def read_list(path: Path) -> Rows:
-    """Read a list whose first line names its columns: a name of a picture, and perhaps a class and a box.
+    """Read a list. Its first line names the columns: the picture, and optionally a class and a box.
 
-    Tabs, commas or semicolons separate the columns. Columns of other names are left out, and the notes name them.
-    Raises InputError with file and line for anything malformed, and for names outside of the list's folder where
+    Tabs, commas or semicolons separate the columns. Other columns are ignored, and the notes name them.
+
+    Raises InputError with file and line for a malformed list, and for names outside the list's folder if
     ``limits().listed_anywhere`` is off.
     """
     text = _text(path)
     header, lines = _table(path, text)
     columns = _columns(path, header)
     if not lines:
-        raise InputError(f"{path} lists no pictures; expected a line a picture under the header.")
+        raise InputError(f"{path} lists no pictures; expected a line for each picture under the header.")
     for number, row in lines:
         _check_row(f"{path} line {number}", row, header, columns["image"])
     rows = [row for _, row in lines]
@@ -71,15 +72,15 @@ def read_list(path: Path) -> Rows:
 
 
 def leaves(name: str) -> bool:
-    """Whether a name in a list, taken as a path, leaves the list's folder; symbolic links are not looked at."""
+    """Whether a name in a list is a path outside the list's folder. Does not resolve symbolic links."""
     path = Path(name)
     return path.is_absolute() or ".." in path.parts
 
 
 def list_text(columns: Mapping[str, Sequence[Any]]) -> str:
-    """A LIST.tsv of these columns by their names."""
+    """The text of a LIST.tsv with these columns, by name."""
     rows = [list(columns), *zip(*columns.values(), strict=True)]
-    awkward = any("\r" in str(field) for row in rows for field in row)  # csv quotes it on some versions only
+    awkward = any("\r" in str(field) for row in rows for field in row)  # only some versions of csv quote it
     out = io.StringIO()
     writer = csv.writer(
         out, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL if awkward else csv.QUOTE_MINIMAL
@@ -100,7 +101,7 @@ def _text(path: Path) -> str:
 
 
 def _table(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the rows that are not empty with their line numbers."""
+    """The header, and the non-empty rows with their line numbers."""
     try:
         delimiter = max(DELIMITERS, key=lambda d: len(_known(next(_reader(text, d), []))))
         reader = _reader(text, delimiter)
@@ -114,7 +115,7 @@ def _reader(text: str, delimiter: str) -> Any:
 
 
 def _known(header: Sequence[str]) -> list[tuple[str, int]]:
-    """(column, place) of each field of the header that is a spelling of one of our columns."""
+    """(column, place) of each field of the header that names one of our columns."""
     plain = (re.sub(r"[\W_]+", "", name).lower() for name in header)
     return [(COLUMNS[name], place) for place, name in enumerate(plain) if name in COLUMNS]
 
@@ -125,7 +126,7 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
     if "image" not in columns or 0 < len(columns.keys() & set(CORNERS)) < len(CORNERS):
         raise InputError(
             f"{path} starts with {' '.join(header)[:60]!r}; expected a UTF-8 text file with the header {HEADER}; "
-            "commas will do, or image alone, for example the line image,class above the line cats/1.jpg,cat."
+            "commas are allowed, and so is image alone, for example the line image,class above the line cats/1.jpg,cat."
         )
     for column in columns:
         if len(places := [place for name, place in known if name == column]) > 1:

@@ -219,7 +219,7 @@ def test_a_name_in_another_encoding_is_written_and_read_again(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "list.tsv")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         read_images(tmp_path / "list.tsv")
 
 

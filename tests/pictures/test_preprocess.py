@@ -177,7 +177,7 @@ def test_unusable_data_is_refused_in_one_sentence(tmp_path, data, as_file):
     assert "\n" not in message and message.endswith(".")
 
 
-@pytest.mark.parametrize(("name", "says"), [("absent.jpg", "does not exist"), (".", "is no regular file")])
+@pytest.mark.parametrize(("name", "says"), [("absent.jpg", "does not exist"), (".", "is not a regular file")])
 def test_a_path_without_a_file_is_refused(tmp_path, name, says):
     with pytest.raises(InputError, match=says):
         decode(tmp_path / name)
@@ -220,7 +220,7 @@ def test_a_tile_larger_than_its_picture_is_refused_before_it_has_memory():
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         decode(tmp_path / "a.jpg")
 
 

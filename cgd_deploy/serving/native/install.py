@@ -1,4 +1,4 @@
-"""Building libcgd.so for the Python that runs this, and installing it where C and C++ builds look for libraries."""
+"""Builds libcgd.so for the running Python, and installs it where C and C++ builds look for libraries."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ EXPORTS = "{ global: cgd_*; local: *; };\n"
 
 
 def install_native(prefix: str | Path) -> list[Path]:
-    """Build the library and write include/, lib/, lib/pkgconfig/ and lib/cmake/ below ``prefix``; returns the files.
+    """Build the library and write include/, lib/, lib/pkgconfig/ and lib/cmake/ below ``prefix``. Returns the files.
 
-    The library is bound to this Python and its packages; install it again after either has moved.
+    The library runs this Python with its packages. Install the library again after either has moved or changed.
 
-    Raises MissingDependency without cffi, a C compiler or a Python with a shared library, InputError for a prefix that
+    Raises MissingDependency without cffi, a C compiler or a Python with a shared library; InputError for a prefix that
     cannot be written.
     """
     prefix = Path(prefix).absolute()
@@ -111,7 +111,7 @@ def install_native(prefix: str | Path) -> list[Path]:
 
 
 def _build(folder: Path) -> Path:
-    """libcgd.so.0, made in ``folder``."""
+    """Build libcgd.so.0 in ``folder`` and return its path."""
     try:
         import cffi
         import setuptools  # noqa: F401  (cffi compiles with it)
@@ -146,7 +146,7 @@ def _build(folder: Path) -> Path:
     )
     try:
         return Path(ffi.compile(tmpdir=str(folder), target=LIBRARY))
-    except Exception as error:  # of cffi and of setuptools, by version
+    except Exception as error:  # errors of cffi and setuptools differ by version
         raise MissingDependency(
             f"libcgd.so could not be compiled ({in_one_line(error)}); install a C compiler and the "
             "headers of this Python."
@@ -154,7 +154,7 @@ def _build(folder: Path) -> Path:
 
 
 def _python() -> str:
-    """Macros that say where this Python is, so that the library searches for nothing."""
+    """C macros with the paths of this Python, so the library need not search for them."""
     packages = [*([site.getusersitepackages()] if site.ENABLE_USER_SITE else []), *site.getsitepackages()]
     standard = [sys.executable, "-I", "-S", "-c", "import json, sys; print(json.dumps(sys.path))"]
     folders = json.loads(subprocess.run(standard, capture_output=True, check=True).stdout)

@@ -87,4 +87,4 @@ def _c_string(text: str) -> bytes:
         encoded = os.fsencode(text)
         if b"\0" not in encoded:
             return encoded + b"\0"
-    raise InputError(f"the index holds {text!a:.200}, which is no path or name; make the index again.")
+    raise InputError(f"the index holds {text!a:.200}, which is not a path or name; make the index again.")
