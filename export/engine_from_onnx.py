@@ -41,7 +41,7 @@ from .parity import open_onnx, parity_of, run_in_batches, run_onnx
 from .progress import QUIET, Progress
 from .proof import graph_precisions, prove
 from .tensorrt import Plan, plan_from_onnx
-from .typed import LAYOUTS, TypedGraph, check_precision, float_graph, int8_graph
+from .typed import LAYOUTS, MakeGraph, check_precision, float_graph, int8_graph
 
 Pixels = NDArray[np.uint8]
 
@@ -110,7 +110,7 @@ class _Typed:
     """
 
     graph: onnx.ModelProto
-    make: TypedGraph
+    make: MakeGraph
     recipe: Recipe
     keep_float: Collection[str]
     retrieval: dict[str, Any] | None

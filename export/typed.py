@@ -23,7 +23,7 @@ from .int8.quantize import Layout, Rounding, quantized
 from .int8.recipe import Int8Models, Recipe
 from .progress import Progress
 
-TypedGraph = Callable[[Recipe, Collection[str]], onnx.ModelProto]
+MakeGraph = Callable[[Recipe, Collection[str]], onnx.ModelProto]
 """(recipe for INT8, convolutions to keep float) -> the typed graph."""
 
 LAYOUTS = {
@@ -48,8 +48,8 @@ def check_precision(backend: str, precision: Precision) -> None:
         )
 
 
-def float_graph(model: onnx.ModelProto, precision: Precision) -> TypedGraph:
-    """The graph for FP16, TF32 or FP32; its arguments are for INT8 and change nothing."""
+def float_graph(model: onnx.ModelProto, precision: Precision) -> MakeGraph:
+    """Make the graph for FP16, TF32 or FP32; recipe and convolutions to keep float change nothing."""
     typed = halved(model) if precision is Precision.FP16 else model
     return lambda recipe, keep_float: typed
 
@@ -61,8 +61,8 @@ def int8_graph(
     int8: Int8Options,
     state: Path,
     progress: Progress,
-) -> TypedGraph:
-    """Graphs of the FP32 ``model`` in INT8.
+) -> MakeGraph:
+    """Make INT8 graphs of the FP32 ``model``.
 
     state   file from which an interrupted distillation goes on
 

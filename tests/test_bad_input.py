@@ -111,9 +111,9 @@ BAD = [
     ("search good.jpg -e good.cgd --index index.npy", "index.npy is not an index"),
     # checkpoints
     ("export absent.pt", "there is no checkpoint at absent.pt"),
-    ("export text.pt", "text.pt is no file of weights"),
+    ("export text.pt", "text.pt is not a file of weights"),
     ("export empty", "no checkpoint at empty"),
-    ("bench good.cgd --reference text.pt --data good.jpg", "text.pt is no file of weights"),
+    ("bench good.cgd --reference text.pt --data good.jpg", "text.pt is not a file of weights"),
     # ONNX models
     ("build-engine --fp32", "there is no ONNX model at artifacts/model.onnx", "cgd-deploy export"),
     ("build-engine --int8", "there is no ONNX model at artifacts/model.onnx", "cgd-deploy export"),
@@ -132,7 +132,7 @@ BAD = [
     (f"{TRAIN} --weights absent.pth", "absent.pth"),
     (
         "train --data train.tsv --classes-per-batch 2 --pictures-per-class 2 --weights text.pt",
-        "text.pt is no file of weights",
+        "text.pt is not a file of weights",
     ),
     (f"{TRAIN} --resume", "resume"),
     ("train --data list.tsv --epochs -1", "epochs=-1"),

@@ -1,11 +1,10 @@
-"""Networks of several families as one kind of module: named stages, of which one may keep its resolution.
+"""Backbones of several families as one kind of module, with named stages.
 
-Knows nothing of descriptors, of training or of what reads the feature map.
+Knows neither descriptors nor training.
 """
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,16 +13,20 @@ from torch.nn import functional
 from torchvision import models
 from torchvision.ops import SqueezeExcitation
 
-from cgd_deploy.errors import MissingDependency, SpecError, install_line
+from cgd_deploy.errors import MissingDependency, SpecError, closest_known, install_line
 
 STAGES = ("none", "layer2", "layer3", "layer4")
 HEAD = ("avgpool", "global_pool", "fc", "classifier")
-"""Children of a whole network that come after its feature map."""
+"""Children of a library's network that come after its feature map."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Networks that are cut alike: ``starts`` counts the trunk's modules before layer1, layer2, layer3 and layer4."""
+    """Networks with the same stages.
+
+    names     names in ``library``
+    starts    number of the trunk's modules before layer1, layer2, layer3 and layer4
+    """
 
     names: tuple[str, ...]
     starts: tuple[int, int, int, int]
@@ -42,7 +45,7 @@ BACKBONES = {name: family for family in FAMILIES for name in family.names}
 
 
 class GlobalMean(nn.Module):
-    """[N, C, H, W] -> [N, C, 1, 1], for AdaptiveAvgPool2d(1), which leaves torch with a Gather over a dynamic N."""
+    """[N, C, H, W] -> [N, C, 1, 1], like AdaptiveAvgPool2d(1), whose ONNX export has a Gather over a dynamic N."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=True)
@@ -51,8 +54,9 @@ class GlobalMean(nn.Module):
 class Backbone(nn.Sequential):
     """Float images [N, 3, H, W] -> feature maps [N, channels, h, w].
 
-    stages   what runs, in order: stem, layer1, layer2, layer3, layer4, each a list of modules; what a network has
-             behind its last stage belongs to layer4
+    channels   channels of the feature map
+    stages     the modules of stem, layer1, layer2, layer3 and layer4, in order; layer4 includes the modules between the
+               last stage and the feature map
     """
 
     channels: int
@@ -62,14 +66,16 @@ class Backbone(nn.Sequential):
 def build_backbone(name: str, no_downsample: str) -> Backbone:
     """The convolutional part of a network of torchvision or timm, randomly initialised.
 
-    layer2, layer3 and layer4 take the map from 1/4 to 1/8, 1/16 and 1/32 of the picture's side, in every family; the
-    stride of stage ``no_downsample`` is removed (CGD section 3.1: the last one, so 224 -> 14x14). Names and shapes of
-    the weights stay the library's, so its weights load into it.
+    name            a key of BACKBONES
+    no_downsample   the stage that keeps the resolution of its input, one of STAGES (CGD section 3.1: "layer4", so a
+                    picture of 224 pixels gives a map of 14x14)
+
+    In every family, layer2, layer3 and layer4 reduce the map from 1/4 to 1/8, 1/16 and 1/32 of the picture's side.
+    Weights keep the library's names and shapes, so the library's weights load.
     Raises SpecError for an unknown backbone or stage, MissingDependency if the backbone's library is not installed.
     """
     if name not in BACKBONES:
-        close = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4) or list(BACKBONES)
-        raise SpecError(f"backbone {name!r} is unknown; the closest known ones are {', '.join(close)}.")
+        raise SpecError(f"backbone {name!r} is unknown; {closest_known(name, BACKBONES)}.")
     if no_downsample not in STAGES:
         raise SpecError(f"no_downsample={no_downsample!r} is unknown; expected one of {', '.join(STAGES)}.")
     family = BACKBONES[name]
@@ -102,11 +108,11 @@ def _network(name: str, library: str) -> nn.Module:
 
 
 def _keep_side(stage: list[nn.Module]) -> None:
-    """Take the strides out of a stage's convolutions; their map keeps its side."""
+    """Remove the strides of a stage's convolutions, so that its map keeps the size of its input."""
     for module in nn.ModuleList(stage).modules():
         if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
             module.stride = (1, 1)
-            if module.kernel_size == (2, 2):  # ConvNeXt's; padding="same" says so too, but warns in training
+            if module.kernel_size == (2, 2):  # ConvNeXt; padding="same" would do the same, but warns in training
                 module.register_forward_pre_hook(_pad_below_and_right)
 
 

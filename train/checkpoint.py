@@ -1,4 +1,4 @@
-"""Checkpoints: a model's spec, its weights and the image lists that go with it, as plain tensors and tables."""
+"""Checkpoint files: the spec and weights of a model, and its lists of pictures, as plain tensors and dicts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .model import CGD
 from .weights import load_tensors
 
 SCHEMA = 2
-CALIBRATION_PICTURES = 512
-"""Of the training pictures, how many a checkpoint names for INT8 calibration."""
+RECORDED_FOR_CALIBRATION = 512
+"""How many training pictures a checkpoint records for INT8 calibration."""
 
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
-    model        the CGD model; its spec carries the space_id of its weights
+    model        the CGD model; its spec holds the space_id of its weights
     calibration  training pictures for INT8 calibration, or None
     evaluation   the held-out test pictures and their protocol, or None
-    trainer      state that only resuming needs (optimizer, epoch, random generators); empty in best.pt
-    origin       where imported weights came from and what was stated of them; empty for trained ones
+    trainer      state that a resumed run needs, see ``run``; empty in best.pt
+    origin       source of imported weights and the spec that the user stated; empty for trained weights
     """
 
     model: CGD
@@ -48,7 +48,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> Path:
-    """Write ``path`` atomically; the spec stored in it gets the learned p and the space_id of the weights."""
+    """Write ``path`` atomically; the model's spec gets the learned p and the space_id of the weights."""
     model = checkpoint.model
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     spec = replace(model.spec, gem_p=_learned_p(model))
@@ -70,7 +70,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> Path:
 def save_tensors(data: dict[str, Any], path: str | Path) -> Path:
     """Write plain tensors and containers atomically, for ``load_tensors``; raises InputError where that fails.
 
-    By way of memory, for torch tells a full disk as a RuntimeError about positions.
+    Serializes in memory first: on a full disk, torch raises only a RuntimeError about file positions.
     """
     made = io.BytesIO()
     torch.save(data, made)
@@ -82,7 +82,8 @@ def save_tensors(data: dict[str, Any], path: str | Path) -> Path:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; the model is in eval mode on the CPU.
 
-    Raises CheckpointError if the file is none or its weights do not fit its spec, SpecError if its spec is unknown.
+    Raises CheckpointError if the file is no checkpoint or its weights do not fit its spec, SpecError if the spec is
+    unknown.
     """
     data = load_tensors(path)
     if "spec" not in data or "state_dict" not in data:
@@ -103,7 +104,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def _checkpoint(data: dict[str, Any], path: str | Path) -> Checkpoint:
     spec, state = ModelSpec.from_dict(data["spec"]), data["state_dict"]
     head = state.get("auxiliary.1.weight")
-    if data["classes"] != (0 if head is None else len(head)):  # before a head of that size is made
+    if data["classes"] != (0 if head is None else len(head)):  # before building a head of that size
         raise ValueError(f"{data['classes']!r:.60} classes, which its weights do not have")
     model = CGD(spec, classes=data["classes"], learn_p=data["learn_p"])
     try:
@@ -127,7 +128,7 @@ def _checkpoint(data: dict[str, Any], path: str | Path) -> Checkpoint:
 
 
 def space_id(spec: ModelSpec, state: dict[str, Tensor]) -> str:
-    """16 hex digits over the spec and every weight that reaches the descriptor (not the auxiliary head)."""
+    """16 hex digits: the hash of the spec and of all weights but the auxiliary head, which changes no descriptor."""
     digest = hashlib.sha256(replace(spec, space_id="").to_json().encode())
     for name in sorted(state):
         if not name.startswith("auxiliary."):

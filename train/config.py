@@ -1,4 +1,4 @@
-"""TrainConfig: every choice of a training run. Knows what a value may be, not what is done with it."""
+"""TrainConfig: the settings of a training run and their limits."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ AMP = ("off", "bf16", "fp16")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train; the defaults are the paper's (CGD section 4.1) but for ``head_lr`` and ``warm_up``.
+    """How to train. The defaults are the paper's (CGD section 4.1), except ``head_lr`` and ``warm_up``.
 
     data                folder of a data set (``cgd_deploy.datasets``) or LIST.tsv; may be None if ``train`` gets lists
     weights             torchvision state_dict to start the backbone from; None: random
     size                height and width of the model's input; one number for a square
-    resize              how pictures come to that size, see cgd_deploy.resize.ResizeRule
-    mean, std           of each channel, for pixels divided by 255
+    resize              how pictures are resized to ``size``, see ``cgd_deploy.resize.ResizeRule``
+    mean, std           mean and deviation of each channel, for pixels divided by 255
     out                 folder for best.pt, last.pt and metrics.jsonl
     boxes               crop the pictures to the boxes of the data set, where it has any
     learn_p             train the exponent of the G branch
-    lr, head_lr         Adam's learning rate, and how many times that the new layers get (the paper's: 1)
-    warm_up             epochs at the start in which ``weights`` stay as they are and only the new layers train (the
-                        paper's: 0); on 1,568 pictures batch-hard mining else undid the weights before it used them
-    accumulate          parts that a batch passes through the backbone in; the losses always see the whole batch
+    lr, head_lr         Adam's learning rate, and its factor for the new layers (the paper's: 1)
+    warm_up             epochs at the start that freeze ``weights`` and train only the new layers (the paper's: 0);
+                        without them, batch-hard mining on 1,568 pictures destroyed the pretrained weights
+    accumulate          number of parts in which a batch passes through the backbone; the losses see the whole batch
     amp                 arithmetic of the backbone in training: "off", "bf16" or "fp16"
-    loss, margin        name of the ranking loss, and its margin if not its own
-    ranking_weight, auxiliary_weight   of the two losses in their sum
+    loss, margin        name of the ranking loss; its margin, None for the default of that loss
+    ranking_weight, auxiliary_weight   weights of the two losses in their sum
     auxiliary           add the classification loss on the first descriptor
-    train_from          first backbone stage that is trained, e.g. "layer4"; those before it stay as they are
+    train_from          first backbone stage to train, for example "layer4"; the stages before it stay frozen
     freeze_bn           keep the backbone's BatchNorm statistics; None: exactly when ``weights`` is given
-    patience            stop after this many epochs without a better recall@1; None: never
+    patience            stop after this many epochs without a better recall@1; None: do not stop early
     device, threads     None: the GPU if there is one, and as many threads as torch takes
-    resume              go on from last.pt in ``out``
-    strict              stop at the first picture that cannot be decoded; otherwise such pictures are left out
+    resume              continue from last.pt in ``out``
+    strict              stop at the first picture that cannot be decoded; otherwise leave such pictures out
 
     Raises InputError or SpecError that names the field and its value.
     """
@@ -94,7 +94,7 @@ class TrainConfig:
             "ranking_weight": (0 <= self.ranking_weight < math.inf, "0 or more"),
             "auxiliary_weight": (0 <= self.auxiliary_weight < math.inf, "0 or more"),
             "temperature": (self.temperature > 0, "positive"),
-            "smoothing": (0 <= self.smoothing < 1, "from 0 up to but not 1"),
+            "smoothing": (0 <= self.smoothing < 1, "0 or more and below 1"),
             "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "seed": (self.seed >= 0, "0 or more"),
             "threads": (self.threads is None or self.threads >= 1, "at least 1"),
@@ -103,7 +103,7 @@ class TrainConfig:
             if not holds:
                 raise InputError(f"{field}={getattr(self, field)!r} cannot be used; expected {expected}.")
         if isinstance(self.size, tuple) and len(set(self.size)) == 1:
-            object.__setattr__(self, "size", self.size[0])  # a run that was started with one number resumes
+            object.__setattr__(self, "size", self.size[0])  # so that a run started with one number can resume
         self.spec  # noqa: B018 - checks the model's fields
         for field in ("weights", "out"):
             if isinstance(path := getattr(self, field), str):
@@ -111,7 +111,7 @@ class TrainConfig:
 
     @property
     def batch(self) -> int:
-        """Pictures in a batch, of all processes together."""
+        """Number of pictures in a batch, over all processes."""
         return self.classes_per_batch * self.pictures_per_class
 
     @property

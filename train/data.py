@@ -1,6 +1,6 @@
-"""Pixels for training and for its evaluation, made in threads. Knows no tensors; mean and std are the model's.
+"""Decode pictures for training and evaluation, in threads. Knows no tensors; the model applies mean and std.
 
-Decoding and resizing release Python's lock, so threads do what worker processes would and can share one cache.
+Decoding and resizing release Python's lock, so threads decode in parallel, and they share one cache.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Pixels = NDArray[np.uint8]
 
 CACHE_BYTES = 512 << 20
 LARGER = 252 / 224
-"""Of the paper: times the input size that pictures are resized to, for the random crop."""
+"""Pictures are resized to the input size times this factor before the random crop, as in the paper."""
 
 
 class TrainingPictures:
     """The training pictures, resized a little larger than the model's input and cropped at random.
 
     images       the list
-    spec         pictures are resized by its rule to 252 / 224 of its input size, or only as far as its own shorter side
-                 leaves that much
-    cache_bytes  resized pictures are kept in memory if all of them fit in this
+    spec         gives the input size and the resize rule; pictures become 252 / 224 of the input size, and the rule's
+                 shorter side grows to that where it is smaller
+    cache_bytes  resized pictures stay in memory if all of them fit in this many bytes
     """
 
     def __init__(self, images: ImageList, spec: ModelSpec, cache_bytes: int = CACHE_BYTES) -> None:
@@ -42,7 +42,7 @@ class TrainingPictures:
         self._cached = np.zeros(len(images), bool)
 
     def crop(self, index: int, random: np.random.Generator) -> Pixels:
-        """A random crop of picture ``index``, flipped left to right half of the time: uint8 [H, W, 3].
+        """A random crop of picture ``index``, flipped left to right with probability 1/2: uint8 [H, W, 3].
 
         Raises InputError if the picture cannot be decoded.
         """
@@ -73,10 +73,10 @@ def training_batches(
     workers: int,
     places: slice = slice(None),
 ) -> Iterator[Pixels]:
-    """Yield uint8 [n, H, W, 3] for the ``places`` of each list in ``indices``, made ahead in ``workers`` threads.
+    """Yield uint8 [n, H, W, 3] for the ``places`` of each list in ``indices``; ``workers`` threads decode ahead.
 
-    A crop depends on (seed, epoch, batch, place in the batch) alone, so neither resuming nor the number of workers
-    changes a picture, and a picture that comes twice in a batch is cropped twice.
+    A crop depends only on (seed, epoch, batch, place in the batch). So resuming and the number of workers change no
+    crop, and a picture that is twice in a batch gets two crops.
     """
 
     def batch(number: int) -> Pixels:
@@ -89,7 +89,7 @@ def training_batches(
 class EvaluationPictures:
     """The test pictures as the deployed model sees them; iterating yields uint8 [n, H, W, 3] in list order.
 
-    They are kept in memory after the first pass if all of them fit in ``cache_bytes``.
+    The pixels stay in memory after the first pass if all of them fit in ``cache_bytes``.
     """
 
     def __init__(

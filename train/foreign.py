@@ -1,6 +1,7 @@
-"""Checkpoints out of state_dicts that other code wrote.
+"""Import state_dicts that other code wrote as checkpoints.
 
-What weights tell is checked, what they cannot tell is the caller's word and comes back as warnings. Runs no model.
+Checks the spec against the weights as far as weights can tell, and returns a warning for each fact that they cannot.
+Runs no model.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ from torch import Tensor
 from cgd_deploy.datasets.layouts import read_dataset
 from cgd_deploy.errors import CheckpointError, MissingDependency
 from cgd_deploy.files import sha256_file
+from cgd_deploy.pictures.folders import some
 from cgd_deploy.spec import ModelSpec
 
 from .backbone import BACKBONES, build_backbone
-from .checkpoint import CALIBRATION_PICTURES, Checkpoint, save_checkpoint
+from .checkpoint import RECORDED_FOR_CALIBRATION, Checkpoint, save_checkpoint
 from .layouts import OPTIONAL, WHOLE, Found, closest, find, foreign_name, is_weight, misfits
 from .model import CGD
-from .weights import SAVE_AGAIN, Table, load_weights, some, tables, without_wrappers
+from .weights import SAVE_AGAIN, Table, load_weights, tables, without_wrappers
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A foreign model as a checkpoint.
+    """An imported model.
 
     checkpoint  the model in eval mode on the CPU, float32; its origin names the file
     layout      "cgd-sequential", "cgd-deploy", "backbone" or "numbered", see ``layouts``
-    warnings    a sentence each on what the weights could not tell
+    warnings    one sentence for each fact that the weights could not confirm
     """
 
     checkpoint: Checkpoint
@@ -46,11 +48,11 @@ class Imported:
 def import_weights(path: str | Path, spec: ModelSpec, *, seed: int = 0, prefix: str | None = None) -> Imported:
     """Read the state_dict in ``path`` as the model that ``spec`` states.
 
-    seed     of heads that the file lacks
-    prefix   where the file has the model, if it has several
+    seed     for random heads, if the file has none
+    prefix   place of the model in the file, if the file holds several
 
-    Raises CheckpointError where the file contradicts ``spec``, holds no model of it, several, or is a checkpoint
-    already, SpecError for an unknown backbone, MissingDependency without the package safetensors.
+    Raises CheckpointError if the file contradicts ``spec``, holds no such model or several, or is a checkpoint already,
+    SpecError for an unknown backbone, MissingDependency without the package safetensors.
     """
     path = Path(path)
     data, unread = load_weights(path)
@@ -82,15 +84,15 @@ def import_checkpoint(
 ) -> tuple[str, ...]:
     """``import_weights``, saved as the checkpoint ``out``; returns the warnings.
 
-    data   a data set whose training pictures the checkpoint names for calibration, and its test pictures for bench
+    data   data set: the checkpoint records its training pictures for calibration and its test pictures for bench
 
-    Raises what ``import_weights`` and ``read_dataset`` do.
+    Raises the errors of ``import_weights`` and ``read_dataset``.
     """
     imported = import_weights(path, spec, prefix=prefix)
     notes: tuple[str, ...] = ()
     if data is not None:
         dataset = read_dataset(data)
-        imported.checkpoint.calibration = dataset.training.sample(CALIBRATION_PICTURES)
+        imported.checkpoint.calibration = dataset.training.sample(RECORDED_FOR_CALIBRATION)
         imported.checkpoint.evaluation = dataset.testing
         notes = dataset.notes
     save_checkpoint(imported.checkpoint, out)
@@ -98,9 +100,9 @@ def import_checkpoint(
 
 
 def read_backbone(path: str | Path, name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The float32 weights of backbone ``name`` in a file of any trainer, or in a checkpoint of ours, and warnings.
+    """The float32 weights of backbone ``name`` from a file of any trainer or one of our checkpoints, and warnings.
 
-    The weights have the names of ``build_backbone``'s. Raises what ``import_weights`` does.
+    The names of the weights are those in ``build_backbone``. Raises the errors of ``import_weights``.
     """
     path = Path(path)
     data, unread = load_weights(path)
@@ -113,7 +115,7 @@ def read_backbone(path: str | Path, name: str) -> tuple[dict[str, Tensor], tuple
 def _found(
     path: Path, data: Mapping[Any, Any], unread: Sequence[str], backbone: str, prefix: str | None
 ) -> tuple[Found, tuple[str, ...]]:
-    """The model to take of a file, and warnings of what else the file holds."""
+    """The model to import from a file, and warnings about other content of the file."""
     state_dicts = tables(data)
     every = find(state_dicts, _shapes(backbone))
     if not every:
@@ -123,7 +125,7 @@ def _found(
         raise CheckpointError(
             f"{path} has no {backbone} at {prefix!r}; pass --prefix with one of {some(_named(every))}."
         )
-    told = f"{path} also holds objects of {some(unread)}; for safety they were not loaded, only tensors were."
+    told = f"{path} also holds objects of {some(unread)}; for safety only tensors were loaded."
     notes = (told,) if unread else ()
     if len(found) == 1:
         return found[0], notes
@@ -142,7 +144,7 @@ def _found(
 
 
 def _named(found: Iterable[Found]) -> list[str]:
-    """Their places, as --prefix takes them."""
+    """The places of the models, quoted for --prefix."""
     return [shlex.quote(one.place.strip(".")) for one in found]
 
 
@@ -153,7 +155,7 @@ def _is_at(place: str, prefix: str) -> bool:
 
 
 def _floats(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Floats of any kind as float32; raises CheckpointError for anything else but counters of BatchNorm."""
+    """All weights as float32; raises CheckpointError for anything but floats and BatchNorm's counters."""
     alien = [name for name, tensor in weights.items() if not _is_float(name, tensor)]
     if alien:
         raise CheckpointError(
@@ -176,13 +178,13 @@ def _is_float(name: str, tensor: Tensor) -> bool:
 
 
 def _shapes(backbone: str) -> dict[str, Tensor]:
-    """The weights of a backbone by name, without memory."""
+    """The weights of a backbone by name, as tensors without memory."""
     with torch.device("meta"):
         return build_backbone(backbone, "none").state_dict()
 
 
 def _misfit(path: Path, state_dicts: Sequence[Table], unread: Sequence[str], backbone: str) -> CheckpointError:
-    """The error for a file without that backbone: names the backbone that it holds, or what is missing."""
+    """The error for a file without that backbone: names the backbone in the file, or the missing weights."""
     without = f" without its objects of {some(unread)}, which are not loaded for safety," if unread else ""
     if not state_dicts:
         return CheckpointError(f"{path}{without} holds no named tensors; {SAVE_AGAIN}.")
@@ -199,7 +201,7 @@ def _misfit(path: Path, state_dicts: Sequence[Table], unread: Sequence[str], bac
 
 
 def _check_heads(state: Mapping[str, Tensor], layout: str, spec: ModelSpec, path: Path) -> None:
-    """That number and length of the heads are as stated."""
+    """Raise CheckpointError unless number and length of the heads are as stated."""
     heads: list[Tensor] = []
     while (name := foreign_name(f"heads.{len(heads)}.weight", layout)) in state:
         heads.append(state[name])
@@ -219,7 +221,7 @@ def _check_heads(state: Mapping[str, Tensor], layout: str, spec: ModelSpec, path
 
 
 def _take_exponents(state: dict[str, Tensor], layout: str, spec: ModelSpec, path: Path) -> set[int]:
-    """Take learned exponents out of ``state`` and return which descriptors have one: those are GeM."""
+    """Remove learned exponents from ``state`` and return the numbers of their descriptors, which are GeM."""
     learned: set[int] = set()
     for index, letter in enumerate(spec.descriptors):
         name = foreign_name(f"pools.{index}.p", layout)
@@ -238,7 +240,7 @@ def _take_exponents(state: dict[str, Tensor], layout: str, spec: ModelSpec, path
 
 
 def _model(state: Mapping[str, Tensor], layout: str, spec: ModelSpec, seed: int, path: Path) -> CGD:
-    """The model with the weights of ``state``, all of which must find their place."""
+    """The model with the weights of ``state``; raises CheckpointError unless it uses all of them."""
     logits = state.get(foreign_name("auxiliary.1.weight", layout))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -261,13 +263,13 @@ def _warnings(found: Found, spec: ModelSpec, seed: int, learned: set[int]) -> tu
     if not found.whole:
         return (
             f"the file holds a {spec.backbone} and no descriptors: their linear layers are random (seed {seed}), so "
-            "this model is untrained beyond its backbone and a baseline only.",
+            "use this untrained model only as a baseline.",
             _pixels_warning(spec),
             *beside,
         )
     stride = (
-        f"no_downsample {spec.no_downsample} taken at your word: a stride leaves no trace in the weights, and the "
-        "code in circulation removes layer3's where the paper's figure removes layer4's."
+        f"no_downsample {spec.no_downsample} is taken at your word: weights do not show strides, and published code "
+        "removes the stride of layer3 where the paper's figure removes the stride of layer4."
     )
     gem = [_gem_warning(spec, learned)] if "G" in spec.descriptors else []
     return (*_order_warnings(spec, learned), stride, *gem, _pixels_warning(spec), *beside)
@@ -276,35 +278,35 @@ def _warnings(found: Found, spec: ModelSpec, seed: int, learned: set[int]) -> tu
 def _pixels_warning(spec: ModelSpec) -> str:
     mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (spec.mean, spec.std))
     return (
-        f"input {spec.input_text}, mean {mean}, std {std} and {spec.color} taken at your word: weights do not tell "
-        "what pictures they were trained on; --resize, --crop, --filter, --mean and --std say so."
+        f"input {spec.input_text}, mean {mean}, std {std} and {spec.color} are taken at your word: weights do not "
+        "show how pictures were prepared; state it with --resize, --crop, --filter, --mean and --std."
     )
 
 
 def _beside_warning(found: Found) -> str:
     return (
-        f"{some(found.beside)} lie beside the model and were left out; that is right for the weights of a loss, and "
+        f"{some(found.beside)} lie beside the model and were left out; this is right for the weights of a loss and "
         "wrong for a layer that the descriptors need."
     )
 
 
 def _order_warnings(spec: ModelSpec, learned: set[int]) -> list[str]:
-    """None if a learned exponent leaves but one reading."""
+    """A warning about the order of the descriptors, unless a learned exponent fixes it."""
     orders = ("".join(letters) for letters in permutations("SMG", len(spec.descriptors)))
     fitting = [order for order in orders if all(order[index] == "G" for index in learned)]
     others = ", ".join(order for order in fitting if order != spec.descriptors)
     sentence = (
-        f"descriptors {spec.descriptors} taken at your word: the weights fit {others} as well, and every "
-        "descriptor would be wrong in silence; compare some with those of the code that trained the model."
+        f"descriptors {spec.descriptors} are taken at your word: the weights also fit {others}, and with a wrong "
+        "order every descriptor is wrong; compare some descriptors with the code that trained the model."
     )
     return [sentence] if others else []
 
 
 def _gem_warning(spec: ModelSpec, learned: set[int]) -> str:
-    p = "" if learned else f"gem_p {spec.gem_p:g} and "
+    p, verb = ("", "is") if learned else (f"gem_p {spec.gem_p:g} and ", "are")
     return (
-        f"{p}gem_eps {spec.gem_eps:g} taken at your word: constants are not among the weights, and code that clamps "
-        "nothing before the power means gem_eps 0 where features come out of a ReLU."
+        f"{p}gem_eps {spec.gem_eps:g} {verb} taken at your word: weights do not hold constants; for code that does not "
+        "clamp features before the power, gem_eps is 0 if the features come from a ReLU."
     )
 
 

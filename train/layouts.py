@@ -1,4 +1,4 @@
-"""Where a table of weights has a backbone: in which layout, below which prefix. Reads no file."""
+"""Find backbones in tables of weights: their layout and their prefix. Reads no file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .weights import Table
 SEQUENTIAL = "cgd-sequential"
 """``features.N`` are the backbone's children in order, ``main_modules.N.0`` the descriptors' linear layers."""
 OWN = "cgd-deploy"
-"""Our own names, without the checkpoint around them."""
+"""Our own names, as a bare state_dict."""
 BACKBONE = "backbone"
 """A classifier or backbone under torchvision's names."""
 NUMBERED = "numbered"
@@ -27,13 +27,13 @@ WHOLE = {
     SEQUENTIAL: re.compile(r"(main_modules|auxiliary_module|global_descriptors)\."),
     OWN: re.compile(r"(heads|auxiliary|pools)\.\d+\."),
 }
-"""Layouts of whole CGD models, and the names that tell them from a backbone of the same name."""
+"""Layouts of whole CGD models, and the names that a mere backbone in the same layout does not have."""
 INSIDE = {SEQUENTIAL: "features.", OWN: "backbone."}
-"""Where they have their backbone."""
+"""The prefix of the backbone in these layouts."""
 
 PLACES = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7, "features": 0}
-"""Of a network's children that have weights; 2 and 3 are ReLU and pooling, other families' one child is "features"."""
-COUNTERS = ("total_ops", "total_params", "n_averaged")  # thop leaves the first two in every module it has profiled
+"""Numbers of a network's children with weights; 2 and 3 are ReLU and pooling. Other families have only "features"."""
+COUNTERS = ("total_ops", "total_params", "n_averaged")  # thop adds the first two to every module that it profiles
 OPTIONAL = "num_batches_tracked"  # absent before torch 0.4.1
 AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged?)([._]|$)", re.IGNORECASE)
 LOSS = re.compile(r"loss|criterion", re.IGNORECASE)
@@ -41,12 +41,12 @@ LOSS = re.compile(r"loss|criterion", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Found:
-    """A backbone in a table, with what lies around it.
+    """A backbone in a table, and the tensors around it.
 
     layout    one of ``LAYOUTS``
-    place     where its names begin in the file, such as "state_dict.model."
-    weights   all that may be part of the model, by name without ``place``; no counters, no classifier of a backbone
-    beside    names of what is no part of the model, such as weights of a loss
+    place     prefix of its names in the file, such as "state_dict.model."
+    weights   tensors that may belong to the model, by name without ``place``; no counters, no classifier
+    beside    names of tensors that do not belong to the model, such as weights of a loss
     averaged  whether the weights are an average over training steps (EMA, SWA)
     """
 
@@ -58,17 +58,17 @@ class Found:
 
     @property
     def whole(self) -> bool:
-        """Whether it is a CGD model and not a backbone alone."""
+        """Whether it is a whole CGD model, not only a backbone."""
         return self.layout in WHOLE
 
     def backbone(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of the backbone's weights ``names`` that are there, by our names without "backbone."."""
+        """The weights that exist among the backbone's ``names`` (ours, without "backbone.")."""
         foreign = {name: foreign_name(f"backbone.{name}", self.layout) for name in names}
         return {name: self.weights[other] for name, other in foreign.items() if other in self.weights}
 
 
 def foreign_name(name: str, layout: str) -> str:
-    """What our parameter ``name`` is called in this layout."""
+    """The name of our parameter ``name`` in this layout."""
     if layout == BACKBONE:
         return name.removeprefix("backbone.")
     if layout == OWN:
@@ -83,9 +83,9 @@ def foreign_name(name: str, layout: str) -> str:
 
 
 def find(tables: Sequence[Table], shapes: Mapping[str, Tensor]) -> list[Found]:
-    """Every complete backbone of these ``shapes`` (by our names); only those of CGD models, if there are any.
+    """Every complete backbone of these ``shapes`` (by our names); if there are CGD models, only the CGD models.
 
-    A backbone that is there twice with equal weights, as a compiled module beside the module itself, counts once.
+    Two backbones with equal weights count once, for example a compiled module and the module itself.
     """
     fitting: list[tuple[str, Table, str]] = []
     for layout in LAYOUTS:
@@ -102,7 +102,7 @@ def find(tables: Sequence[Table], shapes: Mapping[str, Tensor]) -> list[Found]:
 
 
 def closest(tables: Sequence[Table], shapes: Mapping[str, Tensor]) -> tuple[str, str, list[str]]:
-    """Layout and place where most of ``shapes`` is found, and what is missing, left over or of another shape there."""
+    """The layout and place with most of ``shapes``, and the ``misfits`` there."""
     most, best = -1, (BACKBONE, "", ["it holds no tensors"])
     for layout in LAYOUTS:
         expected = _expected(shapes, layout)
@@ -115,7 +115,7 @@ def closest(tables: Sequence[Table], shapes: Mapping[str, Tensor]) -> tuple[str,
 
 
 def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, left over or of another shape."""
+    """One phrase for each tensor that is missing, left over or of another shape."""
     missing = [f"{name} is missing" for name in expected if name not in found and not name.endswith(OPTIONAL)]
     left_over = [f"{name} is left over" for name in found if name not in expected]
     reshaped = [
@@ -131,7 +131,7 @@ def _expected(shapes: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 
 def _prefixes(names: Iterable[str], expected: Collection[str]) -> Counter[str]:
-    """How many of the names ``expected`` are there below each prefix; "model." is one, and so is ""."""
+    """Count the ``expected`` names below each prefix, such as "model." or ""."""
     counts: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")
@@ -142,7 +142,7 @@ def _prefixes(names: Iterable[str], expected: Collection[str]) -> Counter[str]:
 
 
 def _below(table: Table, prefix: str) -> dict[str, Tensor]:
-    """Everything below ``prefix`` but counters, by its name there."""
+    """All tensors below ``prefix`` except counters, by name without ``prefix``."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in table.tensors.items()
@@ -151,13 +151,13 @@ def _below(table: Table, prefix: str) -> dict[str, Tensor]:
 
 
 def _part(table: Table, prefix: str, expected: Iterable[str]) -> dict[str, Tensor]:
-    """What belongs to the backbone: everything below its own children."""
+    """The tensors of the backbone: all tensors below its own children."""
     children = {_child(name) for name in expected}
     return {name: tensor for name, tensor in _below(table, prefix).items() if _child(name) in children}
 
 
 def _found(layout: str, table: Table, prefix: str, shapes: Mapping[str, Tensor], places: Collection[str]) -> Found:
-    """``places`` are those of all backbones in the file: what lies below another one is not told of this one."""
+    """``places`` of all backbones in the file; tensors below another backbone do not belong to this one."""
     place = f"{table.place}{prefix}"
     elsewhere = tuple(p for p in places if not place.startswith(p) and p != f"{place}{INSIDE.get(layout)}")
     below = {
@@ -179,7 +179,7 @@ def _found(layout: str, table: Table, prefix: str, shapes: Mapping[str, Tensor],
 
 
 def _is_average(table: Table, prefix: str, place: str) -> bool:
-    """As a name says it, or the counter of torch's AveragedModel beside the weights."""
+    """Whether a name says so, or the counter of torch's AveragedModel lies beside the weights."""
     above = accumulate((f"{part}." for part in prefix.split(".")[:-1]), initial="")
     return bool(AVERAGE.search(place)) or any(f"{start}n_averaged" in table.tensors for start in above)
 
@@ -209,7 +209,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def is_weight(tensor: Tensor) -> bool:
-    """Whether it is a plain table of numbers in memory, of floats or integers."""
+    """Whether it is a plain dense tensor of floats or integers on the CPU."""
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 

@@ -1,12 +1,11 @@
 """The losses, each a function of one batch (CGD sections 3.1 and 3.2). Knows no model and no optimizer.
 
-A ranking loss takes unit descriptors, float [N, D], and the class of each, int64 [N], and gives one number. It raises
-InputError if the batch holds nothing to rank.
+A ranking loss takes unit descriptors, float [N, D], and the class of each, int64 [N], and returns a scalar. It raises
+InputError if no picture of the batch has both a picture of its class and a picture of another class.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cgd_deploy.errors import InputError
+from cgd_deploy.errors import InputError, closest_known
 
 RankingLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -23,8 +22,8 @@ RankingLoss = Callable[[Tensor, Tensor], Tensor]
 def batch_hard_triplet(descriptors: Tensor, targets: Tensor, margin: float = 0.1) -> Tensor:
     """Mean over anchors a of max(0, margin + max_p |a - p| - min_n |a - n|)  (CGD section 3.1).
 
-    |.| is the Euclidean distance, p runs over the other pictures of the anchor's class, n over the other classes; an
-    anchor that lacks either does not count (Hermans et al. 2017, batch-hard mining).
+    |.| is the Euclidean distance, p runs over the other pictures of the anchor's class, n over the pictures of other
+    classes. Anchors without a p or an n are left out (Hermans et al. 2017, batch-hard mining).
     """
     return functional.relu(margin + _hardest_gap(descriptors, targets)).mean()
 
@@ -37,7 +36,7 @@ def soft_margin_triplet(descriptors: Tensor, targets: Tensor) -> Tensor:
 def contrastive(descriptors: Tensor, targets: Tensor, margin: float = 0.5) -> Tensor:
     """Mean over pairs of one class of |a - p|^2, plus mean over the other pairs of max(0, margin - |a - n|)^2.
 
-    Hadsell et al. 2006, equation 4, each sum by the number of its terms that are not 0.
+    Hadsell et al. 2006, equation 4; each mean counts only the terms that are not 0.
     """
     distances = _distances(descriptors)
     positive, negative = _pairs(targets)
@@ -79,18 +78,17 @@ RANKING_LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def ranking_loss(name: str, margin: float | None = None) -> RankingLoss:
-    """The ranking loss of that name; ``margin`` None is its own.
+    """The ranking loss of that name; with ``margin`` None, its default margin.
 
     Raises InputError for an unknown name, or a margin for a loss that has none.
     """
     if name not in RANKING_LOSSES:
-        close = difflib.get_close_matches(name, RANKING_LOSSES, n=2, cutoff=0.4) or list(RANKING_LOSSES)
-        raise InputError(f"loss={name!r} is unknown; the closest known ones are {', '.join(close)}.")
+        raise InputError(f"loss={name!r} is unknown; {closest_known(name, RANKING_LOSSES)}.")
     loss = RANKING_LOSSES[name]
     if margin is None:
         return loss
     if "margin" not in inspect.signature(loss).parameters:
-        raise InputError(f"margin={margin!r} cannot be used, the loss {name!r} has none; leave margin out.")
+        raise InputError(f"margin={margin!r} cannot be used because the loss {name!r} has no margin; leave margin out.")
     return partial(loss, margin=margin)
 
 
@@ -104,7 +102,7 @@ def auxiliary_classification(logits: Tensor, targets: Tensor, temperature: float
 
 
 def _hardest_gap(descriptors: Tensor, targets: Tensor) -> Tensor:
-    """max_p |a - p| - min_n |a - n| of every anchor that has both."""
+    """max_p |a - p| - min_n |a - n| of every anchor that has a p and an n."""
     distances = _distances(descriptors)
     positive, negative = _pairs(targets)
     counts = positive.any(dim=1) & negative.any(dim=1)
@@ -114,7 +112,7 @@ def _hardest_gap(descriptors: Tensor, targets: Tensor) -> Tensor:
 
 
 def _distances(descriptors: Tensor) -> Tensor:
-    """[N, D] -> [N, N]. By differences, not dot products: their gradient is a unit vector at any distance, 0 at 0."""
+    """[N, D] -> [N, N]. Differences, not dot products, so the gradient is a unit vector at any distance, and 0 at 0."""
     return torch.cdist(descriptors, descriptors, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -124,7 +122,7 @@ def _pairs(targets: Tensor) -> tuple[Tensor, Tensor]:
     positive = same & ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
     if not (positive.any(dim=1) & ~same.all(dim=1)).any():
         raise InputError(
-            "no picture of the batch has both another of its class and one of another class; "
+            "no picture of the batch has both another picture of its class and a picture of another class; "
             "the ranking loss needs at least 2 classes with 2 pictures each."
         )
     return positive, ~same

@@ -1,6 +1,6 @@
 """The CGD model: one backbone, several global descriptors, one unit vector (CGD section 3).
 
-Knows nothing of pictures, losses or ONNX files; its pooling leaves torch as one ``cgd::GeM`` node.
+Knows no pictures, losses or ONNX files; each pooling is exported as one ``cgd::GeM`` node.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class GeM(nn.Module):
         return x.clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1 / self.p)
 
     def freeze(self) -> None:
-        """Make a learned p a plain number for good; ONNX export can only write a number."""
+        """Replace a learned p by its number; the ONNX node has a number as attribute."""
         if isinstance(self.p, nn.Parameter):
             p = self.p.item()
             del self.p
@@ -58,8 +58,8 @@ class GeM(nn.Module):
 class CGD(nn.Module):
     """Combination of multiple global descriptors.
 
-    spec     what to build
-    classes  width of the auxiliary classifier on the first descriptor (0: none, as in deployment)
+    spec     the model as data: backbone, descriptors and dim
+    classes  width of the auxiliary classifier on the first descriptor; 0: no classifier, as in deployment
     learn_p  train the exponent of the G branch
 
     Raises SpecError for an unknown backbone or stage.
@@ -87,20 +87,20 @@ class CGD(nn.Module):
         return [pool(features) for pool in self.pools]
 
     def described(self, pooled: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The rest of ``forward``, from n pooled [N, C]."""
+        """n pooled vectors [N, C] -> the results of ``forward``."""
         parts = [unit(head(v)) for head, v in zip(self.heads, pooled, strict=True)]  # n x (N, dim / n)
         descriptors = unit(torch.cat(parts, dim=1))  # (N, dim)
         return descriptors, self.auxiliary(pooled[0]) if self.auxiliary is not None else None
 
     def freeze_p(self) -> None:
-        """Make learned exponents plain numbers for good, as export needs them."""
+        """Replace learned exponents by their numbers, as export needs them."""
         for pool in self.pools:
             assert isinstance(pool, GeM)
             pool.freeze()
 
 
 class DeployModel(nn.Module):
-    """What is exported: pixels in, descriptors out. The auxiliary head is not part of it."""
+    """The exported model: pixels in, descriptors out, without the auxiliary head."""
 
     mean: Tensor
     scale: Tensor
@@ -117,5 +117,5 @@ class DeployModel(nn.Module):
         return self.model(self.normalized(images))[0]
 
     def normalized(self, images: Tensor) -> Tensor:
-        """uint8 RGB pixels [N, H, W, 3] -> what the backbone takes, float32 [N, 3, H, W]."""
-        return (images.float().permute(0, 3, 1, 2) - self.mean) * self.scale  # TensorRT transposes no uint8
+        """uint8 RGB pixels [N, H, W, 3] -> the backbone's input, float32 [N, 3, H, W]."""
+        return (images.float().permute(0, 3, 1, 2) - self.mean) * self.scale  # TensorRT cannot transpose uint8

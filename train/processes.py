@@ -1,4 +1,4 @@
-"""What processes share: a machine's threads, and in a ``torchrun`` job the parts of a batch. Knows no model."""
+"""Processes that ``torchrun`` started share a batch; torch shares the machine's threads. Knows no model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cgd_deploy.hardware.cpu import available_threads
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and how many there are; one that is alone talks to nobody."""
+    """The rank of this process and the count of processes; a single process communicates with none."""
 
     rank: int = 0
     count: int = 1
@@ -27,21 +27,21 @@ class Processes:
         return self.rank == 0
 
     def part(self, length: int) -> slice:
-        """Ours of ``length`` things, which every process has as many of; raises InputError if that cannot be."""
+        """The part of ``length`` things for this process; raises InputError if the parts would differ in length."""
         if length % self.count:
             raise InputError(
                 f"a batch of {length} pictures cannot be shared among {self.count} processes; "
-                "choose classes and pictures a batch so that it can."
+                "choose classes and pictures per batch whose product the processes divide."
             )
         share = length // self.count
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def gather(self, part: Tensor) -> Tensor:
-        """[n, ...] of every process -> [count * n, ...] in each, differentiable; see ``average_gradients``."""
+        """[n, ...] of every process -> [count * n, ...] in every process, differentiable; see ``average_gradients``."""
         return part if self.count == 1 else _Gather.apply(part, self)
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Make gradients those of the whole batch, if each process computed the whole loss on what ``gather`` gave."""
+        """Average gradients over processes: the gradients of the whole batch if the loss was computed on ``gather``."""
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -50,7 +50,7 @@ class Processes:
         torch._foreach_div_(gradients, self.count)
 
     def collect(self, thing: Any) -> list[Any]:
-        """What every process passed, by rank."""
+        """The ``thing`` of every process, by rank."""
         if self.count == 1:
             return [thing]
         things = [None] * self.count
@@ -68,20 +68,20 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # Every process has the same gradient of the whole; times count, because averaging divides by it.
+        # Every process has the same gradient of the whole batch. Multiply, because averaging divides by count.
         start = ctx.processes.rank * ctx.length
         return gradients[0][start : start + ctx.length] * ctx.processes.count, None
 
 
 def share_threads(threads: int | None = None) -> None:
-    """Let torch use ``threads``; if None, as many as it chose, but no more than a CPU quota grants: it sees none."""
+    """Let torch use ``threads``; None: torch's own choice, but at most the CPU quota, which torch does not see."""
     if threads or available_threads() < torch.get_num_threads():
         torch.set_num_threads(threads or available_threads())
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """The processes that ``torchrun`` started, or this one alone; NCCL between GPUs, gloo between CPUs."""
+    """The processes that ``torchrun`` started, or this process alone; they use NCCL on GPUs and gloo on CPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return

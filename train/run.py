@@ -1,9 +1,14 @@
-"""A run folder (best.pt, last.pt, metrics.jsonl): started, saved after every epoch, resumed. Knows no training step.
+"""A run folder with best.pt, last.pt and metrics.jsonl: start it, save it after every epoch, resume it.
 
-The trainer state in last.pt is {"settings": what decided the numbers so far, "sizes": bytes of each picture file,
-"left_out": names of the pictures that could not be decoded, "metrics": the lines of metrics.jsonl, "stepper": that of
-the optimizer}. The batches and crops follow from the seed and
-the epoch, so no generator is stored.
+Knows no training step. The trainer state in last.pt is a dict:
+
+    settings   every setting that changes the numbers
+    sizes      bytes of each picture file
+    left_out   names of pictures that could not be decoded
+    metrics    the lines of metrics.jsonl
+    stepper    state of the optimizer
+
+It holds no random generator, because batches and crops follow from the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from cgd_deploy.errors import InputError
 from cgd_deploy.files import sha256_file, write_text
 from cgd_deploy.pictures.images import ImageList
 
-from .checkpoint import CALIBRATION_PICTURES, Checkpoint, load_checkpoint, save_checkpoint, space_id
+from .checkpoint import RECORDED_FOR_CALIBRATION, Checkpoint, load_checkpoint, save_checkpoint, space_id
 from .config import TrainConfig
 from .foreign import read_backbone
 from .model import CGD
@@ -34,12 +39,13 @@ LeftOutNames = dict[str, list[str]]
 def good_pictures(
     training: ImageList, testing: Evaluation, resumed: Checkpoint | None, strict: bool, processes: Processes
 ) -> tuple[ImageList, Evaluation, LeftOutNames]:
-    """Training and test pictures without those that cannot be decoded, and the names of these; tells of each.
+    """Leave out and report pictures that cannot be decoded; returns the other pictures and the names left out.
 
-    resumed   the run that goes on: it leaves out what it left out from the start, even if the files are sound or gone
-              by now, so that every epoch sees the same pictures
+    resumed   checkpoint of the resumed run, or None; a resumed run leaves out the same pictures as before, even if
+              their files are repaired or deleted by now, so that every epoch sees the same pictures
 
-    Raises InputError for the first bad picture if ``strict``, and for one that was good when the resumed run began.
+    Raises InputError for the first bad picture if ``strict``, and for a picture that was good when the resumed run
+    began.
     """
     before: LeftOutNames = resumed.trainer.get("left_out", {}) if resumed else {}
     kept: dict[str, list[int]] = {}
@@ -51,7 +57,7 @@ def good_pictures(
         good, bad = sort_out(checked, _bad_pictures(checked, processes), strict)
         if bad and resumed:
             raise InputError(
-                f"{bad[0].path} could be read when this run began, and now it cannot; put the former file back, or "
+                f"{bad[0].path} could be read when this run began, and now it cannot; restore the file, or "
                 "choose another -o folder."
             )
         if processes.first:
@@ -62,7 +68,7 @@ def good_pictures(
 
 
 def _bad_pictures(images: ImageList, processes: Processes) -> dict[int, InputError]:
-    """``bad_pictures`` of the whole list, of which every process decodes a part."""
+    """``bad_pictures`` of the whole list; every process decodes a part."""
     ours = range(processes.rank, len(images), processes.count)
     with counting("Checking pictures", len(ours) if processes.first else 0) as advance:
         bad = bad_pictures(images.subset(ours), lambda _: advance(1))
@@ -71,11 +77,11 @@ def _bad_pictures(images: ImageList, processes: Processes) -> dict[int, InputErr
 
 
 DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
-"""What a run of a release without such a setting was trained with."""
+"""The value of a setting in runs of older releases, which did not have the setting."""
 
 
 def run_settings(config: TrainConfig, training: ImageList, testing: Evaluation) -> dict[str, object]:
-    """All that decides a run's numbers, compared when resuming; files by their content, so that they may move."""
+    """Every setting that changes the numbers of a run. Files count by content, so they may move."""
     settings = asdict(config)
     for free in ("out", "device", "threads", "resume", "accumulate", "patience", "boxes", "strict"):
         del settings[free]
@@ -88,12 +94,14 @@ def run_settings(config: TrainConfig, training: ImageList, testing: Evaluation) 
 def last_epoch(config: TrainConfig) -> Checkpoint | None:
     """The last.pt in ``config.out`` if ``config`` resumes, None for a new run.
 
-    Raises InputError for a new run in the folder of another, and if there is no last.pt to resume from.
+    Raises InputError for a new run in the folder of another run, and without a last.pt to resume from.
     """
     path = config.out / "last.pt"
     if not config.resume:
         if path.exists():
-            raise InputError(f"{config.out} already holds last.pt; add --resume to go on, or choose another -o folder.")
+            raise InputError(
+                f"{config.out} already holds last.pt; add --resume to continue that run, or choose another -o folder."
+            )
         return None
     if not path.is_file():
         raise InputError(f"there is no {path} to resume from; leave --resume out to start a new run.")
@@ -111,13 +119,12 @@ def start_run(
     classes: int,
     left_out: LeftOutNames,
 ) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The untrained model with an empty trainer state, and notes on the weights that it starts from.
+    """The untrained model with an empty trainer state, and notes on its pretrained weights.
 
-    Raises InputError if ``config.out`` holds another model, and what ``read_backbone`` does.
-
-    A run that was killed while saving its first epoch leaves best.pt alone; the same untrained model may replace it.
+    Raises InputError if ``config.out`` holds another model, and the errors of ``read_backbone``. A run that was killed
+    while saving its first epoch leaves best.pt without last.pt; the same untrained model may replace it.
     """
-    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's generator as it is
         torch.manual_seed(config.seed)
         model = CGD(config.spec, classes=classes if config.auxiliary else 0, learn_p=config.learn_p)
     notes: tuple[str, ...] = ()
@@ -137,17 +144,17 @@ def start_run(
         "metrics": [],
         "stepper": {},
     }
-    return Checkpoint(model, training.sample(CALIBRATION_PICTURES), testing, trainer=state), notes
+    return Checkpoint(model, training.sample(RECORDED_FOR_CALIBRATION), testing, trainer=state), notes
 
 
 def check_unchanged(
     path: Path, checkpoint: Checkpoint, settings: dict[str, object], training: ImageList, testing: Evaluation
 ) -> tuple[str, ...]:
-    """Compare what is resumed, the ``checkpoint`` in ``path``, with what is given now.
+    """Compare the resumed ``checkpoint`` in ``path`` with the settings and pictures of this call.
 
-    Returns a note if nobody can tell whether pictures changed since.
-    Raises InputError that names a setting which is not as it was, or counts the pictures whose files have other sizes.
-    Times of files are not compared: a data set that was copied to another machine has others.
+    Returns a note if the checkpoint holds no sizes of pictures to compare. Times of files are not compared, because a
+    copied data set has new ones.
+    Raises InputError that names a changed setting, or counts the pictures whose files have other sizes.
     """
     before = checkpoint.trainer["settings"]
     for field, value in settings.items():
@@ -161,7 +168,7 @@ def check_unchanged(
         _check_sizes(path, checkpoint.trainer["sizes"], sizes, [*training.paths, *testing.images.paths])
         return ()
     checkpoint.trainer["sizes"] = sizes
-    note = f"{path} was written by a release that stored no sizes of pictures: changes before now are not noticed"
+    note = f"{path} holds no sizes of pictures, so pictures that changed before now are not noticed"
     return (note,)
 
 
@@ -169,7 +176,7 @@ def _check_sizes(path: Path, before: list[int], now: list[int], pictures: list[P
     if changed := [picture for picture, old, new in zip(pictures, before, now, strict=True) if old != new]:
         raise InputError(
             f"{len(changed)} of {len(pictures)} pictures have other sizes than when the run of {path} began, "
-            f"{changed[0]} for one; put the former pictures back, or choose another -o folder."
+            f"{changed[0]} for one; restore the pictures, or choose another -o folder."
         )
 
 
@@ -178,9 +185,9 @@ def _sizes(training: ImageList, testing: Evaluation) -> list[int]:
 
 
 def save_epoch(checkpoint: Checkpoint, out: Path) -> None:
-    """Write best.pt if the last epoch is (as good as) the best, metrics.jsonl, and last.pt.
+    """Write best.pt if the last epoch is at least as good as the best, then metrics.jsonl, then last.pt.
 
-    last.pt comes last: killed before it, a resumed run trains the epoch again and writes the others once more.
+    last.pt comes last: if the process is killed before, a resumed run repeats the epoch and writes all files again.
     """
     metrics = checkpoint.trainer["metrics"]
     if metrics[-1]["recall"]["1"] >= max(line["recall"]["1"] for line in metrics):

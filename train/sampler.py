@@ -1,4 +1,4 @@
-"""Which pictures make up each batch of an epoch: P classes with K pictures each. Knows labels, not pictures."""
+"""Choose the pictures of each batch of an epoch: P classes with K pictures each. Knows labels, not pictures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def epoch_batches(
 ) -> list[list[int]]:
     """The batches of one epoch as indices into ``classes``; the same for the same (seed, epoch).
 
-    Every batch holds ``classes_per_batch`` different classes with ``pictures_per_class`` pictures each, next to each
-    other; a picture comes twice in a batch only if its class has too few. Over the epoch no class is drawn two times
-    more often than another, and within a class no picture is. An epoch is about one pass over the data, at least one
-    batch.
+    Every batch holds ``classes_per_batch`` different classes with ``pictures_per_class`` pictures each, side by side.
+    A picture is twice in a batch only if its class has too few pictures. Classes are drawn equally often over the
+    epoch, up to one draw, and so are the pictures of a class. An epoch is about one pass over the data, and at least
+    one batch.
 
     Raises InputError if there are fewer classes than a batch needs.
     """
@@ -40,7 +40,7 @@ def epoch_batches(
 
 
 class _Deck:
-    """Cards drawn in random order; a new shuffle of all of them begins when none are left."""
+    """Draws cards in random order; shuffles all cards again when none are left."""
 
     def __init__(self, cards: list, random: np.random.Generator) -> None:
         self.cards = cards
@@ -48,7 +48,7 @@ class _Deck:
         self.left: list = []
 
     def draw(self, count: int) -> list:
-        """``count`` cards, different ones where there are that many."""
+        """``count`` cards, all different if the deck has so many."""
         hand, self.left = self.left[:count], self.left[count:]
         while len(hand) < count:
             shuffled = [self.cards[i] for i in self.random.permutation(len(self.cards))]

@@ -1,4 +1,4 @@
-"""One step of the optimizer on one batch, however many parts, processes and number formats it takes."""
+"""One step of the optimizer on one batch, in parts, on several processes, and in bf16 or fp16 if asked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step minimised: total = ranking_weight * ranking + auxiliary_weight * auxiliary."""
+    """The losses of a step: total = ranking_weight * ranking + auxiliary_weight * auxiliary."""
 
     total: float
     ranking: float
@@ -30,10 +30,10 @@ class Losses:
 class Stepper:
     """Trains ``model`` in place, batch by batch.
 
-    The losses see the descriptors of the whole batch: those of other processes are gathered, and where the batch goes
-    through the backbone in parts, it does so first without gradients and then, part by part, with the gradient that
-    the losses gave each pooled vector (Gao et al. 2021, section 3.2). A BatchNorm that is not frozen still sees a part
-    at a time. While ``trains_backbone`` is off, only the layers behind the backbone train.
+    The losses see the descriptors of the whole batch, gathered from all processes. With ``config.accumulate``, the
+    batch passes through the backbone in parts, twice: first without gradients, then part by part with the gradient of
+    each pooled vector (Gao et al. 2021, section 3.2). A BatchNorm that is not frozen sees one part at a time. With
+    ``trains_backbone`` false, only the layers behind the backbone train.
     """
 
     def __init__(self, model: CGD, config: TrainConfig, processes: Processes) -> None:
@@ -68,9 +68,9 @@ class Stepper:
 
         pixels    uint8 [n, H, W, 3], this process's part of the batch
         targets   int64 [N], the classes of the whole batch
-        seed      of the layers that drop something at random
+        seed      of dropout and other random layers
 
-        Nothing is changed if the loss is not finite.
+        Leaves the model unchanged if the loss is not finite.
         """
         parts = np.array_split(pixels, min(self.config.accumulate, len(pixels)))
         if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""Training: from a list of labelled pictures to best.pt, last.pt and metrics.jsonl."""
+"""Train on labelled pictures; write best.pt, last.pt and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
 from cgd_deploy.runtime.descriptors import Descriptors
 
+from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
 from .model import CGD, DeployModel
@@ -38,13 +40,22 @@ EVALUATION_BATCH = 64
 def train(config: TrainConfig, train_images: ImageList | None = None, test_images: ImageList | None = None) -> Path:
     """Train a CGD model, measure it on the test pictures after every epoch, and return the path of best.pt.
 
-    Without lists, ``config.data`` is read: its own split, or else the first half of its classes trains and the second
-    half tests. Into ``config.out`` go, each written whole or not at all: best.pt (best recall@1, the later of equals),
-    last.pt (also what resuming needs) and metrics.jsonl (epoch 0 is the untrained model; its losses are null).
-    A resumed run sees the same batches and pictures as one that was never interrupted. Under ``torchrun`` every process
-    takes a part of each batch and of the test pictures.
+    train_images, test_images   lists with classes; None: read ``config.data``, by its own split, or else with the first
+                                half of its classes for training and the second half for testing
 
+    Writes three files into ``config.out``, each atomically:
+
+    best.pt         the model with the best recall@1, the later of equals
+    last.pt         the latest model, and the state from which ``config.resume`` continues
+    metrics.jsonl   a line per epoch; epoch 0 is the untrained model, and its losses are null
+
+    A resumed run sees the same batches and pictures as a run that was never interrupted. Under ``torchrun``, every
+    process computes a part of each batch and of the test pictures.
     Raises InputError if the pictures or the run folder cannot be used, CgdError if the loss is no longer finite.
+
+    Example:
+
+        best = train(TrainConfig(data="pictures", out=Path("run"), weights=Path("resnet50.pth")))
     """
     device = _device(config.device)
     with joined(device) as processes, torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -61,71 +72,121 @@ def _train(
     device: torch.device,
     processes: Processes,
 ) -> Path:
-    progress = _progress(quiet=not processes.first)
-    ours = processes.part(config.batch)
+    processes.part(config.batch)  # refuse a batch that cannot be shared before pictures are read
     resumed = last_epoch(config)
     training, testing, left_out = good_pictures(training, testing, resumed, config.strict, processes)
     _check_lists(training, testing)
-    labels = {label: number for number, label in enumerate(sorted(set(training.classes or ())))}
-    targets = torch.tensor([labels[label] for label in training.classes or ()])
-    _batches(config, training, epoch=1)  # too few classes are refused before anything is written
+    _batches(config, training, epoch=1)  # refuse too few classes before anything is written
     share_threads(config.threads)
-    workers = min(config.threads or available_threads(), 8)
-
-    settings = run_settings(config, training, testing)
     if note := left_out_queries(testing.asked):
         notes += (note,)
+    settings = run_settings(config, training, testing)
     if resumed:
         checkpoint, more = resumed, check_unchanged(config.out / "last.pt", resumed, settings, training, testing)
     else:
-        checkpoint, more = start_run(config, settings, training, testing, len(labels), left_out)
-    notes += more
-    model = checkpoint.model.to(device).to(memory_format=torch.channels_last)
-    for stage in _frozen_stages(model, config.train_from):
-        stage.requires_grad_(False)
-    stepper = Stepper(model, config, processes)
-    if checkpoint.trainer["stepper"]:
-        stepper.load_state_dict(checkpoint.trainer["stepper"])
-
-    pictures = TrainingPictures(training, config.spec)
-    shared = testing.images.subset(range(processes.rank, len(testing.images), processes.count))
-    evaluated = EvaluationPictures(shared, config.spec, EVALUATION_BATCH, workers)
-    metrics = checkpoint.trainer["metrics"]
-    with progress:
-        for note in notes:
-            progress.console.print(note, highlight=False, soft_wrap=True)
+        classes = len(set(training.classes or ()))
+        checkpoint, more = start_run(config, settings, training, testing, classes, left_out)
+    run = _Training.of(config, checkpoint, training, testing, device, processes)
+    metrics, console = checkpoint.trainer["metrics"], run.progress.console
+    with run.progress:
+        for note in notes + more:
+            console.print(note, highlight=False, soft_wrap=True)
         for epoch in range(len(metrics), config.epochs + 1):
             if _has_converged(metrics, config.patience):
-                progress.console.print(f"no better recall@1 for {config.patience} epochs: stopped", highlight=False)
+                console.print(f"no better recall@1 for {config.patience} epochs: stopped", highlight=False)
                 break
-            started, cpu_started = time.perf_counter(), time.process_time()
-            line: dict[str, Any] = {"epoch": epoch, "loss": None, "ranking": None, "auxiliary": None}
-            if epoch > 0:
-                stepper.set_learning_rate(_learning_rate(config, epoch))
-                indices = _batches(config, training, epoch)
-                made = training_batches(pictures, indices, seed=config.seed, epoch=epoch, workers=workers, places=ours)
-                _train_mode(model, config)
-                stepper.trains_backbone = epoch > config.warm_up or config.weights is None
-                line.update(_train_epoch(stepper, made, [targets[batch] for batch in indices], epoch, progress))
-            trained, cpu = time.perf_counter() - started, time.process_time() - cpu_started
-            measured = _measure(stepper.deploy, evaluated, testing, processes, progress)
-            seconds = {
-                "seconds": round(time.perf_counter() - started, 3),
-                "training_seconds": round(trained, 3),
-                "training_cpu_seconds": round(cpu, 3),
-            }
-            metrics.append({**line, **seconds, **measured})
-            checkpoint.trainer["stepper"] = stepper.state_dict()
+            metrics.append(run.epoch(epoch))
+            checkpoint.trainer["stepper"] = run.stepper.state_dict()
             if processes.first:
                 save_epoch(checkpoint, config.out)
-            progress.console.print(_told(metrics[-1], config.epochs), highlight=False)
+            console.print(_told(metrics[-1], config.epochs), highlight=False)
     return config.out / "best.pt"
 
 
-def embed_images(model: CGD, images: ImageList, batch_size: int = 64, workers: int | None = None) -> Descriptors:
-    """Unit descriptors float32 [N, dim] of every picture in list order, through the deployed path.
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """The objects that every epoch uses.
 
-    Leaves the model in eval mode, where it is. Raises InputError if a picture cannot be decoded.
+    targets     class number of each training picture, int64 [N]
+    evaluated   the test pictures of this process
+    workers     threads that decode
+    """
+
+    stepper: Stepper
+    training: ImageList
+    pictures: TrainingPictures
+    targets: Tensor
+    testing: Evaluation
+    evaluated: EvaluationPictures
+    workers: int
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        checkpoint: Checkpoint,
+        training: ImageList,
+        testing: Evaluation,
+        device: torch.device,
+        processes: Processes,
+    ) -> _Training:
+        model = checkpoint.model.to(device).to(memory_format=torch.channels_last)
+        for stage in _frozen_stages(model, config.train_from):
+            stage.requires_grad_(False)
+        stepper = Stepper(model, config, processes)
+        if checkpoint.trainer["stepper"]:
+            stepper.load_state_dict(checkpoint.trainer["stepper"])
+        workers = min(config.threads or available_threads(), 8)
+        labels = {label: number for number, label in enumerate(sorted(set(training.classes or ())))}
+        shared = testing.images.subset(range(processes.rank, len(testing.images), processes.count))
+        return cls(
+            stepper=stepper,
+            training=training,
+            pictures=TrainingPictures(training, config.spec),
+            targets=torch.tensor([labels[label] for label in training.classes or ()]),
+            testing=testing,
+            evaluated=EvaluationPictures(shared, config.spec, EVALUATION_BATCH, workers),
+            workers=workers,
+            progress=_progress(quiet=not processes.first),
+        )
+
+    def epoch(self, number: int) -> dict[str, Any]:
+        """Train one epoch, or none for number 0, and measure; returns the line of metrics.jsonl."""
+        started, cpu_started = time.perf_counter(), time.process_time()
+        line: dict[str, Any] = {"epoch": number, "loss": None, "ranking": None, "auxiliary": None}
+        if number > 0:
+            line.update(self._train(number))
+        trained, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+        measured = _measure(self.stepper.deploy, self.evaluated, self.testing, self.stepper.processes, self.progress)
+        seconds = {
+            "seconds": round(time.perf_counter() - started, 3),
+            "training_seconds": round(trained, 3),
+            "training_cpu_seconds": round(cpu, 3),
+        }
+        return {**line, **seconds, **measured}
+
+    def _train(self, number: int) -> dict[str, float | None]:
+        stepper, config = self.stepper, self.stepper.config
+        stepper.set_learning_rate(_learning_rate(config, number))
+        indices = _batches(config, self.training, number)
+        made = training_batches(
+            self.pictures,
+            indices,
+            seed=config.seed,
+            epoch=number,
+            workers=self.workers,
+            places=stepper.processes.part(config.batch),
+        )
+        _train_mode(stepper.model, config)
+        stepper.trains_backbone = number > config.warm_up or config.weights is None
+        return _train_epoch(stepper, made, [self.targets[batch] for batch in indices], number, self.progress)
+
+
+def embed_images(model: CGD, images: ImageList, batch_size: int = 64, workers: int | None = None) -> Descriptors:
+    """Unit descriptors float32 [N, dim] of every picture in list order, computed as the exported model does.
+
+    Leaves the model in eval mode, on its device. Raises InputError if a picture cannot be decoded.
     """
     deploy = DeployModel(model).to(next(model.parameters()).device)
     return _embed(deploy, (pixels for _, pixels in batches(images, model.spec, batch_size, workers)))
@@ -141,7 +202,7 @@ def _embed(deploy: DeployModel, made: Iterable[Pixels]) -> Descriptors:
 def _measure(
     deploy: DeployModel, evaluated: EvaluationPictures, testing: Evaluation, processes: Processes, progress: Progress
 ) -> dict[str, Any]:
-    """What the first process measures on everybody's descriptors, in every process."""
+    """Recall and mAP@R; the first process measures the descriptors of all processes and sends all the result."""
     task = progress.add_task("recall", total=len(evaluated), note="")
     parts = processes.collect(_embed(deploy, progress.track(evaluated, task_id=task)))
     progress.remove_task(task)
@@ -201,24 +262,24 @@ def _batches(config: TrainConfig, training: ImageList, epoch: int) -> list[list[
 
 
 def _learning_rate(config: TrainConfig, epoch: int) -> float:
-    """lr, a tenth of it after 60 % of the epochs, a hundredth after 80 %; ``epoch`` counts from 1."""
+    """lr, lr / 10 after 60 % of the epochs, lr / 100 after 80 %; ``epoch`` counts from 1."""
     done = epoch - 1
     return config.lr * 0.1 ** ((10 * done >= 6 * config.epochs) + (10 * done >= 8 * config.epochs))
 
 
 def _frozen_stages(model: CGD, train_from: str | None) -> list[nn.Module]:
-    """The backbone's modules before stage ``train_from``; autograd then starts at it."""
+    """The backbone's modules before stage ``train_from``."""
     if train_from is None:
         return []
     stages = model.backbone.stages
     if train_from not in stages:
-        raise InputError(f"train_from={train_from!r} is no stage of the backbone; expected one of {', '.join(stages)}.")
+        raise InputError(f"train_from={train_from!r} is not a stage; expected one of {', '.join(stages)}.")
     names = list(stages)
     return [module for name in names[: names.index(train_from)] for module in stages[name]]
 
 
 def _train_mode(model: CGD, config: TrainConfig) -> None:
-    """Training mode, but for frozen stages (nothing is dropped there either) and a frozen backbone's BatchNorm."""
+    """Set training mode, except in frozen stages, and in the backbone's BatchNorm if it is frozen."""
     model.train()
     for stage in _frozen_stages(model, config.train_from):
         stage.eval()
@@ -229,7 +290,7 @@ def _train_mode(model: CGD, config: TrainConfig) -> None:
 
 
 def _device(name: str | None) -> torch.device:
-    """``name``, or the GPU if there is one: the one of this process, where ``torchrun`` started several."""
+    """``name``, or the GPU if there is one; under ``torchrun``, the GPU of this process."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -250,7 +311,7 @@ def _progress(quiet: bool) -> Progress:
 def _lists(
     config: TrainConfig, training: ImageList | None, testing: ImageList | None
 ) -> tuple[ImageList, Evaluation, tuple[str, ...]]:
-    """What trains, what tests, and what was chosen for the user."""
+    """The training pictures, the test pictures, and notes on choices made for the user."""
     if (training is None) != (testing is None):
         raise InputError("train needs both a training and a test list, or neither; pass the other one too.")
     notes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Weights in files of any trainer, as tables of names and tensors. Runs no code of a file, and knows no network."""
+"""Read weights from files of any trainer, as tables of names and tensors. Runs no code in a file; knows no network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cgd_deploy.errors import CheckpointError, MissingDependency, in_one_line, install_line
+from cgd_deploy.pictures.folders import some
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Segments that DataParallel, torch.compile, FSDP and activation checkpointing put anywhere into a name."""
 LARGEST_HEADER = 100_000_000
-"""Bytes of the JSON at the start of a .safetensors file, as safetensors limits them."""
+"""The limit of safetensors on the JSON at the start of a file, in bytes."""
 STARTS = {
     b"version https://git-lfs": "is a Git LFS pointer and not the file itself; run `git lfs pull`",
     b"<!doctype html": "is a web page and not the file itself; download the file again",
@@ -48,9 +49,9 @@ class Table:
 
 
 class StandIn:
-    """Takes the place of an object whose class torch does not trust: keeps its attributes, runs nothing of its class.
+    """Replaces an object whose class torch does not trust: keeps its attributes and runs no code of its class.
 
-    So a state_dict can be read that lies beside an argparse.Namespace or a NumPy scalar, and a whole module.
+    This reads whole modules, and state_dicts beside an argparse.Namespace or a NumPy scalar.
     """
 
     state: object = None
@@ -72,9 +73,9 @@ def load_tensors(path: str | Path) -> dict:
 
 
 def load_weights(path: str | Path) -> tuple[dict[Any, Any], list[str]]:
-    """``load_tensors`` that also takes .safetensors, and files that hold other objects too: see ``StandIn``.
+    """Like ``load_tensors``, but also for .safetensors and for files that hold other objects, see ``StandIn``.
 
-    Returns the containers of the file, and the names of the classes that stand-ins replace in them.
+    Returns the content of the file, and the names of the classes that stand-ins replaced.
     Raises CheckpointError, or MissingDependency without the package safetensors.
     """
     path = Path(path)
@@ -89,7 +90,7 @@ def load_weights(path: str | Path) -> tuple[dict[Any, Any], list[str]]:
 
 
 def tables(data: Mapping[Any, Any]) -> list[Table]:
-    """Every state_dict in the containers of a file, the outer ones first."""
+    """Every state_dict in the content of a file, the outer ones first."""
     found: list[Table] = []
     seen: set[int] = set()
     waiting = deque([("", data)])
@@ -108,7 +109,7 @@ def tables(data: Mapping[Any, Any]) -> list[Table]:
 
 
 def _start(path: Path) -> bytes:
-    """The first bytes of a file, which tell its kind."""
+    """The first bytes of a file, which show its kind."""
     if path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}, which is a folder; pass the file of weights in it.")
     if not path.is_file():
@@ -126,7 +127,7 @@ def _load(path: Path, start: bytes, unread: Sequence[str] = ()) -> object:
     ]
     try:
         with warnings.catch_warnings(), safe_globals(stand_ins), open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # torch's about what it then raises an error for
+            warnings.simplefilter("ignore")  # torch warns before it raises
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for damaged files
         raise CheckpointError(f"{path} {_refusal(path, start.lstrip(), error)}.") from error
@@ -143,15 +144,15 @@ def _table_of(data: object, path: str | Path) -> dict[Any, Any]:
 
 
 def _untrusted(path: Path) -> list[str]:
-    """Classes and functions, by name, that torch does not load with weights alone."""
+    """Names of the classes and functions in a file that torch refuses to load."""
     try:
         return sorted(get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # torch.load tells what is wrong with the file
+    except Exception:  # torch.load raises the right error later
         return []
 
 
 def _refusal(path: Path, start: bytes, error: Exception) -> str:
-    """What is wrong with a file that torch refuses, and what to do: the rest of a sentence about it."""
+    """The rest of a sentence about a file that torch refuses: what is wrong and what to do."""
     if not start:
         return "is empty; copy or download it again"
     if known := next((told for known, told in STARTS.items() if start.lower().startswith(known)), None):
@@ -163,7 +164,7 @@ def _refusal(path: Path, start: bytes, error: Exception) -> str:
         return f"is not loaded, for safety: it holds objects of {some(names)}; {SAVE_AGAIN}"
     if start.startswith((b"PK", b"\x80")):
         return f"is damaged or was saved in another way ({in_one_line(error)}); copy it again, or {SAVE_AGAIN}"
-    return "is no file of weights; pass one that torch.save or safetensors wrote"
+    return "is not a file of weights; pass one that torch.save or safetensors wrote"
 
 
 def _told_of_zip(path: Path) -> str | None:
@@ -183,7 +184,7 @@ def _told_of_zip(path: Path) -> str | None:
 
 
 def _is_safetensors(start: bytes) -> bool:
-    """Whether a file begins as .safetensors do: 8 bytes that count those of the JSON after them."""
+    """Whether a file starts like .safetensors: 8 bytes with the length of the JSON that follows."""
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LARGEST_HEADER
 
 
@@ -198,18 +199,18 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path} is no whole .safetensors file ({in_one_line(error)}); copy or download it again."
+            f"{path} is not a complete .safetensors file ({in_one_line(error)}); copy or download it again."
         ) from error
 
 
 def _module_state(value: object) -> dict[str, Any] | None:
-    """The attributes of a module that was saved whole; None for anything else."""
+    """The attributes of a pickled module; None for any other object."""
     state = value.state if isinstance(value, StandIn) else None
     return state if isinstance(state, dict) and "_modules" in state else None
 
 
 def _module_tensors(module: object) -> dict[str, Tensor]:
-    """What ``module.state_dict()`` would give, of a module that was saved whole."""
+    """The ``state_dict()`` of a pickled module."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     waiting = deque([("", module)])
@@ -231,18 +232,12 @@ def _items(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without wrappers' segments in their names, where that leaves all names different."""
+    """The tensors without wrappers' segments in their names; a name that would then exist twice stays as it is."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = without_wrappers(name)
         plain[name if short != name and (short in tensors or short in plain) else short] = tensor
     return plain
-
-
-def some(items: Sequence[object]) -> str:
-    """The first few of ``items`` and how many more there are."""
-    more = [f"{len(items) - 3} more"] if len(items) > 3 else []
-    return ", ".join([*map(str, items[:3]), *more])
 
 
 def without_wrappers(name: str) -> str:

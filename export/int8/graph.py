@@ -32,7 +32,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         if unknown := sorted({node.op_type for node in model.graph.node} - set(OPERATORS)):
             raise ExportError(
-                f"torch runs no {', '.join(unknown)} of this model, only the operators of cgd-deploy's own exports; "
+                f"distillation cannot run the operators {', '.join(unknown)} of this model; "
                 "export the checkpoint with cgd-deploy."
             )
         self.initializers = {

@@ -14,7 +14,14 @@ from fake_cuda import FakeContext, FakeDriver, Misuse, Work, described
 
 from cgd_deploy.errors import EngineError
 from cgd_deploy.runtime.backends import tensorrt as module
-from cgd_deploy.runtime.backends.tensorrt import SHARED, TensorRtBackend, TensorRtRtxBackend
+from cgd_deploy.runtime.backends.tensorrt import (
+    KEPT_ERRORS,
+    SHARED,
+    TensorRtBackend,
+    TensorRtRtxBackend,
+    error_log,
+    last_error,
+)
 from cgd_deploy.runtime.cuda.lane import owned
 
 SHAPE = (4, 4, 3)
@@ -270,6 +277,15 @@ def test_a_refused_enqueue(trt: FakeTensorRt) -> None:
 def test_a_refused_plan(trt: FakeTensorRt) -> None:
     with pytest.raises(EngineError, match=r"refuses the plan \(the plan's magic tag does not match\); build"):
         TensorRtBackend(b"something else")
+
+
+def test_the_log_keeps_the_latest_errors(trt: FakeTensorRt) -> None:
+    log = error_log(trt)
+    assert last_error(log) == "it gives no reason"
+    for number in range(KEPT_ERRORS + 5):
+        log.log(trt.ILogger.ERROR, f"error {number}\nand more")
+        log.log(trt.ILogger.WARNING, "something else")
+    assert (len(log.errors), last_error(log)) == (KEPT_ERRORS, f"error {KEPT_ERRORS + 4}")
 
 
 def test_a_plan_of_another_model(trt: FakeTensorRt) -> None:

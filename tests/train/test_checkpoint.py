@@ -97,7 +97,7 @@ def test_files_that_are_no_checkpoint_are_refused(saved, tmp_path):
     refused(tmp_path / "missing.pt", CheckpointError, "there is no checkpoint at .*missing.pt")
     text = tmp_path / "notes.pt"
     text.write_text("not a checkpoint")
-    refused(text, CheckpointError, "is no file of weights; pass")
+    refused(text, CheckpointError, "is not a file of weights; pass")
     cut = tmp_path / "cut.pt"
     cut.write_bytes(saved[1].read_bytes()[:5000])
     refused(cut, CheckpointError, "is damaged or cut short; copy")

@@ -164,7 +164,7 @@ def test_the_wrong_order_imports_and_is_another_space(state, tmp_path):
     path = saved(state, tmp_path)
     right = import_weights(path, SPEC)
     wrong = import_weights(path, replace(SPEC, descriptors="GS"))
-    assert wrong.warnings[0].startswith("descriptors GS taken at your word: the weights fit SM, SG,")
+    assert wrong.warnings[0].startswith("descriptors GS are taken at your word: the weights also fit SM, SG,")
     assert cosines(wrong, described(right.checkpoint.model)).max() < 0.9999
     spaces = set()
     for imported in (right, wrong):
@@ -177,9 +177,9 @@ def test_what_is_only_stated_is_said_with_its_value(shapes, tmp_path):
     spec = replace(SPEC, gem_p=2.5, gem_eps=1e-6, mean=(0.5, 0.5, 0.25), input_size=(64, 96))
     path = saved(shapes, tmp_path)
     order, stride, gem, pixels = import_weights(path, spec).warnings
-    assert "descriptors SG taken" in order and "fit SM, MS, MG, GS, GM as well" in order
-    assert "no_downsample layer3 taken" in stride
-    assert "gem_p 2.5 and gem_eps 1e-06 taken" in gem
+    assert "descriptors SG are taken" in order and "also fit SM, MS, MG, GS, GM," in order
+    assert "no_downsample layer3 is taken" in stride
+    assert "gem_p 2.5 and gem_eps 1e-06 are taken" in gem
     for value in ("64x96, stretched by bilinear", "mean 0.5, 0.5, 0.25", "std 0.229, 0.224, 0.225", "RGB"):
         assert value in pixels
     assert len(import_weights(path, replace(spec, descriptors="SM")).warnings) == 3
@@ -201,7 +201,7 @@ def test_a_learned_exponent_tells_where_gem_is(tmp_path):
     path = saved(model.state_dict(), tmp_path)
     imported = import_weights(path, replace(SPEC, gem_p=2.7))
     assert imported.checkpoint.spec.gem_p == 2.7
-    assert "fit MG as well" in imported.warnings[0]
+    assert "also fit MG," in imported.warnings[0]
     assert not any("gem_p" in warning for warning in imported.warnings)
     refused(path, r"holds pools\.1\.p = 2\.7, not 3; pass --gem-p 2\.7")
     refused(path, "descriptor 2 is G and not S", replace(SPEC, descriptors="GS"))
@@ -216,7 +216,7 @@ def test_a_backbone_is_a_baseline_with_random_heads(tmp_path):
     model = imported.checkpoint.model
     assert imported.layout == "backbone" and model.auxiliary is None
     warning, pixels = imported.warnings
-    assert "random (seed 0)" in warning and "untrained beyond its backbone" in warning and "baseline" in warning
+    assert "random (seed 0)" in warning and "untrained model" in warning and "baseline" in warning
     assert pixels.startswith("input 64x64, stretched by bilinear, mean") and "--resize" in pixels
     assert torch.equal(model.backbone.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
 
@@ -426,7 +426,7 @@ def test_a_whole_cgd_model_comes_out_of_its_wrapper(tmp_path):
     wrapped = Lit(model=nn.DataParallel(model), metric=nn.Linear(2, 2))
     imported = import_weights(saved({"state_dict": wrapped.state_dict()}, tmp_path), SPEC)
     assert imported.layout == "cgd-sequential" and cosines(imported, described(model)).min() > 0.999999
-    assert imported.warnings[-1].startswith("metric.weight, metric.bias, loss.weight, 1 more lie beside the model")
+    assert imported.warnings[-1].startswith("metric.weight, metric.bias and 2 more lie beside the model")
 
 
 def test_a_loss_inside_a_cgd_model_is_no_part_of_it(state, tmp_path):
@@ -438,7 +438,7 @@ def test_a_loss_inside_a_cgd_model_is_no_part_of_it(state, tmp_path):
 def test_what_lies_beside_a_backbone_is_named(name, plain, tmp_path):
     data = {**below("model.", plain), name: torch.ones(3, 4)}
     baseline, _, beside = import_weights(saved({"state_dict": data}, tmp_path), SPEC).warnings
-    assert "baseline only" in baseline and beside.startswith(f"{name} lie beside the model and were left out;")
+    assert "only as a baseline" in baseline and beside.startswith(f"{name} lie beside the model and were left out;")
 
 
 @pytest.mark.parametrize("make", ["plain", "state"])

@@ -181,5 +181,5 @@ def test_equal_descriptors_have_a_finite_gradient(name):
 def test_unknown_losses_and_margins_without_use_are_refused():
     with pytest.raises(InputError, match="loss='batch-hrad' is unknown; the closest known ones are batch-hard"):
         ranking_loss("batch-hrad")
-    with pytest.raises(InputError, match=r"margin=0\.2 cannot be used, the loss 'soft-margin' has none"):
+    with pytest.raises(InputError, match=r"margin=0\.2 cannot be used because the loss 'soft-margin' has no margin"):
         ranking_loss("soft-margin", 0.2)

@@ -256,7 +256,7 @@ def test_a_copied_data_set_is_resumed_with(copied):
 def test_resuming_with_changed_pictures_of_the_same_names_counts_them(copied):
     for name in ("class0/1.png", "class7/5.png"):
         Image.new("RGB", (40, 40)).save(copied.data / name)
-    with pytest.raises(InputError, match=r"2 of 48 pictures have other sizes .*class0/1\.png for one; put the former"):
+    with pytest.raises(InputError, match=r"2 of 48 pictures have other sizes .*class0/1\.png for one; restore the"):
         train(copied)
 
 
@@ -266,12 +266,14 @@ def test_a_run_that_stored_no_sizes_is_resumed_with_a_note(copied, capsys):
     del last.trainer["sizes"]
     save_checkpoint(last, copied.out / "last.pt")
     train(copied)
-    assert "last.pt was written by a release that stored no sizes of pictures" in capsys.readouterr().err
+    assert "last.pt holds no sizes of pictures" in capsys.readouterr().err
 
 
 def test_an_existing_run_is_not_overwritten(folder, straight):
     before = (straight / "last.pt").read_bytes()
-    with pytest.raises(InputError, match=r"already holds last\.pt; add --resume to go on, or choose another -o"):
+    with pytest.raises(
+        InputError, match=r"already holds last\.pt; add --resume to continue that run, or choose another -o"
+    ):
         train(tiny(folder, straight))
     assert (straight / "last.pt").read_bytes() == before
 
@@ -419,7 +421,7 @@ def test_the_callers_random_generator_is_left_alone(folder, tmp_path):
         (
             {"train_from": "layer5"},
             InputError,
-            "train_from='layer5' is no stage of the backbone; expected",
+            "train_from='layer5' is not a stage; expected",
         ),
         ({"weights": Path("missing.pth")}, CheckpointError, "there is no checkpoint at missing.pth"),
         ({"data": None}, InputError, "nothing to train on"),
@@ -505,5 +507,5 @@ def test_a_run_goes_on_without_its_bad_pictures(folder, damaged, tmp_path, monke
 
 def test_a_picture_that_went_bad_since_stops_a_resumed_run(copied):
     (copied.data / "class0/1.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"class0/1\.png could be read when this run began, .*put the former"):
+    with pytest.raises(InputError, match=r"class0/1\.png could be read when this run began, .*restore the"):
         train(copied)

@@ -172,8 +172,8 @@ def test_what_cannot_be_skipped_is_named_with_the_way_out(tmp_path):
         (b"<?xml version='1.0'?><Error>", "is an XML text"),
         (gzip.compress(b"x", mtime=0), "is compressed; unpack it"),
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
-        (b"weights", "is no file of weights"),
-        (b"{}", "is no file of weights"),
+        (b"weights", "is not a file of weights"),
+        (b"{}", "is not a file of weights"),
         (b"PK\x03\x04 and no more", "is damaged or cut short"),
         (pickle.dumps({"a": 1}, protocol=4), "is damaged or was saved in another way"),
         (pickle.dumps({"a": 1}, protocol=2), "is damaged or was saved in another way"),
@@ -228,7 +228,7 @@ WHOLE = save({"a": WEIGHT})
 @pytest.mark.parametrize("content", [WHOLE[:-4], WHOLE[:20], struct.pack("<Q", 12) + b'{"a": [1, 2]}', WHOLE[:9]])
 def test_damaged_safetensors(content, tmp_path):
     path = written(content, tmp_path, "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"is no whole .safetensors file .*; copy or download it again"):
+    with pytest.raises(CheckpointError, match=r"is not a complete .safetensors file .*; copy or download it again"):
         load_weights(path)
 
 

@@ -87,7 +87,7 @@ class TensorRtBackend(Backend):
         self._runtime.engine_host_code_allowed = True  # a version-compatible plan brings its own lean runtime
         self._engine = self._runtime.deserialize_cuda_engine(payload)
         if self._engine is None:
-            raise EngineError(f"TensorRT refuses the plan ({log.last}); build the engine again on this machine.")
+            raise EngineError(f"TensorRT refuses the plan ({last_error(log)}); build the engine again on this machine.")
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
         if names != {IMAGES, DESCRIPTORS}:
             raise EngineError(f"the plan has tensors {sorted(names)}, expected images and descriptors; build it again.")
@@ -237,10 +237,9 @@ def _enqueue(context: Any, stream: int, images: int, descriptors: int) -> bool:
 
 
 def error_log(trt: Any) -> Any:
-    """A logger of TensorRT's module ``trt`` that keeps errors.
+    """A logger of TensorRT's module ``trt``; its ``errors`` holds the latest error messages, the oldest first.
 
-    ``errors`` holds the latest messages, the oldest first; ``last`` is the first line of the last one. A Python
-    IErrorRecorder would do the same, but it crashes at exit (RTX 1.7.1).
+    A Python IErrorRecorder would do the same, but it crashes at exit (RTX 1.7.1).
     """
 
     class Log(trt.ILogger):
@@ -248,12 +247,13 @@ def error_log(trt: Any) -> Any:
             super().__init__()
             self.errors: deque[str] = deque(maxlen=KEPT_ERRORS)
 
-        @property
-        def last(self) -> str:
-            return self.errors[-1].strip().splitlines()[0][:200] if self.errors else "it gives no reason"
-
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
 
     return Log()
+
+
+def last_error(log: Any) -> str:
+    """The first line of the last error in an ``error_log``."""
+    return log.errors[-1].strip().splitlines()[0][:200] if log.errors else "it gives no reason"

@@ -133,7 +133,7 @@ def test_a_gem_that_export_kept() -> None:
 
 
 def test_unknown_operators_are_named() -> None:
-    with pytest.raises(ExportError, match=r"^torch runs no Erf of this model, .*; export .*\.$"):
+    with pytest.raises(ExportError, match=r"^distillation cannot run the operators Erf of this model; export .*\.$"):
         Graph(one_operator("Erf"))
     assert "Erf" not in OPERATORS
 

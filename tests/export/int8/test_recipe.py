@@ -166,6 +166,7 @@ def test_recipes_are_for_int8_and_distillation_takes_methods_alone(model_onnx, c
         assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
         return str(caught.value)
 
-    assert "pass --int8" in refused(Precision.FP32, recipe=Recipe(Calibration.MSE))
+    assert "pass --int8, or no --calibration" in refused(Precision.FP32, recipe=Recipe(Calibration.MSE))
+    assert "pass --int8, or no --distill" in refused(Precision.FP32, distill=calibration)
     recipe = Recipe(Calibration.MSE, bias_corrected=True)
     assert "--calibration mse, or no --distill" in refused(Precision.INT8, recipe=recipe, distill=calibration)
