@@ -1,4 +1,4 @@
-"""Imports run one way, from layer to layer and from module to module, as CONTRIBUTING.md's map says."""
+"""Imports run one way, as CONTRIBUTING.md's map says, and functions stay small."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ LAYERS = (
     "cgd_deploy.demo",
 )
 """A module imports modules of its own layer and of the layers above it in this list."""
+LINES, ARGUMENTS = 70, 8
 DOORS = ("cgd_deploy", "cgd_deploy.__main__")
 """``import cgd_deploy`` and ``python -m cgd_deploy``: they lead to later layers."""
 
@@ -113,3 +114,22 @@ def test_the_map_names_every_module_in_its_folder_and_no_other():
             there = {path.stem for path in package.glob("[!_]*.py")}
             if there and package.name != "templates":
                 assert set(re.findall(r"`([a-z0-9_]+)`", rows[name])) == there, name
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function and method with its module's name."""
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield module, node
+
+
+def test_functions_fit_a_screen_and_take_few_arguments():
+    large = []
+    for module, node in functions():
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        given = [argument for argument in named if argument.arg not in ("self", "cls")]
+        if lines > LINES or len(given) > ARGUMENTS:
+            large.append(f"{module}.{node.name}: {lines} lines, {len(given)} arguments")
+    assert large == []

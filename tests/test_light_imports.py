@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import pydoc
 import subprocess
 import sys
-import time
 from functools import cached_property
 from pathlib import Path
 
@@ -172,15 +170,3 @@ def test_every_error_is_a_cgd_error():
 def test_help_loads_neither_numpy_nor_anything_heavier():
     code = f"{MAIN}\nprint([name for name in {(*HEAVY, 'numpy', 'PIL', 'jinja2')!r} if name in sys.modules])"
     assert python(code, "--help").splitlines()[-1] == "[]"
-
-
-def test_help_is_there_at_once():
-    """Half a second is asked for; a busy machine gets three tries and the best counts."""
-    script = Path(sys.executable).with_name("cgd-deploy")
-    command = [script] if script.exists() else [sys.executable, "-m", "cgd_deploy"]
-    taken = []
-    for _ in range(3):
-        before = time.perf_counter()
-        subprocess.run([*command, "--help"], check=True, capture_output=True, env={**os.environ, "COLUMNS": "100"})
-        taken.append(time.perf_counter() - before)
-    assert min(taken) < 1.0, taken
