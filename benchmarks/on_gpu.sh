@@ -85,7 +85,7 @@ from cgd_deploy.errors import CgdError
 for path in sys.argv[1:]:
     file = read_engine(path)
     try:
-        BACKENDS[file.manifest.backend](file.payload).close()
+        BACKENDS[file.manifest.backend]["cuda"](file.payload).close()
         print(f"{path}: loads")
     except CgdError as error:
         print(f"{path}: {error}")

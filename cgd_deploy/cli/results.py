@@ -127,7 +127,7 @@ def print_bench(result: dict[str, Any]) -> None:
 
 
 def _speed_table(result: Mapping[str, Any]) -> Table:
-    """A row for each engine and batch, those of the reference first."""
+    """A row for each engine and batch, the reference first."""
     table = _table("engine", "backend", "batch", "p50 ms", "p99 ms", "images/s", "x torch")
     reference = result["reference"]
     for run in reference["runs"]:

@@ -1,4 +1,4 @@
-"""Compares the neighbours that an engine finds with those of the reference, for float32 and compact galleries.
+"""Compares an engine's neighbours with the reference's, for float32 and compact galleries.
 
 Runs no engine: takes descriptors.
 """

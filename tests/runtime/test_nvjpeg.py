@@ -420,22 +420,23 @@ def test_the_benchmark_tells_levels_and_speeds(library, benchmark, monkeypatch, 
     assert result["levels"]["max"] == 2 and 1.5 < result["levels"]["mean"] <= 2
     speeds = result["images_per_second"]
     assert result["nvjpeg_over_pillow"] == pytest.approx(speeds["nvjpeg"] / speeds["pillow"], rel=0.01)
-    assert json.loads(capsys.readouterr().out)["levels"] == result["levels"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["levels"] == result["levels"]
 
 
 def test_the_benchmark_needs_jpeg_files(library, benchmark, tmp_path):
     images = listed(tmp_path, {"a.png": OTHERS["png"]})
     with pytest.raises(InputError, match="nvJPEG decodes none of the 1 pictures"):
-        benchmark.measure(images, 0.0)
+        benchmark.compare(images, 0.0, lambda what, done: None)
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, on which it takes a minute")
-def test_the_benchmark_says_that_it_lacks_a_gpu(monkeypatch, tmp_path):
+def test_the_benchmark_says_that_it_lacks_a_gpu(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["decoders.py", "-o", str(tmp_path / "decoders.json")])
     benchmark = script("decoders")
     monkeypatch.setattr(benchmark, "MADE", 1)
-    with pytest.raises(SystemExit, match=r"decoders\.py: this machine has no NVIDIA driver"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         benchmark.main()
+    assert "this machine has no NVIDIA driver" in capsys.readouterr().err
     assert not (tmp_path / "decoders.json").exists()
 
 
