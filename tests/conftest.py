@@ -55,6 +55,14 @@ def draw(kind: int, number: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+def tensorrt_rtx() -> ModuleType:
+    """TensorRT-RTX's bindings; skips the test that calls this where they are not installed."""
+    bindings: ModuleType = pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError
+    )
+    return bindings
+
+
 @pytest.fixture(autouse=True)
 def limits_as_before() -> Iterator[None]:
     """A test that changes the limits of the process, and with them Pillow's own, changes them for itself."""

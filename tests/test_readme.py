@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import script
+from conftest import script, tensorrt_rtx
 
 from cgd_deploy.pictures.images import read_images
 
@@ -67,7 +67,7 @@ def test_every_command_and_python_block_runs_in_order(after_readme: Path) -> Non
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE])
 def test_so_does_every_page_of_the_documentation(after_readme: Path, page: str) -> None:
     if page == "gpu":
-        pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError)
+        tensorrt_rtx()
     run_blocks(PAGES[page], after_readme)
 
 

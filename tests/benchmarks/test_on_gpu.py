@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import tensorrt_rtx
 
 from cgd_deploy.runtime.cuda.driver import has_gpu
 
@@ -54,8 +55,8 @@ def test_a_library_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "tensorrt-rtx"])
 def test_engines_are_built_before_a_gpu_is_asked_for(tmp_path: Path, pictures: Path, name: str) -> None:
-    if name == "tensorrt-rtx" and not find_spec("tensorrt_rtx_bindings"):
-        pytest.skip("TensorRT-RTX is not installed")
+    if name == "tensorrt-rtx":
+        tensorrt_rtx()
     import torch
     from torchvision.models import resnet18
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import tensorrt_rtx
 from fake_cuda import FakeContext, FakeDriver, Misuse, Work, described
 
 from cgd_deploy.errors import EngineError
@@ -328,7 +329,7 @@ def test_rtx_compiles_for_the_shape_and_says_what_it_can_capture(
 
 
 def test_the_real_rtx_has_all_of_it() -> None:
-    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError)
+    trt = tensorrt_rtx()
     used = {
         "Runtime": "deserialize_cuda_engine engine_host_code_allowed",
         "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_shape get_tensor_profile_shape device_memory_size_v2 "
