@@ -23,7 +23,7 @@ MARKERS = "<!-- {}: made by benchmarks/table.py -->", "<!-- end of {} -->"
 
 
 def ablation_table(result: dict[str, Any]) -> str:
-    """Markdown with one line per model: means over the seeds, and costs as multiples of those of the first model."""
+    """Markdown with one line per model: means over the seeds, and costs relative to the first model."""
     lines = [
         "| descriptors | values | recall@1, each seed | mean | mAP@R | training | parameters | batch 1 | batch 8 |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -104,7 +104,7 @@ class _Request:
 
 @dataclass(frozen=True, kw_only=True)
 class _Typed:
-    """A typed graph, the recipe and the float convolutions that gave it, and what it retrieves.
+    """A typed graph, its recipe, its float convolutions and its retrieval facts.
 
     make   types the same model by another recipe
     """

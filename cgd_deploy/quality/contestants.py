@@ -17,7 +17,7 @@ from ..search.retrieval import NEIGHBOURS, Retrieved
 from ..spec import ModelSpec
 
 QUALITY_BATCH = 8
-"""Pictures in a batch when contestants are compared by what they retrieve."""
+"""Batch size of ``retrieve``."""
 
 Run = Callable[[NDArray[np.uint8]], Descriptors]
 """Pictures uint8 [N, H, W, 3] -> descriptors float32 [N, D]."""

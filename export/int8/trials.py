@@ -1,6 +1,6 @@
 """Measure which neighbours INT8 models find: on a sample to rank the models, on all test pictures to judge them.
 
-Compares neighbours with those of FP32, never cosines or squared errors. Knows no layout and no runtime: the caller
+Compares neighbours with FP32's neighbours, never cosines or squared errors. Knows no layout and no runtime: the caller
 opens models.
 """
 
