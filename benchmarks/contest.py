@@ -59,9 +59,6 @@ def evaluation_of(recorded: Evaluation | None, data: str | None, count: int | No
         chosen = np.linspace(0, total - 1, min(count, total)).round().astype(int)
         evaluation = evaluation.subset(chosen.tolist())
     evaluation.check_recall()
-    if evaluation.offered <= NEIGHBOURS:
-        raise InputError(
-            f"{NEIGHBOURS} neighbours are compared and {evaluation.offered} can be found; test on more pictures."
-        )
+    evaluation.check_neighbours(NEIGHBOURS, "the benchmark")
     evaluation.images.check_present("test", "--data")
     return evaluation

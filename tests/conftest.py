@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import FakeDriver
 from native_build import prefix  # noqa: F401  (a fixture)
 from PIL import Image
 
@@ -61,6 +62,14 @@ def tensorrt_rtx() -> ModuleType:
         "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError
     )
     return bindings
+
+
+@pytest.fixture
+def driver() -> Iterator[FakeDriver]:
+    """A made CUDA device; nothing of it is left allocated when the test ends."""
+    driver = FakeDriver()
+    yield driver
+    driver.assert_empty()
 
 
 @pytest.fixture(autouse=True)

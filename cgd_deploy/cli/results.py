@@ -65,8 +65,8 @@ def _retrieval_lines(found: Mapping[str, Any], convolutions: int) -> Iterator[st
     """What an INT8 engine retrieves on test pictures; ``convolutions`` is the number in the whole model."""
     told = [f"overlap@10 {found['overlap_at_10']:.3f}"]
     if drop := found["recall_drop_pp"].get("1"):
-        lost, low, high = (change(drop[name]) for name in ("drop", "high", "low"))
-        told.append(f"recall@1 {lost} pp (95 %: {low} to {high})")
+        interval = change_interval((drop["low"], drop["high"]), " to ")
+        told.append(f"recall@1 {change(drop['drop'])} pp (95 %: {interval})")
     told.append(f"calibrated by {found['recipe']}")
     told.append(f"{len(found['keep_float'])} of {convolutions} convolutions in float")
     yield f"  on {found['pictures']} test pictures: {', '.join(told)} (run on the {found['measured_on']})"

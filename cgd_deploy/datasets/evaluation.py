@@ -109,6 +109,14 @@ class Evaluation:
                 "and recall needs one; pass test pictures with at least two of a class."
             )
 
+    def check_neighbours(self, k: int, who: str) -> None:
+        """Raise InputError, in which ``who`` compares ``k`` neighbours, unless each query can find more than ``k``."""
+        if self.offered <= k:
+            raise InputError(
+                f"{who} compares {k} neighbours of each picture, of which {self.offered} can be found, and got "
+                f"{len(self.images)} pictures; pass at least {k + 2}, with {k + 1} or more in the gallery."
+            )
+
     def subset(self, indices: Iterable[int]) -> Evaluation:
         """The test pictures at ``indices``, in that order, with their roles and cameras.
 

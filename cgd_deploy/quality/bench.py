@@ -306,11 +306,7 @@ def _evaluation(
         raise InputError("there are no test pictures to bench on; pass --data FOLDER or LIST.tsv.")
     evaluation.images.check_present("test", "--data")
     evaluation, left_out = without_bad(evaluation, strict=options.strict, on_progress=on_progress)
-    if evaluation.offered <= NEIGHBOURS:
-        raise InputError(
-            f"bench compares {NEIGHBOURS} neighbours of each picture and got {len(evaluation.images)} pictures; "
-            f"pass at least {NEIGHBOURS + 2}, and {NEIGHBOURS + 1} to search in."
-        )
+    evaluation.check_neighbours(NEIGHBOURS, "bench")
     if "max_recall_drop_pp" in (options.limits or {}):
         evaluation.check_recall()
     return evaluation, left_out

@@ -11,6 +11,7 @@ from cgd_deploy.datasets.layouts import read_evaluation
 from cgd_deploy.errors import InputError
 from cgd_deploy.files import sha256_file
 from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.quality.formatting import change, change_interval
 from cgd_deploy.quality.significance import Drop
 from cgd_deploy.search.retrieval import NEIGHBOURS
 
@@ -89,11 +90,7 @@ class Budget:
             raise InputError(f"{images.root} has no classes, so recall cannot be measured; pass --min-overlap instead.")
         if drop is not None:
             self.evaluation.check_recall()
-        if self.evaluation.offered <= NEIGHBOURS:
-            raise InputError(
-                f"the guard compares {NEIGHBOURS} neighbours of each picture and got {len(images)} pictures; "
-                f"pass at least {NEIGHBOURS + 2}, with {NEIGHBOURS + 1} or more in the gallery."
-            )
+        self.evaluation.check_neighbours(NEIGHBOURS, "the guard")
         images.check_present("test", "--data")
 
     def holds(self, trial: Trial) -> bool:
@@ -156,8 +153,7 @@ def statement(trial: Trial) -> str:
         drops = trial.cross_recall_drop.values()
         safe = all(drop.drop <= SAFE_DROP_PP and drop.high <= SAFE_HIGH_PP for drop in drops)
         worst = max(drops)
-        change, low, high = (0.0 - value for value in (worst.drop, worst.high, worst.low))
-        told = f"recall@1 {change:+.2f} pp (95 %: {low:+.2f} to {high:+.2f}), {told}"
+        told = f"recall@1 {change(worst.drop)} pp (95 %: {change_interval((worst.low, worst.high), ' to ')}), {told}"
     return f"{'safe' if safe else 'not safe'} to mix with an FP32 gallery: {told}"
 
 

@@ -58,13 +58,6 @@ class Cuda(Backend):
 
 
 @pytest.fixture
-def driver() -> Iterator[FakeDriver]:
-    driver = FakeDriver()
-    yield driver
-    driver.assert_empty()
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write_fake_engine(tmp_path / "small.cgd", SPEC)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ from cgd_deploy.runtime.cuda.lane import Layout
 from cgd_deploy.runtime.cuda.streams import Streams
 
 LAYOUT = Layout(buckets=(1, 2, 4, 8), image_shape=(64, 64, 3), dim=96)
-
-
-@pytest.fixture
-def driver() -> Iterator[FakeDriver]:
-    driver = FakeDriver()
-    yield driver
-    driver.assert_empty()
 
 
 @pytest.fixture

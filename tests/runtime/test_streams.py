@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +20,6 @@ from cgd_deploy.runtime.cuda.streams import Streams, bucket_sizes
 from cgd_deploy.runtime.scheduler import Scheduler
 
 LAYOUT = Layout(buckets=(1, 2, 4, 8), image_shape=(4, 4, 3), dim=3)
-
-
-@pytest.fixture
-def driver() -> Iterator[FakeDriver]:
-    driver = FakeDriver()
-    yield driver
-    driver.assert_empty()
 
 
 class Rig(Streams):

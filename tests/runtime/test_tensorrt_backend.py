@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -140,11 +140,10 @@ class FakeTensorRt:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
-    driver = FakeDriver()
+def driver(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """The device that TensorRT backends open."""
     monkeypatch.setattr(module, "CudaDriver", lambda: driver)
-    yield driver
-    driver.assert_empty()
+    return driver
 
 
 def on_the_device(backend: TensorRtBackend, driver: FakeDriver, sizes: Sequence[int]) -> None:
