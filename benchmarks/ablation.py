@@ -42,7 +42,8 @@ from cgd_export.engine_from_onnx import engine_from_onnx
 from cgd_export.onnx_from_checkpoint import onnx_from_checkpoint
 from cgd_train.checkpoint import load_checkpoint
 from cgd_train.config import TrainConfig
-from cgd_train.trainer import embed_images, train
+from cgd_train.measuring import embed_images
+from cgd_train.trainer import train
 
 SINGLES = ("S", "M", "G")
 COMBINED = ("SG", "GM", "SMG")

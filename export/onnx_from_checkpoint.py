@@ -56,7 +56,7 @@ def onnx_from_checkpoint(checkpoint: str | Path, output: str | Path, *, keep_gem
     share_threads()
     output = Path(output)
     loaded = load_checkpoint(checkpoint)
-    loaded.model.freeze_p()
+    loaded.model.fold()
     deploy = DeployModel(loaded.model)
     model = _trace(deploy)
     _strip(model)

@@ -106,7 +106,7 @@ def _checkpoint(data: dict[str, Any], path: str | Path) -> Checkpoint:
     head = state.get("auxiliary.1.weight")
     if data["classes"] != (0 if head is None else len(head)):  # before building a head of that size
         raise ValueError(f"{data['classes']!r:.60} classes, which its weights do not have")
-    model = CGD(spec, classes=data["classes"], learn_p=data["learn_p"])
+    model = CGD(spec, classes=data["classes"], learn_p=data["learn_p"], centred="heads.0.mean" in state)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -10,6 +10,8 @@ from cgd_deploy.errors import InputError
 from cgd_deploy.spec import IMAGENET_MEAN, IMAGENET_STD, STRETCH, ModelSpec
 
 AMP = ("off", "bf16", "fp16")
+HEAD_INIT = ("whitened", "random")
+SCHEDULES = ("step", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +26,15 @@ class TrainConfig:
     out                 folder for best.pt, last.pt and metrics.jsonl
     boxes               crop the pictures to the boxes of the data set, where it has any
     learn_p             train the exponent of the G branch
-    lr, head_lr         Adam's learning rate, and its factor for the new layers (the paper's: 1)
-    warm_up             epochs at the start that freeze ``weights`` and train only the new layers (the paper's: 0);
-                        without them, batch-hard mining on 1,568 pictures destroyed the pretrained weights
+    head_init           start of the descriptors' linear layers: "whitened" (``whitening``) or "random"; None: whitened
+                        exactly when ``weights`` is given
+    centred             subtract the mean before those layers, see ``model.Head`` (the paper's: False)
+    lr                  Adam's learning rate
+    head_lr             its factor for the descriptors' linear layers (the paper's: 1)
+    auxiliary_lr        its factor for the classifier of the auxiliary loss (the paper's: 1)
+    schedule            "step" or "cosine", see ``schedule.learning_rate``
+    warm_up             epochs at the start that freeze ``weights`` and train only the new layers (the paper's: 0)
+    evaluate_every      measure on the test pictures every so many epochs, and after the last one
     accumulate          number of parts in which a batch passes through the backbone; the losses see the whole batch
     amp                 arithmetic of the backbone in training: "off", "bf16" or "fp16"
     loss, margin        name of the ranking loss; its margin, None for the default of that loss
@@ -55,12 +63,16 @@ class TrainConfig:
     no_downsample: str = "layer4"
     gem_p: float = 3.0
     learn_p: bool = False
+    head_init: str | None = None
+    centred: bool = True
     epochs: int = 20
     lr: float = 1e-4
-    head_lr: float = 10.0
+    head_lr: float = 1.0
+    auxiliary_lr: float = 10.0
+    schedule: str = "cosine"
     classes_per_batch: int = 32
     pictures_per_class: int = 4
-    warm_up: int = 1
+    warm_up: int = 0
     accumulate: int = 1
     amp: str = "off"
     loss: str = "batch-hard"
@@ -73,6 +85,7 @@ class TrainConfig:
     train_from: str | None = None
     freeze_bn: bool | None = None
     patience: int | None = None
+    evaluate_every: int = 1
     seed: int = 0
     out: Path = Path("runs/cgd")
     device: str | None = None
@@ -85,6 +98,10 @@ class TrainConfig:
             "epochs": (self.epochs >= 0, "0 or more"),
             "lr": (0 < self.lr < math.inf, "positive"),
             "head_lr": (0 < self.head_lr < math.inf, "positive"),
+            "head_init": (self.head_init in (None, *HEAD_INIT), " or ".join(HEAD_INIT)),
+            "auxiliary_lr": (0 < self.auxiliary_lr < math.inf, "positive"),
+            "schedule": (self.schedule in SCHEDULES, " or ".join(SCHEDULES)),
+            "evaluate_every": (self.evaluate_every >= 1, "at least 1"),
             "classes_per_batch": (self.classes_per_batch >= 2, "at least 2"),
             "pictures_per_class": (self.pictures_per_class >= 2, "at least 2"),
             "warm_up": (self.warm_up >= 0, "0 or more"),
@@ -104,6 +121,8 @@ class TrainConfig:
                 raise InputError(f"{field}={getattr(self, field)!r} cannot be used; expected {expected}.")
         if isinstance(self.size, tuple) and len(set(self.size)) == 1:
             object.__setattr__(self, "size", self.size[0])  # so that a run started with one number can resume
+        if self.whitens and not self.centred:
+            raise InputError("head_init='whitened' needs centred heads; leave centring on, or set head_init='random'.")
         self.spec  # noqa: B018 - checks the model's fields
         for field in ("weights", "out"):
             if isinstance(path := getattr(self, field), str):
@@ -127,6 +146,11 @@ class TrainConfig:
             mean=self.mean,
             std=self.std,
         )
+
+    @property
+    def whitens(self) -> bool:
+        """Whether the heads start as the whitening of the training pictures' features."""
+        return self.head_init == "whitened" or (self.head_init is None and self.centred and self.weights is not None)
 
     @property
     def bn_is_frozen(self) -> bool:

@@ -14,6 +14,9 @@ from cgd_deploy.spec import ModelSpec
 
 from .backbone import build_backbone
 
+MOMENTUM = 0.1
+"""Weight of a batch in the running mean of a head's input, as in torch's BatchNorm."""
+
 
 def unit(vectors: Tensor) -> Tensor:
     """Scale each row of [N, D] to length 1; a zero row stays zero."""
@@ -55,17 +58,54 @@ class GeM(nn.Module):
             self.p = p
 
 
+class Head(nn.Linear):
+    """The linear layer of one descriptor: pooled features [N, C] -> [N, k], without a bias.
+
+    centred   subtract the mean of the pooled features first; False: as in the paper (CGD section 3.1)
+
+    Pooled features are never negative, so they share a large mean. In a head that is not centred, each gradient step
+    moves all descriptors along that mean, until they are parallel. Training mode subtracts the mean of the batch, so no
+    gradient can move all descriptors in one direction; ``mean`` follows the batches, for eval mode. At export it
+    becomes a bias, see ``folded``.
+    """
+
+    mean: Tensor | None
+
+    def __init__(self, channels: int, values: int, centred: bool) -> None:
+        super().__init__(channels, values, bias=False)
+        self.register_buffer("mean", torch.zeros(channels) if centred else None)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        if self.mean is None:
+            return super().forward(pooled)
+        if not self.training:
+            return super().forward(pooled - self.mean)
+        mean = pooled.mean(0)
+        self.mean.lerp_(mean.detach(), MOMENTUM)
+        return super().forward(pooled - mean)
+
+    def folded(self) -> nn.Linear:
+        """One linear layer with the same results: W (x - mean) = W x + b with b = -W mean."""
+        layer = nn.Linear(self.in_features, self.out_features, bias=self.mean is not None)
+        layer.weight = self.weight
+        if self.mean is not None:
+            bias = -(self.weight.detach().double() @ self.mean.double())
+            layer.bias = nn.Parameter(bias.float())
+        return layer
+
+
 class CGD(nn.Module):
     """Combination of multiple global descriptors.
 
     spec     the model as data: backbone, descriptors and dim
     classes  width of the auxiliary classifier on the first descriptor; 0: no classifier, as in deployment
     learn_p  train the exponent of the G branch
+    centred  subtract the mean before each descriptor's linear layer, see ``Head``
 
     Raises SpecError for an unknown backbone or stage.
     """
 
-    def __init__(self, spec: ModelSpec, classes: int = 0, learn_p: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, classes: int = 0, learn_p: bool = False, centred: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = build_backbone(spec.backbone, spec.no_downsample)
@@ -75,7 +115,7 @@ class CGD(nn.Module):
             GeM(p, spec.gem_eps, learn_p and letter == "G")
             for letter, p in zip(spec.descriptors, spec.branch_p, strict=True)
         )
-        self.heads = nn.ModuleList(nn.Linear(channels, share, bias=False) for _ in spec.descriptors)
+        self.heads = nn.ModuleList(Head(channels, share, centred) for _ in spec.descriptors)
         self.auxiliary = nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes)) if classes else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -92,11 +132,12 @@ class CGD(nn.Module):
         descriptors = unit(torch.cat(parts, dim=1))  # (N, dim)
         return descriptors, self.auxiliary(pooled[0]) if self.auxiliary is not None else None
 
-    def freeze_p(self) -> None:
-        """Replace learned exponents by their numbers, as export needs them."""
+    def fold(self) -> None:
+        """Replace learned exponents by their numbers and the means of the heads by biases, as export needs them."""
         for pool in self.pools:
             assert isinstance(pool, GeM)
             pool.freeze()
+        self.heads = nn.ModuleList(head.folded() for head in self.heads)
 
 
 class DeployModel(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from cgd_deploy.errors import InputError
 from cgd_deploy.hardware.cpu import available_threads
+from cgd_deploy.pictures.images import ImageList
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Processes:
             )
         share = length // self.count
         return slice(self.rank * share, (self.rank + 1) * share)
+
+    def share(self, images: ImageList) -> ImageList:
+        """Every ``count``-th picture, from number ``rank`` on."""
+        return images.subset(range(self.rank, len(images), self.count))
 
     def gather(self, part: Tensor) -> Tensor:
         """[n, ...] of every process -> [count * n, ...] in every process, differentiable; see ``average_gradients``."""

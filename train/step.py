@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from cgd_deploy.errors import InputError
 
 from .config import TrainConfig
 from .data import Pixels
@@ -20,11 +22,18 @@ DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of a step: total = ranking_weight * ranking + auxiliary_weight * auxiliary."""
+    """The losses of a step: total = ranking_weight * ranking + auxiliary_weight * auxiliary.
+
+    ranking_share   ranking, divided by its value if all descriptors were equal (for batch-hard, the margin); None if
+                    that value is 0
+    gradient_norm   Euclidean norm of the gradient of all trained weights; NaN if there was no step
+    """
 
     total: float
     ranking: float
     auxiliary: float | None
+    ranking_share: float | None
+    gradient_norm: float = math.nan
 
 
 class Stepper:
@@ -44,10 +53,12 @@ class Stepper:
         self.device = self.deploy.mean.device
         self.ranking = ranking_loss(config.loss, config.margin)
         backbone = [p for p in model.backbone.parameters() if p.requires_grad]
-        new = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
-        self.parameters = backbone + new
+        described = [*model.pools.parameters(), *model.heads.parameters()]
+        classifier = [*model.auxiliary.parameters()] if model.auxiliary is not None else []
+        self.parameters = backbone + described + classifier
+        groups = [(backbone, 1.0), (described, config.head_lr), (classifier, config.auxiliary_lr)]
         self.optimizer = torch.optim.Adam(
-            [{"params": backbone, "times": 1.0}, {"params": new, "times": config.head_lr}], lr=config.lr, fused=True
+            [{"params": params, "times": times} for params, times in groups if params], lr=config.lr, fused=True
         )
         self.trains_backbone = True
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
@@ -56,6 +67,12 @@ class Stepper:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
+        """The inverse of ``state_dict``. Raises InputError for the state of a release with other groups of weights."""
+        if len(state["optimizer"]["param_groups"]) != len(self.optimizer.param_groups):
+            raise InputError(
+                "this run was started by an older release, whose optimizer grouped the weights otherwise; finish it "
+                "with that release, or start a new run in another -o folder."
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
@@ -91,26 +108,42 @@ class Stepper:
                 if again.requires_grad:
                     again.backward(gradient)
         self.processes.average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        norm = _norm([p.grad for p in self.parameters if p.grad is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return losses
+        return replace(losses, gradient_norm=norm)
 
-    def _pooled(self, pixels: Pixels, seed: int) -> Tensor:
-        """uint8 [n, H, W, 3] -> every branch's pooled vector, float32 [n, branches, C]; the same for the same seed."""
-        torch.manual_seed(seed)
+    def pooled(self, pixels: Pixels) -> Tensor:
+        """uint8 [N, H, W, 3] -> every branch's pooled vector, float32 [N, branches, C], in the training's arithmetic."""
         images = self.deploy.normalized(torch.from_numpy(pixels).to(self.device))
         autocast = torch.autocast(self.device.type, DTYPES[self.config.amp], enabled=self.config.amp != "off")
         with autocast, torch.set_grad_enabled(self.trains_backbone and torch.is_grad_enabled()):
             features = self.model.backbone(images)
         return torch.stack(self.model.pooled(features.float()), dim=1)
 
+    def descriptors(self, pixels: Pixels) -> Tensor:
+        """uint8 [N, H, W, 3] -> unit descriptors float32 [N, dim], in the training's arithmetic."""
+        return self.model.described(list(self.pooled(pixels).unbind(1)))[0]
+
+    def _pooled(self, pixels: Pixels, seed: int) -> Tensor:
+        """``pooled``, with the same dropout for the same seed."""
+        torch.manual_seed(seed)
+        return self.pooled(pixels)
+
     def _losses(self, pooled: Tensor, targets: Tensor) -> tuple[Tensor, Losses]:
         config = self.config
         descriptors, logits = self.model.described(list(pooled.unbind(1)))
         ranking = self.ranking(descriptors, targets)
+        collapsed = self.ranking(torch.ones(len(targets), 1, device=self.device), targets).item()
+        share = ranking.item() / collapsed if collapsed else None
         total = config.ranking_weight * ranking
         if logits is None:
-            return total, Losses(total.item(), ranking.item(), None)
+            return total, Losses(total.item(), ranking.item(), None, share)
         auxiliary = auxiliary_classification(logits, targets, config.temperature, config.smoothing)
         total = total + config.auxiliary_weight * auxiliary
-        return total, Losses(total.item(), ranking.item(), auxiliary.item())
+        return total, Losses(total.item(), ranking.item(), auxiliary.item(), share)
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()

@@ -16,29 +16,42 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from cgd_deploy.cli.terminal import errors
+from cgd_deploy.cli.terminal import errors, warn
 from cgd_deploy.datasets.evaluation import Evaluation, left_out_queries
 from cgd_deploy.datasets.layouts import read_dataset
 from cgd_deploy.errors import CgdError, InputError
 from cgd_deploy.hardware.cpu import available_threads
 from cgd_deploy.pictures.images import ImageList
-from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.runtime.descriptors import Descriptors
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, load_checkpoint
 from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
-from .model import CGD, DeployModel
+from .measuring import Describe, failure, in_float32, measure
+from .model import CGD
 from .processes import Processes, joined, share_threads
-from .run import check_unchanged, good_pictures, last_epoch, run_settings, save_epoch, start_run
+from .run import best_epoch, check_best, check_unchanged, good_pictures, last_epoch, run_settings, save_epoch, start_run
 from .sampler import epoch_batches
+from .schedule import learning_rate
 from .step import Losses, Stepper
+from .whitening import SAMPLE, whiten_heads
 
 EVALUATION_BATCH = 64
+DIFFERENCE = 0.01
+"""Between recall@1 in float32 and in the training's arithmetic, more than this is worth a warning."""
+MEANS = {
+    "loss": "total",
+    "ranking": "ranking",
+    "ranking_share": "ranking_share",
+    "auxiliary": "auxiliary",
+    "gradient_norm": "gradient_norm",
+}
+"""Names in metrics.jsonl, and the fields of ``Losses`` whose mean over an epoch they hold."""
+MEASURES = ("recall", "map_at_r", "queries", "mean_cosine")
+"""Names in metrics.jsonl that are null for an epoch without an evaluation."""
 
 
 def train(config: TrainConfig, train_images: ImageList | None = None, test_images: ImageList | None = None) -> Path:
-    """Train a CGD model, measure it on the test pictures after every epoch, and return the path of best.pt.
+    """Train a CGD model, measure it on the test pictures as it goes, and return the path of best.pt.
 
     train_images, test_images   lists with classes; None: read ``config.data``, by its own split, or else with the first
                                 half of its classes for training and the second half for testing
@@ -47,7 +60,8 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
 
     best.pt         the model with the best recall@1, the later of equals
     last.pt         the latest model, and the state from which ``config.resume`` continues
-    metrics.jsonl   a line per epoch; epoch 0 is the untrained model, and its losses are null
+    metrics.jsonl   a line per epoch; epoch 0 is the untrained model. What was not measured is null. With ``config.amp``,
+                    the models are measured in the training's arithmetic, and best.pt at the end in float32 too
 
     A resumed run sees the same batches and pictures as a run that was never interrupted. Under ``torchrun``, every
     process computes a part of each batch and of the test pictures.
@@ -87,20 +101,51 @@ def _train(
         classes = len(set(training.classes or ()))
         checkpoint, more = start_run(config, settings, training, testing, classes, left_out)
     run = _Training.of(config, checkpoint, training, testing, device, processes)
-    metrics, console = checkpoint.trainer["metrics"], run.progress.console
     with run.progress:
         for note in notes + more:
-            console.print(note, highlight=False, soft_wrap=True)
-        for epoch in range(len(metrics), config.epochs + 1):
-            if _has_converged(metrics, config.patience):
-                console.print(f"no better recall@1 for {config.patience} epochs: stopped", highlight=False)
-                break
-            metrics.append(run.epoch(epoch))
-            checkpoint.trainer["stepper"] = run.stepper.state_dict()
-            if processes.first:
-                save_epoch(checkpoint, config.out)
-            console.print(_told(metrics[-1], config.epochs), highlight=False)
+            run.tell(note)
+        if not resumed:
+            if config.whitens:
+                run.whiten()
+            check_best(checkpoint.model, config.out)
+        _train_epochs(run, checkpoint)
+        _check_in_float32(run, checkpoint)
     return config.out / "best.pt"
+
+
+def _train_epochs(run: _Training, checkpoint: Checkpoint) -> None:
+    config, metrics, warned = run.config, checkpoint.trainer["metrics"], False
+    for epoch in range(len(metrics), config.epochs + 1):
+        if _has_converged(metrics, config.patience):
+            run.tell(f"no better recall@1 for {config.patience} epochs: stopped")
+            break
+        metrics.append(run.epoch(epoch))
+        checkpoint.trainer["stepper"] = run.stepper.state_dict()
+        if run.processes.first:
+            save_epoch(checkpoint, config.out)
+        run.tell(_told(metrics[-1], config.epochs))
+        if not warned and (sentence := failure(metrics, config.epochs)):
+            run.warn(sentence)
+            warned = True
+
+
+def _check_in_float32(run: _Training, checkpoint: Checkpoint) -> None:
+    """Add the float32 measures of best.pt to its line, if the others are those of the training's arithmetic."""
+    config, metrics = run.config, checkpoint.trainer["metrics"]
+    best = best_epoch(metrics)
+    if config.amp == "off" or "float32" in metrics[best]:
+        return
+    model = load_checkpoint(config.out / "best.pt").model.to(run.stepper.device)
+    metrics[best]["float32"] = measured = run.measure(model, in_float32(model))
+    if run.processes.first:
+        save_epoch(checkpoint, config.out)
+    recall, recall32 = metrics[best]["recall"]["1"], measured["recall"]["1"]
+    run.tell(f"best.pt in float32: recall@1 {recall32:.1%}  mAP@R {measured['map_at_r']:.1%}")
+    if abs(recall32 - recall) > DIFFERENCE:
+        run.warn(
+            f"recall@1 of best.pt is {recall32:.1%} in float32 and was {recall:.1%} in {config.amp}, which chose it; "
+            "train with --amp off, or look at mean_cosine in metrics.jsonl: parallel descriptors need float32."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +157,8 @@ class _Training:
     workers     threads that decode
     """
 
+    config: TrainConfig
+    processes: Processes
     stepper: Stepper
     training: ImageList
     pictures: TrainingPictures
@@ -139,8 +186,10 @@ class _Training:
             stepper.load_state_dict(checkpoint.trainer["stepper"])
         workers = min(config.threads or available_threads(), 8)
         labels = {label: number for number, label in enumerate(sorted(set(training.classes or ())))}
-        shared = testing.images.subset(range(processes.rank, len(testing.images), processes.count))
+        shared = processes.share(testing.images)
         return cls(
+            config=config,
+            processes=processes,
             stepper=stepper,
             training=training,
             pictures=TrainingPictures(training, config.spec),
@@ -151,14 +200,36 @@ class _Training:
             progress=_progress(quiet=not processes.first),
         )
 
+    def tell(self, text: str) -> None:
+        """Print a line on stderr; only the first process does."""
+        self.progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        if self.processes.first:
+            warn(text)
+
+    def whiten(self) -> None:
+        """Start the heads as the whitening of the training pictures' features."""
+        stepper = self.stepper
+        ours = self.processes.share(self.training.sample(SAMPLE))
+        pictures = EvaluationPictures(ours, self.config.spec, EVALUATION_BATCH, self.workers, cache_bytes=0)
+        task = self.progress.add_task("whitening", total=len(pictures), note="")
+        stepper.model.eval()
+        with torch.no_grad():
+            made = (stepper.pooled(pixels) for pixels in self.progress.track(pictures, task_id=task))
+            whiten_heads(stepper.model, made, self.processes, self.config.seed)
+        self.progress.remove_task(task)
+
     def epoch(self, number: int) -> dict[str, Any]:
-        """Train one epoch, or none for number 0, and measure; returns the line of metrics.jsonl."""
-        started, cpu_started = time.perf_counter(), time.process_time()
-        line: dict[str, Any] = {"epoch": number, "loss": None, "ranking": None, "auxiliary": None}
+        """Train one epoch, or none for number 0, and measure if it is time to; returns the line of metrics.jsonl."""
+        config, started, cpu_started = self.config, time.perf_counter(), time.process_time()
+        line: dict[str, Any] = {"epoch": number, **dict.fromkeys(MEANS)}
         if number > 0:
             line.update(self._train(number))
         trained, cpu = time.perf_counter() - started, time.process_time() - cpu_started
-        measured = _measure(self.stepper.deploy, self.evaluated, self.testing, self.stepper.processes, self.progress)
+        measured: dict[str, Any] = dict.fromkeys(MEASURES)
+        if number % config.evaluate_every == 0 or number == config.epochs:
+            measured = self.measure(self.stepper.model, self.stepper.descriptors)
         seconds = {
             "seconds": round(time.perf_counter() - started, 3),
             "training_seconds": round(trained, 3),
@@ -166,9 +237,12 @@ class _Training:
         }
         return {**line, **seconds, **measured}
 
+    def measure(self, model: CGD, describe: Describe) -> dict[str, Any]:
+        """See ``measuring.measure``."""
+        return measure(model, describe, self.evaluated, self.testing, self.processes, self.progress)
+
     def _train(self, number: int) -> dict[str, float | None]:
-        stepper, config = self.stepper, self.stepper.config
-        stepper.set_learning_rate(_learning_rate(config, number))
+        stepper, config = self.stepper, self.config
         indices = _batches(config, self.training, number)
         made = training_batches(
             self.pictures,
@@ -176,54 +250,24 @@ class _Training:
             seed=config.seed,
             epoch=number,
             workers=self.workers,
-            places=stepper.processes.part(config.batch),
+            places=self.processes.part(config.batch),
         )
         _train_mode(stepper.model, config)
         stepper.trains_backbone = number > config.warm_up or config.weights is None
         return _train_epoch(stepper, made, [self.targets[batch] for batch in indices], number, self.progress)
 
 
-def embed_images(model: CGD, images: ImageList, batch_size: int = 64, workers: int | None = None) -> Descriptors:
-    """Unit descriptors float32 [N, dim] of every picture in list order, computed as the exported model does.
-
-    Leaves the model in eval mode, on its device. Raises InputError if a picture cannot be decoded.
-    """
-    deploy = DeployModel(model).to(next(model.parameters()).device)
-    return _embed(deploy, (pixels for _, pixels in batches(images, model.spec, batch_size, workers)))
-
-
-def _embed(deploy: DeployModel, made: Iterable[Pixels]) -> Descriptors:
-    deploy.eval()
-    with torch.inference_mode():
-        parts = [deploy(torch.from_numpy(pixels).to(deploy.mean.device)).cpu().numpy() for pixels in made]
-    return np.concatenate(parts)
-
-
-def _measure(
-    deploy: DeployModel, evaluated: EvaluationPictures, testing: Evaluation, processes: Processes, progress: Progress
-) -> dict[str, Any]:
-    """Recall and mAP@R; the first process measures the descriptors of all processes and sends all the result."""
-    task = progress.add_task("recall", total=len(evaluated), note="")
-    parts = processes.collect(_embed(deploy, progress.track(evaluated, task_id=task)))
-    progress.remove_task(task)
-    if not processes.first:
-        return processes.collect(None)[0]
-    descriptors = np.empty((len(testing.images), parts[0].shape[1]), np.float32)
-    for rank, part in enumerate(parts):
-        descriptors[rank :: processes.count] = part
-    return processes.collect(testing.measure(descriptors))[0]
-
-
 def _train_epoch(
     stepper: Stepper, made: Iterable[Pixels], targets: list[Tensor], epoch: int, progress: Progress
 ) -> dict[str, float | None]:
-    """One pass over ``made``; returns the mean losses of its batches."""
+    """One pass over ``made``; returns the means of ``MEANS`` over its batches."""
     config = stepper.config
     task = progress.add_task(f"epoch {epoch}/{config.epochs}", total=len(targets), note="")
     started = time.perf_counter()
     seen: list[Losses] = []
     for number, (pixels, target) in enumerate(zip(made, targets, strict=True)):
         seed = np.random.SeedSequence((config.seed, epoch, number, stepper.processes.rank)).generate_state(1)
+        stepper.set_learning_rate(learning_rate(config, epoch - 1 + number / len(targets)))
         losses = stepper.step(pixels, target, int(seed[0]))
         if not math.isfinite(losses.total):
             raise CgdError(
@@ -234,37 +278,33 @@ def _train_epoch(
         speed = len(seen) * config.batch / (time.perf_counter() - started)
         progress.update(task, advance=1, note=f"loss {losses.total:.3f}  {speed:.0f} pictures/s")
     progress.remove_task(task)
-    auxiliary = [losses.auxiliary for losses in seen if losses.auxiliary is not None]
-    return {
-        "loss": float(np.mean([losses.total for losses in seen])),
-        "ranking": float(np.mean([losses.ranking for losses in seen])),
-        "auxiliary": float(np.mean(auxiliary)) if auxiliary else None,
-    }
+    return _means(seen)
+
+
+def _means(seen: list[Losses]) -> dict[str, float | None]:
+    """The mean of each number over the batches that have it, None if no batch has it."""
+    means: dict[str, float | None] = {}
+    for line, field in MEANS.items():
+        numbers = [n for losses in seen if (n := getattr(losses, field)) is not None and math.isfinite(n)]
+        means[line] = float(np.mean(numbers)) if numbers else None
+    return means
 
 
 def _told(line: dict[str, Any], epochs: int) -> str:
-    loss = "untrained" if line["loss"] is None else f"loss {line['loss']:.4f}"
-    quality = f"recall@1 {line['recall']['1']:.1%}  mAP@R {line['map_at_r']:.1%}"
-    return f"epoch {line['epoch']}/{epochs}  {loss}  {quality}  {line['seconds']:.1f} s"
+    parts = [f"epoch {line['epoch']}/{epochs}", "untrained" if line["loss"] is None else f"loss {line['loss']:.4f}"]
+    if line["recall"] is not None:
+        parts.append(f"recall@1 {line['recall']['1']:.1%}  mAP@R {line['map_at_r']:.1%}")
+    return "  ".join([*parts, f"{line['seconds']:.1f} s"])
 
 
 def _has_converged(metrics: list[dict[str, Any]], patience: int | None) -> bool:
-    """Whether none of the last ``patience`` epochs had a better recall@1 than all before them."""
-    recalls = [line["recall"]["1"] for line in metrics]
-    if patience is None or len(recalls) <= patience:
-        return False
-    return max(recalls[-patience:]) <= max(recalls[:-patience])
+    """Whether the best recall@1 is ``patience`` epochs old."""
+    return patience is not None and len(metrics) > patience and len(metrics) - 1 - best_epoch(metrics, first=True) >= patience
 
 
 def _batches(config: TrainConfig, training: ImageList, epoch: int) -> list[list[int]]:
     per_batch = (config.classes_per_batch, config.pictures_per_class)
     return epoch_batches(training.classes or (), *per_batch, seed=config.seed, epoch=epoch)
-
-
-def _learning_rate(config: TrainConfig, epoch: int) -> float:
-    """lr, lr / 10 after 60 % of the epochs, lr / 100 after 80 %; ``epoch`` counts from 1."""
-    done = epoch - 1
-    return config.lr * 0.1 ** ((10 * done >= 6 * config.epochs) + (10 * done >= 8 * config.epochs))
 
 
 def _frozen_stages(model: CGD, train_from: str | None) -> list[nn.Module]:

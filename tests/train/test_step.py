@@ -89,15 +89,15 @@ def test_parts_drop_the_same_layers_in_both_passes():
     assert not torch.equal(first, made._pooled(PIXELS, seed=4))
 
 
-def test_a_step_follows_the_gradient_and_head_lr_scales_the_new_layers():
+def test_a_step_follows_the_gradient_at_the_rate_of_each_group():
     """Adam's first step is the learning rate in the direction of the gradient's sign."""
-    made = stepper(replace(CONFIG, head_lr=7.0))
+    made = stepper(replace(CONFIG, head_lr=7.0, auxiliary_lr=4.0))
     made.set_learning_rate(1e-3)
     before = {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
     losses = made.step(PIXELS, TARGETS, seed=1)
     for name, parameter in made.model.named_parameters():
         moved = (parameter - before[name])[parameter.grad.abs() > 1e-5]
-        rate = 1e-3 if name.startswith("backbone.") else 7e-3
+        rate = {"backbone": 1e-3, "auxiliary": 4e-3}.get(name.partition(".")[0], 7e-3)
         signs = -parameter.grad[parameter.grad.abs() > 1e-5].sign()
         assert torch.allclose(moved, rate * signs, rtol=0.02), name
     assert made.step(PIXELS, TARGETS, seed=2).total < losses.total

@@ -28,7 +28,8 @@ from cgd_train.losses import RANKING_LOSSES
 from cgd_train.model import CGD
 from cgd_train.processes import Processes
 from cgd_train.step import Stepper
-from cgd_train.trainer import embed_images, train
+from cgd_train.measuring import embed_images
+from cgd_train.trainer import train
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +57,8 @@ def tiny(folder: Path, out: Path, **changes: object) -> TrainConfig:
         "no_downsample": "none",
         "epochs": 2,
         "lr": 1e-3,
-        "head_lr": 1.0,
+        "auxiliary_lr": 1.0,
+        "schedule": "step",
         "classes_per_batch": 4,
         "pictures_per_class": 3,
         "threads": 1,
@@ -170,7 +172,8 @@ def test_a_run_killed_in_an_epoch_and_resumed_ends_like_an_uninterrupted_one(fol
 
 def test_it_stops_early_when_recall_no_longer_improves(folder, tmp_path, capsys, monkeypatch):
     recalls = iter([0.2, 0.5, 0.4, 0.5, 0.3, 0.9, 0.9])
-    monkeypatch.setattr(trainer, "_measure", lambda *_: {"recall": {"1": next(recalls)}, "map_at_r": 0.0})
+    measured = {"map_at_r": 0.0, "mean_cosine": 0.0}
+    monkeypatch.setattr(trainer, "measure", lambda *_: {"recall": {"1": next(recalls)}, **measured})
     train(tiny(folder, tmp_path, epochs=6, patience=3))
     assert [line["recall"]["1"] for line in lines(tmp_path)] == [0.2, 0.5, 0.4, 0.5, 0.3]
     assert "no better recall@1 for 3 epochs: stopped" in capsys.readouterr().err
@@ -204,7 +207,7 @@ def test_test_pictures_that_nobody_can_find_are_left_out_and_counted(folder, tmp
     assert lines(tmp_path / "run")[0]["queries"] == {"asked": 24, "unanswerable": 2}
     assert "recall leaves out 2 of 24 queries: there is no picture of their class to find." in capsys.readouterr().err
     nobody = replace(testing, classes=tuple(testing.names))
-    monkeypatch.setattr(trainer, "_measure", lambda *_: pytest.fail("pictures were embedded"))
+    monkeypatch.setattr(trainer, "measure", lambda *_: pytest.fail("pictures were embedded"))
     with pytest.raises(InputError, match=r"none of the 24 queries .* has a picture of its class to find"):
         train(tiny(folder, tmp_path / "none"), training, nobody)
 
@@ -339,7 +342,7 @@ def test_weights_are_left_alone_in_the_warm_up(folder, tmp_path):
     weights = CGD(tiny(folder, tmp_path).spec).backbone.state_dict()
     torch.save(weights, tmp_path / "weights.pth")
     for epochs, same in ((1, True), (2, False)):
-        config = tiny(folder, tmp_path / str(epochs), weights=tmp_path / "weights.pth", epochs=epochs)
+        config = tiny(folder, tmp_path / str(epochs), weights=tmp_path / "weights.pth", warm_up=1, epochs=epochs)
         train(config)
         model = load_checkpoint(config.out / "last.pt").model
         assert torch.equal(model.backbone.conv1.weight, weights["conv1.weight"]) == same
@@ -359,26 +362,31 @@ def test_training_takes_what_import_takes_and_says_what_it_left(folder, tmp_path
         train(replace(config, out=tmp_path / "other"))
 
 
-def test_every_epoch_has_its_own_batches_and_learning_rate(folder, tmp_path, monkeypatch):
+def test_every_epoch_has_its_own_batches(folder, tmp_path, monkeypatch):
     seen = []
 
     def train_epoch(stepper, made, targets, epoch, progress):
-        rates = [group["lr"] for group in stepper.optimizer.param_groups]
-        seen.append((rates, [batch.tolist() for batch in targets], next(iter(made)).tobytes()))
+        seen.append(([batch.tolist() for batch in targets], next(iter(made)).tobytes()))
         return {"loss": 0.0}
 
     monkeypatch.setattr(trainer, "_train_epoch", train_epoch)
-    train(tiny(folder, tmp_path, epochs=5, lr=1.0, head_lr=3.0, classes_per_batch=2))
-    rates, targets, pixels = zip(*seen, strict=True)
-    assert [backbone for backbone, _ in rates] == pytest.approx([1, 1, 1, 0.1, 0.01])
-    assert [new for _, new in rates] == pytest.approx([3, 3, 3, 0.3, 0.03])
+    train(tiny(folder, tmp_path, epochs=5, classes_per_batch=2))
+    targets, pixels = zip(*seen, strict=True)
     assert len(set(map(str, targets))) == len(set(pixels)) == 5
 
 
-def test_the_learning_rate_falls_at_60_and_80_percent():
-    config = TrainConfig(lr=1.0, epochs=20)
-    rates = [trainer._learning_rate(config, epoch) for epoch in range(1, 21)]
-    assert rates == pytest.approx([1.0] * 12 + [0.1] * 4 + [0.01] * 4)
+def test_every_batch_has_its_own_learning_rate(folder, tmp_path, monkeypatch):
+    rates, original = [], Stepper.step
+
+    def step(stepper, *args):
+        rates.append([group["lr"] for group in stepper.optimizer.param_groups])
+        return original(stepper, *args)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    changes = {"epochs": 2, "lr": 1.0, "head_lr": 0.3, "auxiliary_lr": 0.5, "schedule": "cosine", "classes_per_batch": 2}
+    train(tiny(folder, tmp_path, **changes))
+    falling = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]  # 4 batches an epoch
+    assert rates == [pytest.approx([rate, 0.3 * rate, 0.5 * rate]) for rate in falling]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, monkeypatch):

@@ -52,21 +52,41 @@ class TrainOptions(PixelOptions, ModelOptions):
     backbone: Backbone = "resnet50"
     descriptors: Descriptors = "SG"
     learn_p: Annotated[bool, ModelOption("--learn-p", help="Train the exponent of GeM.")] = False
+    head_init: Annotated[
+        str | None,
+        ModelOption(
+            metavar="NAME",
+            help="Start of the descriptors' linear layers: whitened (from the training pictures) or random.",
+            show_default="whitened with --weights, else random",
+        ),
+    ] = None
+    no_centring: Annotated[
+        bool, ModelOption("--no-centring", help="Do not subtract the mean before those layers, as in the paper.")
+    ] = False
 
     epochs: Annotated[int, OptimizationOption(metavar="N", help="Passes over the training pictures.")] = 20
     patience: Annotated[
         int | None, OptimizationOption(metavar="N", help="Stop after this many epochs without a better recall@1.")
     ] = None
+    evaluate_every: Annotated[
+        int, OptimizationOption(metavar="N", help="Measure on the test pictures every N epochs, and at the end.")
+    ] = 1
     lr: Annotated[float, OptimizationOption(metavar="RATE", help="Learning rate of Adam.")] = 1e-4
     head_lr: Annotated[
-        float, OptimizationOption(metavar="FACTOR", help="The new layers learn at --lr times this factor.")
+        float, OptimizationOption(metavar="FACTOR", help="The descriptors' linear layers learn at --lr times this.")
+    ] = 1.0
+    auxiliary_lr: Annotated[
+        float, OptimizationOption(metavar="FACTOR", help="The classifier of the auxiliary loss learns at --lr times this.")
     ] = 10.0
+    schedule: Annotated[
+        str, OptimizationOption(metavar="NAME", help="Fall of the learning rate: cosine, or step as in the paper.")
+    ] = "cosine"
     warm_up: Annotated[
         int,
         OptimizationOption(
             metavar="N", help="First epochs, in which only the new layers learn, if --weights is given."
         ),
-    ] = 1
+    ] = 0
     train_from: Annotated[
         str | None,
         OptimizationOption(metavar="STAGE", help="First backbone stage to train.", show_default="train all stages"),
@@ -109,9 +129,14 @@ def _config(options: TrainOptions) -> TrainConfig:
 
     pixels = input_of(options)
     given = asdict(options)
-    for name in ("crop", "filter", "no_boxes", "no_auxiliary"):
+    for name in ("crop", "filter", "no_boxes", "no_auxiliary", "no_centring"):
         del given[name]
     given |= asdict(pixels)
     given["size"] = given.pop("input_size")
     given["out"] = options.out or Path("runs") / f"{options.backbone}-{options.descriptors}"
-    return TrainConfig(**given, boxes=not options.no_boxes, auxiliary=not options.no_auxiliary)
+    switches = {
+        "boxes": not options.no_boxes,
+        "auxiliary": not options.no_auxiliary,
+        "centred": not options.no_centring,
+    }
+    return TrainConfig(**given, **switches)

@@ -1,0 +1,95 @@
+"""Start the descriptors' linear layers as the PCA whitening of the training pictures' pooled features.
+
+Gordo et al. 2016 write PCA as a shift and a fully connected layer. Here the shift is the mean of a centred ``Head``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from .model import CGD
+from .processes import Processes
+
+SAMPLE = 8192
+"""How many training pictures are measured. 2,048 channels need a few thousand."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over pooled features, for each of the n descriptors.
+
+    count     number of pictures
+    sums      float64 [n, C]
+    products  float64 [n, C, C], sums of x x^T
+    """
+
+    count: int
+    sums: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, pooled: Tensor) -> Moments:
+        """The sums over one batch [N, n, C]."""
+        vectors = pooled.detach().double().transpose(0, 1)  # (n, N, C)
+        return cls(len(pooled), vectors.sum(1).cpu(), (vectors.mT @ vectors).cpu())
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.sums + other.sums, self.products + other.products)
+
+    @property
+    def mean(self) -> Tensor:
+        """float64 [n, C]"""
+        return self.sums / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """float64 [n, C, C]"""
+        return self.products / self.count - self.mean[:, :, None] * self.mean[:, None, :]
+
+
+def whiten_heads(model: CGD, pooled: Iterable[Tensor], processes: Processes, seed: int) -> None:
+    """Set weight and mean of each head: the output has mean 0 and covariance 1 over the pictures.
+
+    pooled   batches of pooled features, [N, n, C], of this process's part of the pictures
+    seed     of the rows beyond C, in a head with more outputs than the backbone has channels
+
+    The heads must be centred.
+    """
+    total = reduce(Moments.__add__, processes.collect(reduce(Moments.__add__, map(Moments.of, pooled))))
+    random = torch.Generator().manual_seed(seed)
+    for head, mean, covariance in zip(model.heads, total.mean, total.covariance, strict=True):
+        rows = whitening(shrunk(covariance, total.count), head.out_features, random)
+        with torch.no_grad():
+            head.mean.copy_(mean)
+            head.weight.copy_(rows)
+
+
+def whitening(covariance: Tensor, rows: int, random: torch.Generator) -> Tensor:
+    """W, float64 [rows, C], with W S W^T = 1 for the covariance S [C, C]: the directions of most variance first.
+
+    There are C such directions. Rows beyond C are random mixtures of them, each with variance 1.
+    """
+    variances, directions = torch.linalg.eigh(covariance)  # in rising order
+    found = (directions / variances.sqrt()).T.flip(0)  # (C, C)
+    mixtures = torch.randn(max(rows - len(found), 0), len(found), generator=random, dtype=torch.float64)
+    mixtures /= torch.linalg.vector_norm(mixtures, dim=1, keepdim=True)
+    return torch.cat([found, mixtures @ found])[:rows]
+
+
+def shrunk(covariance: Tensor, count: int) -> Tensor:
+    """The covariance [C, C] of ``count`` vectors, moved towards its mean variance by as much as its error asks.
+
+    The oracle approximating shrinkage of Chen et al. 2010, equation 23. The result has an inverse even if there are
+    fewer pictures than channels.
+    """
+    channels, trace, square = len(covariance), float(covariance.trace()), float(covariance.square().sum())
+    error = (1 - 2 / channels) * square + trace**2
+    spread = (count + 1 - 2 / channels) * (square - trace**2 / channels)
+    share = min(error / spread, 1) if spread > 0 else 1
+    floor = max(trace / channels, 1e-12)  # features that never change have no variance
+    return (1 - share) * covariance + share * floor * torch.eye(channels, dtype=covariance.dtype)
