@@ -30,7 +30,8 @@ class TrainOptions(PixelOptions, ModelOptions):
         Path,
         typer.Option(
             metavar="PICTURES",
-            help="Folder of a data set (CUB, CARS, SOP, In-shop, or one folder per class), or a LIST.tsv.",
+            help="Folder of a data set (CUB, CARS, SOP, In-shop, or one folder per class), or a LIST.tsv with or "
+            "without a split column.",
         ),
     ]
     out: Annotated[
