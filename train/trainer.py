@@ -29,6 +29,7 @@ from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
 from .model import CGD, DeployModel
+from .pretrained import with_weights_file
 from .processes import Processes, joined, share_threads
 from .run import check_unchanged, good_pictures, last_epoch, run_settings, save_epoch, start_run
 from .sampler import epoch_batches
@@ -74,6 +75,7 @@ def _train(
 ) -> Path:
     processes.part(config.batch)  # refuse a batch that cannot be shared before pictures are read
     resumed = last_epoch(config)
+    config = with_weights_file(config, processes)
     training, testing, left_out = good_pictures(training, testing, resumed, config.strict, processes)
     _check_lists(training, testing)
     _batches(config, training, epoch=1)  # refuse too few classes before anything is written

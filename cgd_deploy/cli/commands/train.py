@@ -40,7 +40,11 @@ class TrainOptions(PixelOptions, ModelOptions):
     ] = None
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Backbone weights to start from: any file that import reads."),
+        typer.Option(
+            metavar="FILE",
+            help="Backbone weights to start from: any file that import reads, or the word torchvision, which downloads "
+            "torchvision's ImageNet weights.",
+        ),
     ] = None
     no_boxes: Annotated[
         bool, typer.Option("--no-boxes", help="Train on whole pictures, even if the data set has boxes.")
