@@ -12,7 +12,7 @@ import numpy as np
 from conftest import FAKE_SPEC, TUNING, draw, write_fake_engine
 
 from cgd_deploy import CgdError, EngineError, load
-from cgd_deploy.datasets.layouts import read_dataset
+from cgd_deploy.datasets.layouts import read_dataset, read_evaluation
 from cgd_deploy.files import sha256_bytes
 from cgd_deploy.pictures.images import read_images
 from cgd_deploy.pictures.preprocess import preprocess
@@ -81,7 +81,7 @@ def table(data: bytes, folder: Path) -> None:
     """A list as spreadsheets write it."""
     path = folder / "list.csv"
     path.write_bytes(data)
-    assert len(read_images(path)) > 0
+    assert len(read_evaluation(path).images) > 0
 
 
 def cub(data: bytes, folder: Path) -> None:
@@ -139,7 +139,8 @@ def seeds(target: str, folder: Path) -> list[bytes]:
     if target == "image_list":
         return [b"image\tclass\na.jpg\tx\nb.jpg\ty\n", b"image\tclass\tx1\ty1\tx2\ty2\na.jpg\tx\t0\t0\t40\t40\n"]
     if target == "table":
-        return [b'path;label\r\n"a;b.jpg";x\r\n', b"file,width,class,xmin,ymin,xmax,ymax\na.jpg,9,x,0,0,40,40\n"]
+        boxes = b"file,width,class,xmin,ymin,xmax,ymax\na.jpg,9,x,0,0,40,40\n"
+        return [b'path;label\r\n"a;b.jpg";x\r\n', boxes, b"path,split\na.jpg,train\nb.jpg,query\nc.jpg,gallery\n"]
     if target == "cub":
         return [b"1 a/1.jpg\n2 a/2.jpg\n----1 1\n2 150\n----1 0.0 1.0 30.0 40.0\n2 0.0 0.0 9.0 9.0\n"]
     if target == "index":

@@ -44,6 +44,13 @@ FAMILIES = (
 BACKBONES = {name: family for family in FAMILIES for name in family.names}
 
 
+def family_of(name: str) -> Family:
+    """The family of a backbone; raises SpecError for an unknown name."""
+    if name not in BACKBONES:
+        raise SpecError(f"backbone {name!r} is unknown; {closest_known(name, BACKBONES)}.")
+    return BACKBONES[name]
+
+
 class GlobalMean(nn.Module):
     """[N, C, H, W] -> [N, C, 1, 1], like AdaptiveAvgPool2d(1), whose ONNX export has a Gather over a dynamic N."""
 
@@ -74,11 +81,9 @@ def build_backbone(name: str, no_downsample: str) -> Backbone:
     Weights keep the library's names and shapes, so the library's weights load.
     Raises SpecError for an unknown backbone or stage, MissingDependency if the backbone's library is not installed.
     """
-    if name not in BACKBONES:
-        raise SpecError(f"backbone {name!r} is unknown; {closest_known(name, BACKBONES)}.")
+    family = family_of(name)
     if no_downsample not in STAGES:
         raise SpecError(f"no_downsample={no_downsample!r} is unknown; expected one of {', '.join(STAGES)}.")
-    family = BACKBONES[name]
     children = dict(_network(name, family.library).named_children())
     backbone = Backbone()
     for child, module in children.items():

@@ -19,7 +19,8 @@ class TrainConfig:
     """How to train. The defaults are the paper's (CGD section 4.1), except ``head_lr`` and ``warm_up``.
 
     data                folder of a data set (``cgd_deploy.datasets``) or LIST.tsv; may be None if ``train`` gets lists
-    weights             torchvision state_dict to start the backbone from; None: random
+    weights             file to start the backbone from, as ``foreign`` reads it, or the word "torchvision" for ImageNet
+                        weights that ``pretrained`` downloads; None: random
     size                height and width of the model's input; one number for a square
     resize              how pictures are resized to ``size``, see ``cgd_deploy.resize.ResizeRule``
     mean, std           mean and deviation of each channel, for pixels divided by 255

@@ -28,6 +28,7 @@ from .backbone import BACKBONES, build_backbone
 from .checkpoint import RECORDED_FOR_CALIBRATION, Checkpoint, save_checkpoint
 from .layouts import OPTIONAL, WHOLE, Found, closest, find, foreign_name, is_weight, misfits
 from .model import CGD
+from .pretrained import weights_file
 from .weights import SAVE_AGAIN, Table, load_weights, tables, without_wrappers
 
 
@@ -48,13 +49,15 @@ class Imported:
 def import_weights(path: str | Path, spec: ModelSpec, *, seed: int = 0, prefix: str | None = None) -> Imported:
     """Read the state_dict in ``path`` as the model that ``spec`` states.
 
+    path     a file, or the word "torchvision", see ``pretrained.weights_file``
     seed     for random heads, if the file has none
     prefix   place of the model in the file, if the file holds several
 
     Raises CheckpointError if the file contradicts ``spec``, holds no such model or several, or is a checkpoint already,
-    SpecError for an unknown backbone, MissingDependency without the package safetensors.
+    SpecError for an unknown backbone, MissingDependency without the package safetensors, and the errors of
+    ``weights_file``.
     """
-    path = Path(path)
+    path = weights_file(path, spec.backbone)
     data, unread = load_weights(path)
     if "cgd_checkpoint" in data:
         raise CheckpointError(f"{path} is a cgd-deploy checkpoint and needs no import; pass it to cgd-deploy export.")

@@ -28,6 +28,7 @@ from .config import TrainConfig
 from .data import EvaluationPictures, Pixels, TrainingPictures, training_batches
 from .measuring import Describe, failure, in_float32, measure
 from .model import CGD
+from .pretrained import with_weights_file
 from .processes import Processes, joined, share_threads
 from .run import best_epoch, check_best, check_unchanged, good_pictures, last_epoch, run_settings, save_epoch, start_run
 from .sampler import epoch_batches
@@ -88,6 +89,7 @@ def _train(
 ) -> Path:
     processes.part(config.batch)  # refuse a batch that cannot be shared before pictures are read
     resumed = last_epoch(config)
+    config = with_weights_file(config, processes)
     training, testing, left_out = good_pictures(training, testing, resumed, config.strict, processes)
     _check_lists(training, testing)
     _batches(config, training, epoch=1)  # refuse too few classes before anything is written
@@ -299,7 +301,11 @@ def _told(line: dict[str, Any], epochs: int) -> str:
 
 def _has_converged(metrics: list[dict[str, Any]], patience: int | None) -> bool:
     """Whether the best recall@1 is ``patience`` epochs old."""
-    return patience is not None and len(metrics) > patience and len(metrics) - 1 - best_epoch(metrics, first=True) >= patience
+    return (
+        patience is not None
+        and len(metrics) > patience
+        and len(metrics) - 1 - best_epoch(metrics, first=True) >= patience
+    )
 
 
 def _batches(config: TrainConfig, training: ImageList, epoch: int) -> list[list[int]]:

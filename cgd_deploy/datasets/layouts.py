@@ -17,9 +17,9 @@ import numpy as np
 from ..errors import InputError, MissingDependency, in_one_line, install_line
 from ..files import check_file
 from ..pictures.images import ImageList, expanded, read_images
-from ..pictures.lists import LARGEST_PIXEL, Box, leaves
+from ..pictures.lists import LARGEST_PIXEL, SUFFIXES, Box, leaves
 from .evaluation import Evaluation
-from .splits import REID_RECALL_AT, Parts, only_folder, read_split
+from .splits import REID_RECALL_AT, Parts, only_folder, read_listed, read_split
 
 SOP_RECALL_AT = (1, 10, 100, 1000)
 INSHOP_RECALL_AT = (1, 10, 20, 30, 40, 50)
@@ -78,7 +78,9 @@ def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
              ``splits.read_split`` knows, with pictures named by identity and camera
     folder   train/, and test/ or val/, or query/ and gallery/, each with one folder per class, see
              ``splits.read_split``; or one folder per class, and halves as above
-    list     a LIST.tsv, a CSV or text file with a header, a folder with images.tsv, or a pattern; halves as above
+    list     a LIST.tsv, a CSV or text file with a header, or a folder with images.tsv, divided by its column split
+             as by folders of these names, see ``splits.read_listed``; a list without that column, or a pattern: halves
+             as above
 
     An images.tsv takes precedence over every layout. Among layouts, more specific names take precedence: CUB200 with
     naver's lists beside its own is "cub200", which has the same split. If all pictures of a folder lie in one inner
@@ -89,18 +91,23 @@ def read_dataset(source: str | Path, boxes: bool = True) -> Dataset:
     MissingDependency for a .mat file without scipy. Missing pictures raise nothing.
     """
     found = _read(source, boxes)
-    return _dataset(found) if isinstance(found, Parts) else _halves(source, found)
+    return _dataset(source, found) if isinstance(found, Parts) else _halves(source, found)
 
 
-def _dataset(parts: Parts) -> Dataset:
+def _dataset(source: str | Path, parts: Parts) -> Dataset:
     training, testing = parts.trained(), parts.tested()
+    _check_classes(source, training)
     notes = (*parts.notes, *training.notes, *testing.images.notes)
     return Dataset(parts.name, training, testing, tuple(dict.fromkeys(notes)))
 
 
-def _halves(source: str | Path, images: ImageList) -> Dataset:
+def _check_classes(source: str | Path, images: ImageList) -> None:
     if images.classes is None:
         raise InputError(f"{source} has no classes; expected one folder per class, or a list with a class column.")
+
+
+def _halves(source: str | Path, images: ImageList) -> Dataset:
+    _check_classes(source, images)
     training, testing = images.split_classes()
     trained, tested = len(set(training.classes or ())), len(set(testing.classes or ()))
     is_folder = os.path.isdir(expanded(source))
@@ -111,7 +118,7 @@ def _halves(source: str | Path, images: ImageList) -> Dataset:
 
 
 def read_evaluation(source: str | Path, boxes: bool = True) -> Evaluation:
-    """The test part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``.
+    """The test part of a layout or list that ``read_dataset`` knows, otherwise all pictures of the source.
 
     The notes of the reader are in ``images.notes`` of the result.
     """
@@ -123,7 +130,7 @@ def read_evaluation(source: str | Path, boxes: bool = True) -> Evaluation:
 
 
 def read_training(source: str | Path, boxes: bool = True) -> ImageList:
-    """The training part of a layout that ``read_dataset`` knows, otherwise all pictures of ``read_images(source)``."""
+    """The training part of a layout or list that ``read_dataset`` knows, otherwise all pictures of the source."""
     found = _read(source, boxes)
     return found if isinstance(found, ImageList) else _noted(found.trained(), found.notes)
 
@@ -131,7 +138,11 @@ def read_training(source: str | Path, boxes: bool = True) -> ImageList:
 def _read(source: str | Path, boxes: bool) -> Parts | ImageList:
     """The parts of a data set, or all pictures of a source without a known layout."""
     folder = Path(expanded(source))
-    if not os.path.isdir(folder) or _first_file(folder, ("images.tsv",)):
+    is_folder = os.path.isdir(folder)
+    path = _first_file(folder, ("images.tsv",)) if is_folder else folder
+    if path and path.suffix.lower() in SUFFIXES:
+        return read_listed(path, boxes)
+    if not is_folder:
         return _read_images(source, boxes)
     if parts := _read_layout(folder, boxes) or read_split(folder, boxes):
         return parts
@@ -239,7 +250,7 @@ def _read_cub(folder: Path, boxes: bool) -> Parts:
     pictures = {n: (where, [*label, f"images/{paths[n][1][-1]}"]) for n, (where, label) in labels.items()}
     table, notes = _box_table(folder / "bounding_boxes.txt", boxes, pictures)
     training, testing = _listed(folder, pictures, table).split_classes()
-    return Parts("cub200", folder, training, Evaluation(testing), notes)
+    return Parts("cub200", training, Evaluation(testing), notes)
 
 
 def _read_cars(folder: Path, boxes: bool) -> Parts:
@@ -262,7 +273,7 @@ def _read_cars_devkit(folder: Path, boxes: bool) -> Parts:
 def _cars196(folder: Path, found: list[Annotation], boxes: bool, notes: tuple[str, ...] = ()) -> Parts:
     names, classes, cuts = zip(*found, strict=True)
     training, testing = ImageList(folder, names, classes, cuts if boxes else None).split_classes()
-    return Parts("cars196", folder, training, Evaluation(testing), notes)
+    return Parts("cars196", training, Evaluation(testing), notes)
 
 
 def _read_sop(folder: Path, _boxes: bool) -> Parts:
@@ -270,7 +281,7 @@ def _read_sop(folder: Path, _boxes: bool) -> Parts:
     training, testing = (
         _listed(folder, _by_id(folder / name, columns, above=1)) for name in ("Ebay_train.txt", "Ebay_test.txt")
     )
-    return Parts("sop", folder, training, Evaluation(testing, recall_at=SOP_RECALL_AT))
+    return Parts("sop", training, Evaluation(testing, recall_at=SOP_RECALL_AT))
 
 
 def _read_inshop(folder: Path, _boxes: bool) -> Parts:
@@ -292,7 +303,7 @@ def _read_inshop(folder: Path, _boxes: bool) -> Parts:
     tested = [i for i, status in enumerate(statuses) if status != "train"]
     in_gallery = tuple(statuses[i] == "gallery" for i in tested)
     training = images.subset(i for i, status in enumerate(statuses) if status == "train")
-    return Parts("inshop", folder, training, Evaluation(images.subset(tested), in_gallery, INSHOP_RECALL_AT))
+    return Parts("inshop", training, Evaluation(images.subset(tested), in_gallery, INSHOP_RECALL_AT))
 
 
 def _read_naver(folder: Path, boxes: bool) -> Parts:
@@ -301,7 +312,7 @@ def _read_naver(folder: Path, boxes: bool) -> Parts:
     if table and (twice := training.keys() & testing.keys()):
         where, _ = testing[min(twice)]
         raise InputError(f"{where} has an id of train.txt, so bbox.txt fits both; give every picture its own id.")
-    return Parts("naver", folder, _listed(folder, training, table), Evaluation(_listed(folder, testing, table)), notes)
+    return Parts("naver", _listed(folder, training, table), Evaluation(_listed(folder, testing, table)), notes)
 
 
 def _read_msmt17(folder: Path, _boxes: bool) -> Parts:
@@ -313,7 +324,7 @@ def _read_msmt17(folder: Path, _boxes: bool) -> Parts:
     cameras = tuple(_camera_of_msmt17(where, path) for where, [path, _] in tested)
     testing = Evaluation(_identities(folder, "test", tested), in_gallery, REID_RECALL_AT, cameras)
     notes = (f"list_val.txt of {folder} is not used.",) if (folder / "list_val.txt").is_file() else ()
-    return Parts("msmt17", folder, _identities(folder, "train", training), testing, notes)
+    return Parts("msmt17", _identities(folder, "train", training), testing, notes)
 
 
 def _identities(folder: Path, below: str, rows: Sequence[Row]) -> ImageList:

@@ -1,19 +1,21 @@
-"""Reads data sets that folders divide: train/, val/ and test/; query/ and gallery/; re-identification sets.
+"""Reads data sets that folders or the split column of a list divide: train, val and test; query and gallery.
 
-Reads names of folders and files, and opens no picture.
+Reads lists and names of folders and files, and opens no picture.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path, PurePath
 
 from ..errors import InputError
-from ..pictures.images import ImageList, read_images
+from ..pictures.images import ImageList, listed_images, read_images
+from ..pictures.lists import read_list
 from ..search.retrieval import RECALL_AT
 from .evaluation import Evaluation
 
@@ -25,7 +27,7 @@ NO_PART = frozenset({"gt_bbox", "gt_query"})
 
 
 class Role(str, Enum):
-    """The purpose of a folder."""
+    """The purpose of a folder, or of a line in a list."""
 
     TRAINING = "training"
     VALIDATION = "validation"
@@ -55,41 +57,36 @@ WORDS = {
 NAME = re.compile(
     rf"(?:(?:bounding_box|images?|imgs?|pictures|data|cars)_?)?({'|'.join(WORDS)})(?:_?(?:set|data|images?|imgs?|split|\d{{4}}))?"
 )
-"""A folder's name in lower case, words joined by "_": "train", "bounding_box_train", "image_query", "test_set"."""
+"""A folder's name or a split in lower case, words joined by "_": "train", "bounding_box_train", "test_set"."""
 SIGHTING = re.compile(r"(-?\d+)_c(\d+)")
 """The start of a re-identification picture's name: identity and camera, as in 0002_c1s1_000451_03.jpg."""
-
-Folders = Mapping[Role, Path]
 
 
 @dataclass(frozen=True)
 class Parts:
     """The training and test parts of a data set; None for a missing part.
 
-    name    see ``layouts.Dataset``
-    folder  folder of the data set
-    notes   sentences about choices that the reader made for the user
+    name     see ``layouts.Dataset``
+    notes    sentences about choices that the reader made for the user
+    lacking  the error for the caller who needs the missing part
     """
 
     name: str
-    folder: Path
     training: ImageList | None
     testing: Evaluation | None
     notes: tuple[str, ...] = ()
+    lacking: str = ""
 
     def trained(self) -> ImageList:
         """The training pictures; raises InputError if there are none."""
         if self.training is None:
-            raise InputError(f"{self.folder} has a test part but no training part; add a folder train/.")
+            raise InputError(self.lacking)
         return self.training
 
     def tested(self) -> Evaluation:
         """The test pictures; raises InputError if there are none."""
         if self.testing is None:
-            root = self.trained().root
-            raise InputError(
-                f"{self.folder} has {root.name}/ but no test part; add a folder test/ or val/, or pass {root}."
-            )
+            raise InputError(self.lacking)
         return self.testing
 
 
@@ -110,14 +107,46 @@ def read_split(folder: Path, boxes: bool = True) -> Parts | None:
     for role, paths in found.items():
         if len(paths) > 1:
             raise InputError(
-                f"{folder} has {_listed(names)}, and several of them are for {role.value}; keep one of these."
+                f"{folder} has {_folders(names)}, and several of them are for {role.value}; keep one of these."
             )
     if beside := _beside(folder, names):
         raise InputError(
-            f"{folder} has {_listed(beside)} beside {_listed(names)}, and no split has such a part; move the pictures "
-            "elsewhere, or list pictures and classes in a LIST.tsv."
+            f"{folder} has {_folders(beside)} beside {_folders(names)}, and no split has such a part; move the "
+            "pictures elsewhere, or list pictures and classes in a LIST.tsv."
         )
-    return _parts(folder, {role: paths[0] for role, paths in found.items()}, boxes)
+    return _folder_parts(folder, {role: paths[0] for role, paths in found.items()}, boxes)
+
+
+def read_listed(path: Path, boxes: bool = True) -> Parts | ImageList:
+    """The parts of a list with a split column; all pictures of a list without one.
+
+    The values are the words of ``read_split``, and the parts are chosen in the same way. Several words for one part
+    may stand in one list. Pictures may lack classes.
+
+    Raises InputError with file and line for other values, and for queries without a gallery or the reverse.
+    """
+    rows = read_list(path, with_split=True)
+    images = listed_images(path, rows)
+    if not boxes:
+        images = replace(images, boxes=None)
+    if rows.split is None:
+        return images
+    given = [_row_role(path, line, word) for line, word in rows.split]
+    part, kept = _sighted(path, images)
+    roles = [given[n] for n in kept]
+    first = {role: rows.split[kept[roles.index(role)]] for role in Role if role in roles}
+    asked, searched = _tested(first)
+    if searched is None:
+        if asked:
+            raise InputError(_lacking(path, first[asked], "gallery"))
+        if Role.GALLERY in first:
+            raise InputError(_lacking(path, first[Role.GALLERY], "query"))
+        return Parts("list", part.images, None, lacking=_lacking(path, first[Role.TRAINING], "test or val"))
+    training = part.subset(n for n, role in enumerate(roles) if role is Role.TRAINING).images
+    tested = [n for n, role in enumerate(roles) if role in (asked, searched)]
+    testing = part.subset(tested).evaluation(tuple(roles[n] is searched for n in tested) if asked else None)
+    names = {role: f"the {role.value} split" for role in first}
+    return _parts("list", path, names, training or None, testing, _lacking(path, first[searched], "train"))
 
 
 def only_folder(images: ImageList) -> Path | None:
@@ -129,15 +158,18 @@ def only_folder(images: ImageList) -> Path | None:
 
 @dataclass(frozen=True)
 class _Part:
-    """Pictures of one folder, and their cameras if the names give them."""
+    """Pictures, and their cameras if the names give them."""
 
-    folder: Path
     images: ImageList
     cameras: tuple[str, ...] | None
 
-    @property
-    def classes(self) -> set[str]:
-        return set(self.images.classes or ())
+    def subset(self, indices: Iterable[int]) -> _Part:
+        chosen = list(indices)
+        cameras = tuple(self.cameras[n] for n in chosen) if self.cameras else None
+        return _Part(self.images.subset(chosen), cameras)
+
+    def evaluation(self, in_gallery: tuple[bool, ...] | None = None) -> Evaluation:
+        return Evaluation(self.images, in_gallery, REID_RECALL_AT if self.cameras else RECALL_AT, self.cameras)
 
 
 def _roles(folder: Path) -> dict[Role, list[Path]]:
@@ -151,9 +183,39 @@ def _roles(folder: Path) -> dict[Role, list[Path]]:
     return {role: paths for role, paths in roles.items() if paths}
 
 
+@cache
 def _role(name: str) -> Role | None:
     match = NAME.fullmatch(re.sub(r"[-. ]", "_", name.casefold()))
     return WORDS[match[1]] if match else None
+
+
+def _row_role(path: Path, line: int, word: str) -> Role:
+    if role := _role(word.strip()):
+        return role
+    has = f"the split {word!r:.40}" if word.strip() else "no split"
+    raise InputError(
+        f"{path} line {line} has {has}; expected train, val, test, query or gallery, so correct it, or rename the "
+        "column if it means something else."
+    )
+
+
+def _lacking(path: Path, first: tuple[int, str], wanted: str) -> str:
+    """The error about a part that a list lacks; ``first`` is the first line of a part that the list has."""
+    line, word = first
+    return (
+        f"{path} line {line} has the split {word.strip()}, but no line has the split {wanted}; add such lines, or "
+        "remove the split column to use all lines."
+    )
+
+
+def _tested(found: Collection[Role]) -> tuple[Role | None, Role | None]:
+    """The roles of the queries and of the gallery; (None, role) if the pictures of one role search each other.
+
+    The second is None if there is no test part, or no gallery for the queries.
+    """
+    asked = Role.QUERY if Role.QUERY in found else None
+    wanted = (Role.GALLERY, Role.TEST) if asked else (Role.TEST, Role.VALIDATION)
+    return asked, next((role for role in wanted if role in found), None)
 
 
 def _divides(found: Mapping[Role, object]) -> bool:
@@ -175,12 +237,15 @@ def _lone_part(folder: Path, found: Mapping[Role, list[Path]], boxes: bool) -> P
         return None
     if beside := _beside(folder, [paths[0].name]):
         raise InputError(
-            f"{folder} has {paths[0].name}/ with class folders in it beside {_listed(beside)}, so it may be a class or "
-            "a part of a split; move the others elsewhere, or list pictures and classes in a LIST.tsv."
+            f"{folder} has {paths[0].name}/ with class folders in it beside {_folders(beside)}, so it may be a class "
+            "or a part of a split; move the others elsewhere, or list pictures and classes in a LIST.tsv."
         )
     part = _read_part(paths[0], boxes)
-    is_training = Role.TRAINING in found
-    return Parts("folder", folder, part.images if is_training else None, None if is_training else _everybody(part))
+    if Role.TRAINING not in found:
+        return Parts("folder", None, _everybody(part), lacking=_without_training(folder))
+    root = part.images.root
+    lacking = f"{folder} has {root.name}/ but no test part; add a folder test/ or val/, or pass {root}."
+    return Parts("folder", part.images, None, lacking=lacking)
 
 
 def _has_class_folders(path: Path) -> bool:
@@ -200,44 +265,51 @@ def _beside(folder: Path, parts: Iterable[str]) -> list[str]:
     return sorted(found.difference(parts, NO_PART))
 
 
-def _parts(folder: Path, roles: Folders, boxes: bool) -> Parts:
-    training = _read_part(roles[Role.TRAINING], boxes) if Role.TRAINING in roles else None
-    if training and training.images.classes is None:
+def _folder_parts(folder: Path, paths: Mapping[Role, Path], boxes: bool) -> Parts:
+    asked, searched = _tested(paths)
+    if searched is None:
+        raise InputError(f"{folder} has {paths[Role.QUERY].name}/ but no gallery; add a folder gallery/.")
+    training = _read_part(paths[Role.TRAINING], boxes).images if Role.TRAINING in paths else None
+    if training and training.classes is None:
         raise _without_classes(training)
-    asked, searched = roles.get(Role.QUERY), _searched(folder, roles)
-    tested = _read_part(searched, boxes)
-    testing = _against(folder, _read_part(asked, boxes), tested) if asked else _everybody(tested)
-    notes = _unused(folder, roles, [asked, searched] if asked else [searched])
-    if training and (shared := training.classes.intersection(testing.images.classes or ())):
+    tested = _read_part(paths[searched], boxes)
+    testing = _against(folder, _read_part(paths[asked], boxes), tested) if asked else _everybody(tested)
+    names = {role: f"{path.name}/" for role, path in paths.items()}
+    return _parts("folder", folder, names, training, testing, _without_training(folder))
+
+
+def _parts(
+    name: str,
+    source: Path,
+    names: Mapping[Role, str],
+    training: ImageList | None,
+    testing: Evaluation,
+    lacking: str,
+) -> Parts:
+    """``Parts`` with notes on the choice of the test part.
+
+    names   the parts of ``source``, as the notes call them
+    """
+    asked, searched = _tested(names)
+    used = [names[role] for role in (asked, searched) if role]
+    unused = [name for role, name in names.items() if role is not Role.TRAINING and name not in used]
+    notes = []
+    if unused:
+        is_, test = "is" if len(unused) == 1 else "are", "tests" if len(used) == 1 else "test"
+        notes.append(f"{_listed(unused)} of {source} {is_} not used: {_listed(used)} {test}.")
+    elif searched is Role.VALIDATION:
+        notes.append(f"{source} has no test part: {names[searched]} tests.")
+    if training and (shared := set(training.classes or ()).intersection(testing.images.classes or ())):
         notes.append(
-            f"{training.folder.name}/ and {searched.name}/ of {folder} share {len(shared)} classes: recall is not only "
+            f"{names[Role.TRAINING]} and {used[-1]} of {source} share {len(shared)} classes: recall is not only "
             "about classes that are new to the model."
         )
     if testing.cameras:
         notes.append(
-            f"names in {folder} give identity and camera: a query does not search pictures of its own identity from "
+            f"names in {source} give identity and camera: a query does not search pictures of its own identity from "
             "its own camera."
         )
-    name = "reid" if testing.cameras else "folder"
-    return Parts(name, folder, training.images if training else None, testing, tuple(notes))
-
-
-def _searched(folder: Path, roles: Folders) -> Path:
-    """The folder of the gallery, or the folder of test pictures that search each other."""
-    wanted = (Role.GALLERY, Role.TEST) if Role.QUERY in roles else (Role.TEST, Role.VALIDATION)
-    if not (found := [roles[role] for role in wanted if role in roles]):
-        raise InputError(f"{folder} has {roles[Role.QUERY].name}/ but no gallery; add a folder gallery/.")
-    return found[0]
-
-
-def _unused(folder: Path, roles: Folders, tested: Sequence[Path]) -> list[str]:
-    """A note if the reader chose the test part among several folders."""
-    used = _listed(path.name for path in tested)
-    unused = [path.name for role, path in roles.items() if role is not Role.TRAINING and path not in tested]
-    if unused:
-        return [f"{_listed(unused)} of {folder} {'is' if len(unused) == 1 else 'are'} not used: {used} test."]
-    validates = Role.VALIDATION in roles and roles[Role.VALIDATION] in tested
-    return [f"{folder} has no test/: {used} tests."] if validates else []
+    return Parts("reid" if testing.cameras else name, training, testing, tuple(notes), lacking)
 
 
 def _read_part(folder: Path, boxes: bool) -> _Part:
@@ -246,6 +318,11 @@ def _read_part(folder: Path, boxes: bool) -> _Part:
         folder, images = inner, read_images(inner)  # an archive was unpacked into a folder of the same name
     if not boxes:
         images = replace(images, boxes=None)
+    return _sighted(folder, images)[0]
+
+
+def _sighted(source: Path, images: ImageList) -> tuple[_Part, list[int]]:
+    """The pictures by identity and camera if their names give both, and the numbers of the pictures that count."""
     sightings = [SIGHTING.match(PurePath(name).name) for name in images.names]
     identities = tuple(match[1] if match else "" for match in sightings)
     if images.classes is None and any(sightings) and not all(sightings):
@@ -254,28 +331,30 @@ def _read_part(folder: Path, boxes: bool) -> _Part:
             "expected a name such as 0002_c1s1_000451_03.jpg."
         )
     if not all(sightings) or images.classes not in (None, identities):
-        return _Part(folder, images, None)
+        return _Part(images, None), list(range(len(images)))
     kept = [number for number, identity in enumerate(identities) if identity != JUNK]
     if not kept:
-        raise InputError(f"{folder} has only pictures of identity {JUNK}, which do not count; get the whole data set.")
-    cameras = tuple(str(int(match[2])) for match in sightings if match and match[1] != JUNK)
-    return _Part(folder, replace(images, classes=identities).subset(kept), cameras)
+        raise InputError(f"{source} has only pictures of identity {JUNK}, which do not count; get the whole data set.")
+    cameras = tuple(str(int(match[2])) for match in sightings if match)
+    return _Part(replace(images, classes=identities), cameras).subset(kept), kept
 
 
 def _everybody(part: _Part) -> Evaluation:
     """Every picture of a part searches all others."""
     if part.images.classes is None:
-        raise _without_classes(part)
-    return Evaluation(part.images, None, REID_RECALL_AT if part.cameras else RECALL_AT, part.cameras)
+        raise _without_classes(part.images)
+    return part.evaluation()
 
 
 def _against(folder: Path, asked: _Part, searched: _Part) -> Evaluation:
     """The queries of one folder search the gallery of another folder."""
     for one, other in ((asked, searched), (searched, asked)):
         if one.images.classes is None and other.images.classes is not None:
-            raise _without_classes(one)
+            raise _without_classes(one.images)
         if one.images.boxes is None and other.images.boxes is not None:
-            raise InputError(f"{other.folder} has boxes and {one.folder} has none; give boxes for both or for neither.")
+            raise InputError(
+                f"{other.images.root} has boxes and {one.images.root} has none; give boxes for both or for neither."
+            )
     parts = [asked.images, searched.images]
     images = ImageList(
         folder,
@@ -285,21 +364,27 @@ def _against(folder: Path, asked: _Part, searched: _Part) -> Evaluation:
         tuple(note for part in parts for note in part.notes),
     )
     in_gallery = tuple(part is searched.images for part in parts for _ in range(len(part)))
-    if asked.cameras is None or searched.cameras is None:
-        return Evaluation(images, in_gallery)
-    return Evaluation(images, in_gallery, REID_RECALL_AT, asked.cameras + searched.cameras)
+    cameras = asked.cameras + searched.cameras if asked.cameras and searched.cameras else None
+    return _Part(images, cameras).evaluation(in_gallery)
 
 
 def _below(folder: Path, path: Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path.absolute())
 
 
-def _without_classes(part: _Part) -> InputError:
-    return InputError(f"{part.folder} has pictures outside class folders; expected one folder per class.")
+def _without_classes(images: ImageList) -> InputError:
+    return InputError(f"{images.root} has pictures outside class folders; expected one folder per class.")
 
 
-def _listed(names: Iterable[str]) -> str:
+def _without_training(folder: Path) -> str:
+    return f"{folder} has a test part but no training part; add a folder train/."
+
+
+def _folders(names: Iterable[str]) -> str:
     """Names of folders as text, at most ten: "train/, val/ and test/"."""
-    every = [f"{name}/" for name in names]
-    shown = every if len(every) <= 10 else [*every[:10], f"{len(every) - 10} more"]
+    return _listed([f"{name}/" for name in names])
+
+
+def _listed(names: list[str]) -> str:
+    shown = names if len(names) <= 10 else [*names[:10], f"{len(names) - 10} more"]
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]

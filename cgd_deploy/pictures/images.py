@@ -16,7 +16,7 @@ from ..files import sha256_bytes, write_text
 from ..limits import limits
 from . import folders, lists
 from .folders import File, counted, some
-from .lists import Box, list_text, read_list
+from .lists import Box, Rows, list_text, read_list
 
 KINDS = 5
 """The most kinds of files that a note names."""
@@ -184,9 +184,13 @@ def read_images(source: Source | Sequence[Source]) -> ImageList:
     if os.path.isdir(path):
         return _read_folder(path)
     if path.suffix.lower() in lists.SUFFIXES:
-        rows = read_list(path)
-        return ImageList(path.parent, rows.names, rows.classes, rows.boxes, _in_one_line(rows.notes))
+        return listed_images(path, read_list(path))
     return _read_picture(path) if os.path.isfile(path) else _read_pattern(str(source))
+
+
+def listed_images(path: Path, rows: Rows) -> ImageList:
+    """The pictures in the ``rows`` of the list at ``path``."""
+    return ImageList(path.parent, rows.names, rows.classes, rows.boxes, _in_one_line(rows.notes))
 
 
 def expanded(source: Source) -> Source:

@@ -27,6 +27,7 @@ SPELLINGS = {
     "y1": "y1 ymin",
     "x2": "x2 xmax",
     "y2": "y2 ymax",
+    "split": "split",
 }
 """Names of our columns in headers of other programs, without capitals, spaces and punctuation."""
 COLUMNS = {spelling: column for column, spellings in SPELLINGS.items() for spelling in spellings.split()}
@@ -39,16 +40,22 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Rows:
-    """The contents of a list: names of pictures, and, where known, their classes and boxes; see ``ImageList``."""
+    """The contents of a list: names of pictures, and, where known, their classes and boxes; see ``ImageList``.
+
+    split   line number and field of the split column for each picture, or None
+    """
 
     names: tuple[str, ...]
     classes: tuple[str, ...] | None
     boxes: tuple[Box, ...] | None
+    split: tuple[tuple[int, str], ...] | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_list(path: Path) -> Rows:
+def read_list(path: Path, with_split: bool = False) -> Rows:
     """Read a list. Its first line names the columns: the picture, and optionally a class and a box.
+
+    with_split   read the column split too; otherwise it is an unused column
 
     Tabs, commas or semicolons separate the columns. Other columns are ignored, and the notes name them.
 
@@ -57,7 +64,7 @@ def read_list(path: Path) -> Rows:
     """
     text = _text(path)
     header, lines = _table(path, text)
-    columns = _columns(path, header)
+    columns = _columns(path, header, with_split)
     if not lines:
         raise InputError(f"{path} lists no pictures; expected a line for each picture under the header.")
     for number, row in lines:
@@ -66,8 +73,9 @@ def read_list(path: Path) -> Rows:
     names = tuple(row[columns["image"]] for row in rows)
     classes = _classes(path, lines, columns["class"]) if "class" in columns else None
     boxes = _boxes(path, rows, [columns[corner] for corner in CORNERS]) if "x1" in columns else None
+    split = tuple((number, row[columns["split"]]) for number, row in lines) if "split" in columns else None
     unused = [name for place, name in enumerate(header) if place not in columns.values() and name]
-    found = Rows(names, classes, boxes)
+    found = Rows(names, classes, boxes, split)
     return replace(found, notes=_notes(path, unused, found))
 
 
@@ -120,8 +128,8 @@ def _known(header: Sequence[str]) -> list[tuple[str, int]]:
     return [(COLUMNS[name], place) for place, name in enumerate(plain) if name in COLUMNS]
 
 
-def _columns(path: Path, header: list[str]) -> dict[str, int]:
-    known = _known(header)
+def _columns(path: Path, header: list[str], with_split: bool) -> dict[str, int]:
+    known = [(column, place) for column, place in _known(header) if with_split or column != "split"]
     columns = dict(known)
     if "image" not in columns or 0 < len(columns.keys() & set(CORNERS)) < len(CORNERS):
         raise InputError(

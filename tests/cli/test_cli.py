@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -389,6 +390,23 @@ def test_of_several_networks_one_is_imported_by_its_prefix(cli, foreign):
     assert code == 2 and err.count("\n") == 1
     assert "both.pth holds 2 models with a resnet18, at teacher, student; choose one with" in err
     assert cli("import", *stated, "--prefix", "student")[:2] == (0, "ckpt.pt\n")
+
+
+@pytest.mark.parametrize("command", ["import", "train"])
+def test_weights_that_cannot_be_downloaded_end_in_one_sentence(cli, pictures, tmp_path, monkeypatch, command):
+    from torch import hub
+
+    def urlopen(_):
+        raise URLError("no route")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(hub, "urlopen", urlopen)
+    weights = ["torchvision"] if command == "import" else ["--weights", "torchvision", "--data", pictures]
+    code, out, err = cli(command, *weights, "--backbone", "resnet18", "--descriptors", "SG")
+    told, sentence = err.splitlines()
+    assert (code, out) == (2, "") and told.startswith("Downloading torchvision's weights to ")
+    assert "could not be downloaded (<urlopen error no route>); download " in sentence
+    assert not Path("ckpt.pt").exists() and not Path("runs").exists()
 
 
 def test_import_says_what_does_not_fit(cli, foreign):

@@ -1,8 +1,9 @@
-"""Splits that folders tell: their spellings, what lies beside them, and re-identification by its own protocol."""
+"""Splits that folders or a list tell: their spellings, what lies beside them, re-identification by its protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.datasets.layouts import read_dataset, read_evaluation, read_training
 from cgd_deploy.errors import InputError
-from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.pictures.images import ImageList, read_images
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -73,7 +74,7 @@ def test_a_split_in_many_spellings(tmp_path, training, testing):
 @pytest.mark.parametrize("validation", ["val", "Validation", "dev"])
 def test_of_test_and_validation_test_is_read_and_a_note_says_so(tmp_path, validation):
     touch(two_parts(tmp_path, "train", "test"), f"{validation}/e/1.jpg")
-    told = f"{validation}/ of {tmp_path} is not used: test/ test."
+    told = f"{validation}/ of {tmp_path} is not used: test/ tests."
     assert read_dataset(tmp_path).notes == (told,)
     assert read_evaluation(tmp_path).images.notes == (told,)
     assert read_evaluation(tmp_path).images.classes == ("c", "c", "d")
@@ -83,7 +84,7 @@ def test_of_test_and_validation_test_is_read_and_a_note_says_so(tmp_path, valida
 @pytest.mark.parametrize("validation", ["val", "valid"])
 def test_validation_tests_where_there_is_no_test_part_and_a_note_says_so(tmp_path, validation):
     two_parts(tmp_path, "train", validation)
-    told = f"{tmp_path} has no test/: {validation}/ tests."
+    told = f"{tmp_path} has no test part: {validation}/ tests."
     assert read_dataset(tmp_path).notes == read_evaluation(tmp_path).images.notes == (told,)
 
 
@@ -393,3 +394,162 @@ def test_a_data_set_beside_other_folders_is_named(tmp_path, other):
 def test_classes_that_are_each_divided_stay_classes(tmp_path):
     touch(tmp_path, *(f"{label}/{part}/1.jpg" for label in ("car", "bus") for part in ("train", "test")))
     assert set(read_evaluation(tmp_path).images.classes) == {"car", "bus"}
+
+
+def listed(folder: Path, *rows: str, header: str = "image,class,split", name: str = "list.csv") -> Path:
+    (folder / name).write_text("\n".join([header, *rows]) + "\n")
+    return folder / name
+
+
+TRAINED = ("1.jpg,a,train", "2.jpg,b,train")
+"""Lines 2 and 3 of a list."""
+
+
+@pytest.mark.parametrize(
+    ("training", "testing"),
+    [
+        ("train", "test"),
+        ("Training", "TEST"),
+        ("train", "val"),
+        ("trn", "Validation"),
+        (" train ", "dev"),
+        ("TRAIN", "eval"),
+    ],
+)
+@pytest.mark.parametrize("header", ["image,class,split", "path,label,Split", "file,class_id,SPLIT"])
+def test_a_list_with_a_split_column_in_many_spellings(tmp_path, training, testing, header):
+    rows = ("1.jpg,a,{0}", "2.jpg,c,{1}", "3.jpg,b,{0}", "4.jpg,c,{1}")
+    path = listed(tmp_path, *(row.format(training, testing) for row in rows), header=header)
+    dataset = read_dataset(path)
+    assert dataset.name == "list"
+    assert dataset.training == ImageList(tmp_path, ("1.jpg", "3.jpg"), ("a", "b"))
+    assert dataset.testing == Evaluation(ImageList(tmp_path, ("2.jpg", "4.jpg"), ("c", "c")))
+    assert read_evaluation(path) == dataset.testing and read_training(path) == dataset.training
+    told = () if testing.lower() == "test" else (f"{path} has no test part: the validation split tests.",)
+    assert dataset.notes == read_evaluation(path).images.notes == told
+
+
+def test_several_words_for_one_part_may_stand_in_one_list(tmp_path):
+    path = listed(tmp_path, *TRAINED, "3.jpg,c,training", "4.jpg,d,test", "5.jpg,d,Testing")
+    assert read_training(path).classes == ("a", "b", "c") and read_evaluation(path).images.classes == ("d", "d")
+
+
+PARTS = ("train", "val", "test", "query", "gallery")
+CLEAR = [
+    parts
+    for count in range(1, len(PARTS) + 1)
+    for parts in combinations(PARTS, count)
+    if parts not in (("val",), ("query",), ("gallery",), ("val", "gallery"), ("test", "gallery"))
+]
+"""Sets of parts; the others may be classes if they are folders."""
+
+
+@pytest.mark.parametrize("parts", CLEAR)
+def test_a_list_has_the_parts_that_folders_of_the_same_names_have(tmp_path, parts):
+    """The same training part, queries and gallery, as many notes, and the same sets are refused."""
+    folder = touch(tmp_path / "folders", *(f"{part}/{part}{n}/1.jpg" for part in parts for n in (1, 2)))
+    path = listed(tmp_path, *(f"{part}{n}.jpg,{part}{n},{part}" for n in (1, 2) for part in reversed(parts)))
+
+    def seen(source: Path, read: Callable[[Path], Evaluation | ImageList]) -> object:
+        try:
+            found = read(source)
+        except InputError:
+            return "refused"
+        if isinstance(found, ImageList):
+            return sorted(found.classes), len(found.notes)
+        halves = (found.queries, found.gallery)
+        return *(sorted(found.images.classes[n] for n in half) for half in halves), len(found.images.notes)
+
+    for read in (read_training, read_evaluation):
+        assert seen(path, read) == seen(folder, read)
+
+
+def test_the_notes_on_a_list_say_what_is_not_used_and_which_classes_are_shared(tmp_path):
+    rows = (*TRAINED, "3.jpg,a,val", "4.jpg,a,test", "5.jpg,c,test")
+    path = listed(tmp_path, *rows)
+    unused, shared = read_dataset(path).notes
+    assert unused == f"the validation split of {path} is not used: the test split tests."
+    assert shared.startswith(f"the training split and the test split of {path} share 1 classes: recall is not only")
+    listed(tmp_path, *rows, "6.jpg,d,query", "7.jpg,d,gallery")
+    assert read_dataset(path).notes == (
+        f"the validation split and the test split of {path} are not used: the query split and the gallery split test.",
+    )
+
+
+def test_queries_of_a_list_search_its_gallery_in_the_order_of_the_list(tmp_path):
+    path = listed(tmp_path, "1.jpg,c,gallery", "2.jpg,c,probe", *TRAINED, "5.jpg,d,gallery")
+    images = ImageList(tmp_path, ("1.jpg", "2.jpg", "5.jpg"), ("c", "c", "d"))
+    assert read_dataset(path).testing == Evaluation(images, (True, False, True))
+    path = listed(tmp_path, "1.jpg,c,test", "2.jpg,c,query", "3.jpg,c,val")
+    assert read_evaluation(path) == Evaluation(ImageList(tmp_path, ("1.jpg", "2.jpg"), ("c", "c")), (True, False))
+
+
+def test_a_folder_with_such_a_list_is_read_and_its_boxes_are_kept(tmp_path):
+    header, box = "image\tclass\tsplit\tx1\ty1\tx2\ty2", "\t0\t1\t8\t9"
+    listed(tmp_path, f"a.jpg\ta\ttrain{box}", f"b.jpg\tb\ttest{box}", header=header, name="images.tsv")
+    dataset = read_dataset(tmp_path)
+    assert (dataset.name, dataset.training.names, dataset.testing.images.names) == ("list", ("a.jpg",), ("b.jpg",))
+    assert dataset.training.boxes == dataset.testing.images.boxes == ((0, 1, 8, 9),)
+    assert read_dataset(tmp_path, boxes=False).training.boxes is None
+    assert read_images(tmp_path).names == ("a.jpg", "b.jpg")
+
+
+def test_a_list_without_classes_tests_and_calibrates_but_does_not_train(tmp_path):
+    path = listed(tmp_path, "1.jpg,train", "2.jpg,test", "3.jpg,test", header="image,split")
+    assert read_training(path) == ImageList(tmp_path, ("1.jpg",))
+    assert read_evaluation(path) == Evaluation(ImageList(tmp_path, ("2.jpg", "3.jpg")))
+    refused(r"list\.csv has no classes; expected .* a list with a class column", read_dataset, folder=path)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_list_of_market_1501_is_read_like_its_folders(tmp_path, labelled):
+    expected = read_dataset(reid(tmp_path / "folders", MARKET))
+    files = [(folder, name) for folder, names in MARKET.items() for name in sorted(names)]
+    roles = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+    rows = [f"{folder}/{name},{name.split('_')[0]},{roles[folder]}" for folder, name in files]
+    path = listed(tmp_path / "folders", *rows, header=f"image,{'class' if labelled else 'number'},split")
+    found = read_dataset(path)
+    assert found.name == "reid" and found.testing == expected.testing
+    assert found.training.paths == expected.training.paths and found.training.classes == expected.training.classes
+    assert f"names in {path} give identity and camera: " in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "has"),
+    [("", "no split"), ("  ", "no split"), ("1", "the split '1'"), ("train/val", "the split 'train/val'")],
+)
+def test_a_line_of_no_known_part_is_refused(tmp_path, word, has):
+    path = listed(tmp_path, *TRAINED, f"3.jpg,c,{word}", "4.jpg,c,test")
+    refused(
+        f"list.csv line 4 has {has}; expected train, val, test, query or gallery, so correct it, or rename the column",
+        folder=path,
+    )
+    assert len(read_images(path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "functions", "has"),
+    [
+        (("1.jpg,c,Test", "2.jpg,d,test"), (read_dataset, read_training), "line 2 has the split Test, .* split train;"),
+        (("1.jpg,c,val",), (read_dataset, read_training), "line 2 has the split val, but no line has the split train;"),
+        (
+            TRAINED,
+            (read_dataset, read_evaluation),
+            "line 2 has the split train, but no line has the split test or val;",
+        ),
+        ((*TRAINED, "3.jpg,c,query"), (), "line 4 has the split query, but no line has the split gallery;"),
+        ((*TRAINED, "3.jpg,c,gallery"), (), "line 4 has the split gallery, but no line has the split query;"),
+    ],
+)
+def test_a_part_that_a_list_lacks_is_named_with_a_line(tmp_path, rows, functions, has):
+    message = f"list.csv {has}.* add such lines, or remove the split column to use all lines"
+    refused(message, *functions, folder=listed(tmp_path, *rows))
+
+
+def test_a_list_may_have_one_part(tmp_path):
+    assert read_training(listed(tmp_path, *TRAINED)).classes == ("a", "b")
+    for part in ("test", "val"):
+        assert read_evaluation(listed(tmp_path, f"1.jpg,c,{part}", f"2.jpg,c,{part}")).images.classes == ("c", "c")
+    for part, other in (("query", "gallery"), ("gallery", "query")):
+        path = listed(tmp_path, f"1.jpg,c,{part}")
+        refused(f"line 2 has the split {part}, but no line has the split {other};", folder=path)

@@ -9,6 +9,7 @@ import pytest
 from cgd_deploy.datasets.layouts import read_dataset
 from cgd_deploy.errors import InputError
 from cgd_deploy.pictures.images import ImageList, read_images
+from cgd_deploy.pictures.lists import read_list
 
 NAMES, CLASSES = ("x.jpg", "deep/y.jpg"), ("cat", "dog")
 
@@ -69,6 +70,19 @@ def test_columns_that_are_not_used_are_named(tmp_path):
     assert images.notes == (f"{path}: 3 columns were not used: split, width and 1 more.",)
     dataset = read_dataset(write(path, "image,class,fold\nx.jpg,cat,1\ny.jpg,dog,1\n"))
     assert dataset.notes[1:] == (f"{path}: 1 column was not used: fold.",)
+
+
+def test_a_split_column_is_used_where_parts_are_read_and_only_there(tmp_path):
+    path = write(tmp_path / "list.csv", "image,split,class,width\nx.jpg,train,cat,9\ny.jpg,test,dog,9\n")
+    assert read_images(path).names == ("x.jpg", "y.jpg")
+    assert read_images(path).notes == (f"{path}: 2 columns were not used: split, width.",)
+    assert read_dataset(path).notes == (f"{path}: 1 column was not used: width.",)
+    assert read_list(path).split is None
+    assert read_list(path, with_split=True).split == ((2, "train"), (3, "test"))
+    write(path, "image,split,Split\nx.jpg,train,train\n")
+    assert read_images(path).names == ("x.jpg",)
+    with pytest.raises(InputError, match="several columns for the split, 'split' and 'Split'; keep one of them"):
+        read_dataset(path)
 
 
 @pytest.mark.parametrize(

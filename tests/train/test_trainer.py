@@ -25,10 +25,10 @@ from cgd_train import trainer
 from cgd_train.checkpoint import load_checkpoint, save_checkpoint
 from cgd_train.config import TrainConfig
 from cgd_train.losses import RANKING_LOSSES
+from cgd_train.measuring import embed_images
 from cgd_train.model import CGD
 from cgd_train.processes import Processes
 from cgd_train.step import Stepper
-from cgd_train.measuring import embed_images
 from cgd_train.trainer import train
 
 
@@ -383,7 +383,14 @@ def test_every_batch_has_its_own_learning_rate(folder, tmp_path, monkeypatch):
         return original(stepper, *args)
 
     monkeypatch.setattr(Stepper, "step", step)
-    changes = {"epochs": 2, "lr": 1.0, "head_lr": 0.3, "auxiliary_lr": 0.5, "schedule": "cosine", "classes_per_batch": 2}
+    changes = {
+        "epochs": 2,
+        "lr": 1.0,
+        "head_lr": 0.3,
+        "auxiliary_lr": 0.5,
+        "schedule": "cosine",
+        "classes_per_batch": 2,
+    }
     train(tiny(folder, tmp_path, **changes))
     falling = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]  # 4 batches an epoch
     assert rates == [pytest.approx([rate, 0.3 * rate, 0.5 * rate]) for rate in falling]

@@ -18,7 +18,9 @@ class ImportOptions(PixelOptions, ModelOptions):
     weights: Annotated[
         Path,
         typer.Argument(
-            metavar="WEIGHTS", help="Weights of a backbone or of a CGD model: .pth, .pt, .ckpt or .safetensors."
+            metavar="WEIGHTS",
+            help="Weights of a backbone or of a CGD model: .pth, .pt, .ckpt or .safetensors; or the word torchvision, "
+            "which downloads torchvision's ImageNet weights.",
         ),
     ]
     gem_eps: Annotated[

@@ -30,7 +30,8 @@ class TrainOptions(PixelOptions, ModelOptions):
         Path,
         typer.Option(
             metavar="PICTURES",
-            help="Folder of a data set (CUB, CARS, SOP, In-shop, or one folder per class), or a LIST.tsv.",
+            help="Folder of a data set (CUB, CARS, SOP, In-shop, or one folder per class), or a LIST.tsv with or "
+            "without a split column.",
         ),
     ]
     out: Annotated[
@@ -39,7 +40,11 @@ class TrainOptions(PixelOptions, ModelOptions):
     ] = None
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Backbone weights to start from: any file that import reads."),
+        typer.Option(
+            metavar="FILE",
+            help="Backbone weights to start from: any file that import reads, or the word torchvision, which downloads "
+            "torchvision's ImageNet weights.",
+        ),
     ] = None
     no_boxes: Annotated[
         bool, typer.Option("--no-boxes", help="Train on whole pictures, even if the data set has boxes.")
@@ -76,7 +81,8 @@ class TrainOptions(PixelOptions, ModelOptions):
         float, OptimizationOption(metavar="FACTOR", help="The descriptors' linear layers learn at --lr times this.")
     ] = 1.0
     auxiliary_lr: Annotated[
-        float, OptimizationOption(metavar="FACTOR", help="The classifier of the auxiliary loss learns at --lr times this.")
+        float,
+        OptimizationOption(metavar="FACTOR", help="The classifier of the auxiliary loss learns at --lr times this."),
     ] = 10.0
     schedule: Annotated[
         str, OptimizationOption(metavar="NAME", help="Fall of the learning rate: cosine, or step as in the paper.")
