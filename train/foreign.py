@@ -1,7 +1,7 @@
 """Import state_dicts that other code wrote as checkpoints.
 
 Checks the spec against the weights as far as weights can tell, and returns a warning for each fact that they cannot.
-Runs no model.
+Runs a model only to whiten the heads of a bare backbone.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import torch
 from torch import Tensor
 
 from cgd_deploy.datasets.layouts import read_dataset
-from cgd_deploy.errors import CheckpointError, MissingDependency
+from cgd_deploy.errors import CheckpointError, InputError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.pictures.folders import some
+from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.spec import ModelSpec
 
 from .backbone import BACKBONES, build_backbone
 from .checkpoint import RECORDED_FOR_CALIBRATION, Checkpoint, save_checkpoint
+from .config import HEAD_INIT
 from .layouts import OPTIONAL, WHOLE, Found, closest, find, foreign_name, is_weight, misfits
 from .model import CGD
 from .pretrained import weights_file
 from .weights import SAVE_AGAIN, Table, load_weights, tables, without_wrappers
+from .whitening import SAMPLE, whitened
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,20 @@ class Imported:
     warnings: tuple[str, ...]
 
 
-def import_weights(path: str | Path, spec: ModelSpec, *, seed: int = 0, prefix: str | None = None) -> Imported:
+def import_weights(
+    path: str | Path,
+    spec: ModelSpec,
+    *,
+    seed: int = 0,
+    prefix: str | None = None,
+    pictures: ImageList | None = None,
+) -> Imported:
     """Read the state_dict in ``path`` as the model that ``spec`` states.
 
     path     a file, or the word "torchvision", see ``pretrained.weights_file``
-    seed     for random heads, if the file has none
+    seed     for random heads, if the file has none and there are no pictures
     prefix   place of the model in the file, if the file holds several
+    pictures   whiten the heads of a bare backbone with these training pictures, see ``whitening``
 
     Raises CheckpointError if the file contradicts ``spec``, holds no such model or several, or is a checkpoint already,
     SpecError for an unknown backbone, MissingDependency without the package safetensors, and the errors of
@@ -67,14 +78,16 @@ def import_weights(path: str | Path, spec: ModelSpec, *, seed: int = 0, prefix: 
     if found.whole:
         _check_heads(state, layout, spec, path)
         learned = _take_exponents(state, layout, spec, path)
-    model = _model(state, layout, spec, seed, path)
+    model, heads = _model(state, layout, spec, seed, path), f"random (seed {seed})"
+    if pictures and not found.whole:
+        model, heads = whitened(model, pictures, seed), f"a whitening of {min(len(pictures), SAMPLE)} pictures"
     origin = {
         "imported_from": path.name,
         "sha256": sha256_file(path),
         "layout": layout,
         "stated": spec.to_json(),
     }
-    return Imported(Checkpoint(model, origin=origin), layout, notes + _warnings(found, spec, seed, learned))
+    return Imported(Checkpoint(model, origin=origin), layout, notes + _warnings(found, spec, heads, learned))
 
 
 def import_checkpoint(
@@ -84,17 +97,23 @@ def import_checkpoint(
     *,
     data: str | Path | None = None,
     prefix: str | None = None,
+    head_init: str = "whitened",
 ) -> tuple[str, ...]:
     """``import_weights``, saved as the checkpoint ``out``; returns the warnings.
 
-    data   data set: the checkpoint records its training pictures for calibration and its test pictures for bench
+    data        data set: the checkpoint records its training pictures for calibration and its test pictures for bench
+    head_init   start of the heads of a bare backbone: "whitened" by the training pictures of ``data``, if there are
+                any, or "random"
 
-    Raises the errors of ``import_weights`` and ``read_dataset``.
+    Raises the errors of ``import_weights`` and ``read_dataset``, and InputError for another ``head_init``.
     """
-    imported = import_weights(path, spec, prefix=prefix)
+    if head_init not in HEAD_INIT:
+        raise InputError(f"head_init={head_init!r} cannot be used; expected {' or '.join(HEAD_INIT)}.")
+    dataset = read_dataset(data) if data is not None else None
+    pictures = dataset.training if dataset and head_init == "whitened" else None
+    imported = import_weights(path, spec, prefix=prefix, pictures=pictures)
     notes: tuple[str, ...] = ()
-    if data is not None:
-        dataset = read_dataset(data)
+    if dataset:
         imported.checkpoint.calibration = dataset.training.sample(RECORDED_FOR_CALIBRATION)
         imported.checkpoint.evaluation = dataset.testing
         notes = dataset.notes
@@ -261,12 +280,12 @@ def _model(state: Mapping[str, Tensor], layout: str, spec: ModelSpec, seed: int,
     return model.eval()
 
 
-def _warnings(found: Found, spec: ModelSpec, seed: int, learned: set[int]) -> tuple[str, ...]:
+def _warnings(found: Found, spec: ModelSpec, heads: str, learned: set[int]) -> tuple[str, ...]:
     beside = [_beside_warning(found)] if found.beside else []
     if not found.whole:
         return (
-            f"the file holds a {spec.backbone} and no descriptors: their linear layers are random (seed {seed}), so "
-            "use this untrained model only as a baseline.",
+            f"the file holds a {spec.backbone} and no descriptors: their linear layers are {heads}, so use this "
+            "untrained model only as a baseline.",
             _pixels_warning(spec),
             *beside,
         )

@@ -134,10 +134,12 @@ class CGD(nn.Module):
 
     def fold(self) -> None:
         """Replace learned exponents by their numbers and the means of the heads by biases, as export needs them."""
-        for pool in self.pools:
-            assert isinstance(pool, GeM)
+        folded = nn.ModuleList()
+        for pool, head in zip(self.pools, self.heads, strict=True):
+            assert isinstance(pool, GeM) and isinstance(head, Head)
             pool.freeze()
-        self.heads = nn.ModuleList(head.folded() for head in self.heads)
+            folded.append(head.folded())
+        self.heads = folded
 
 
 class DeployModel(nn.Module):

@@ -115,7 +115,7 @@ class Stepper:
         return replace(losses, gradient_norm=norm)
 
     def pooled(self, pixels: Pixels) -> Tensor:
-        """uint8 [N, H, W, 3] -> every branch's pooled vector, float32 [N, branches, C], in the training's arithmetic."""
+        """uint8 [N, H, W, 3] -> pooled vectors float32 [N, branches, C], in the training's arithmetic."""
         images = self.deploy.normalized(torch.from_numpy(pixels).to(self.device))
         autocast = torch.autocast(self.device.type, DTYPES[self.config.amp], enabled=self.config.amp != "off")
         with autocast, torch.set_grad_enabled(self.trains_backbone and torch.is_grad_enabled()):

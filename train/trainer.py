@@ -61,8 +61,8 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
 
     best.pt         the model with the best recall@1, the later of equals
     last.pt         the latest model, and the state from which ``config.resume`` continues
-    metrics.jsonl   a line per epoch; epoch 0 is the untrained model. What was not measured is null. With ``config.amp``,
-                    the models are measured in the training's arithmetic, and best.pt at the end in float32 too
+    metrics.jsonl   a line per epoch; epoch 0 is the untrained model. What was not measured is null. Recall is
+                    measured in the training's arithmetic; if that is not float32, best.pt gets both at the end
 
     A resumed run sees the same batches and pictures as a run that was never interrupted. Under ``torchrun``, every
     process computes a part of each batch and of the test pictures.
@@ -301,11 +301,7 @@ def _told(line: dict[str, Any], epochs: int) -> str:
 
 def _has_converged(metrics: list[dict[str, Any]], patience: int | None) -> bool:
     """Whether the best recall@1 is ``patience`` epochs old."""
-    return (
-        patience is not None
-        and len(metrics) > patience
-        and len(metrics) - 1 - best_epoch(metrics, first=True) >= patience
-    )
+    return patience is not None and bool(metrics) and len(metrics) - 1 - best_epoch(metrics, first=True) >= patience
 
 
 def _batches(config: TrainConfig, training: ImageList, epoch: int) -> list[list[int]]:

@@ -12,11 +12,15 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from .model import CGD
+from cgd_deploy.pictures.images import ImageList
+from cgd_deploy.pictures.preprocess import batches
+
+from .model import CGD, DeployModel, Head
 from .processes import Processes
 
 SAMPLE = 8192
 """How many training pictures are measured. 2,048 channels need a few thousand."""
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,27 @@ def whiten_heads(model: CGD, pooled: Iterable[Tensor], processes: Processes, see
     total = reduce(Moments.__add__, processes.collect(reduce(Moments.__add__, map(Moments.of, pooled))))
     random = torch.Generator().manual_seed(seed)
     for head, mean, covariance in zip(model.heads, total.mean, total.covariance, strict=True):
+        assert isinstance(head, Head) and head.mean is not None
+        head.mean.copy_(mean)
         rows = whitening(shrunk(covariance, total.count), head.out_features, random)
-        with torch.no_grad():
-            head.mean.copy_(mean)
-            head.weight.copy_(rows)
+        head.weight.data.copy_(rows)
+
+
+def whitened(model: CGD, images: ImageList, seed: int = 0) -> CGD:
+    """A model with the backbone of ``model``, in eval mode, and with heads that the pictures whiten.
+
+    Measures at most ``SAMPLE`` pictures. Raises InputError if a picture cannot be decoded.
+    """
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's generator as it is
+        made = CGD(model.spec, centred=True).eval()
+    made.load_state_dict(model.state_dict(), strict=False)
+    deploy = DeployModel(made)
+    with torch.no_grad():
+        pixels = (torch.from_numpy(pixels) for _, pixels in batches(images.sample(SAMPLE), model.spec, BATCH))
+        features = (made.backbone(deploy.normalized(batch)) for batch in pixels)
+        pooled = (torch.stack(made.pooled(maps), dim=1) for maps in features)
+        whiten_heads(made, pooled, Processes(), seed)
+    return made
 
 
 def whitening(covariance: Tensor, rows: int, random: torch.Generator) -> Tensor:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import mobilenet_v3_small, resnet18, resnet34
 
-from cgd_deploy.errors import CheckpointError, MissingDependency, SpecError
+from cgd_deploy.errors import CheckpointError, InputError, MissingDependency, SpecError
 from cgd_deploy.files import sha256_file
 from cgd_deploy.spec import ModelSpec
 from cgd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, space_id
-from cgd_train.foreign import Imported, import_weights, read_backbone
+from cgd_train.foreign import Imported, import_checkpoint, import_weights, read_backbone
+from cgd_train.measuring import embed_images
 from cgd_train.model import CGD
 
 SPEC = ModelSpec(
@@ -224,6 +225,38 @@ def test_a_backbone_is_a_baseline_with_random_heads(tmp_path):
     assert torch.equal(again.heads[1].weight, model.heads[1].weight)
     assert not torch.equal(other.heads[1].weight, model.heads[1].weight)
     assert torch.equal(other.backbone.conv1.weight, model.backbone.conv1.weight)
+
+
+def test_pictures_whiten_the_heads_of_a_backbone(picture_list, tmp_path):
+    path = saved(resnet18().state_dict(), tmp_path)
+    random = torch.get_rng_state()
+    imported = import_weights(path, SPEC, pictures=picture_list)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert "linear layers are a whitening of 30 pictures" in imported.warnings[0]
+    model = imported.checkpoint.model
+    seen = []
+    for head in model.heads:
+        head.register_forward_hook(lambda head, inputs, output: seen.append((inputs[0].mean(0), output)))
+    embed_images(model, picture_list)
+    for (mean, output), head in zip(seen, model.heads, strict=True):
+        assert torch.allclose(mean, head.mean, atol=1e-5)
+        covariance = torch.cov(output.T, correction=0)
+        assert covariance.diagonal() == pytest.approx(torch.ones(12), abs=0.2)  # not 1, for so few pictures
+        assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 1e-3
+
+
+def test_heads_of_a_whole_model_are_kept(state, picture_list, tmp_path):
+    path = saved(state, tmp_path)
+    alone, beside = import_weights(path, SPEC), import_weights(path, SPEC, pictures=picture_list)
+    assert alone.warnings == beside.warnings
+    ours, theirs = alone.checkpoint.model.state_dict(), beside.checkpoint.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not any(name.endswith(".mean") and name.startswith("heads.") for name in ours)
+
+
+def test_an_unknown_start_of_the_heads_is_refused(tmp_path):
+    with pytest.raises(InputError, match="head_init='white' cannot be used; expected whitened or random"):
+        import_checkpoint(tmp_path / "none.pth", SPEC, tmp_path / "ckpt.pt", head_init="white")
 
 
 def test_a_backbone_whose_own_names_start_with_features(tmp_path):

@@ -383,15 +383,8 @@ def test_every_batch_has_its_own_learning_rate(folder, tmp_path, monkeypatch):
         return original(stepper, *args)
 
     monkeypatch.setattr(Stepper, "step", step)
-    changes = {
-        "epochs": 2,
-        "lr": 1.0,
-        "head_lr": 0.3,
-        "auxiliary_lr": 0.5,
-        "schedule": "cosine",
-        "classes_per_batch": 2,
-    }
-    train(tiny(folder, tmp_path, **changes))
+    rate = {"lr": 1.0, "head_lr": 0.3, "auxiliary_lr": 0.5, "schedule": "cosine"}
+    train(tiny(folder, tmp_path, epochs=2, classes_per_batch=2, **rate))
     falling = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]  # 4 batches an epoch
     assert rates == [pytest.approx([rate, 0.3 * rate, 0.5 * rate]) for rate in falling]
 

@@ -33,6 +33,13 @@ class ImportOptions(PixelOptions, ModelOptions):
             help="Data set. Its training pictures calibrate INT8, and bench searches its test pictures.",
         ),
     ] = None
+    head_init: Annotated[
+        str,
+        ModelOption(
+            metavar="NAME",
+            help="Linear layers of a bare backbone: whitened by the training pictures of --data, or random.",
+        ),
+    ] = "whitened"
     prefix: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +70,7 @@ def import_(options: ImportOptions) -> None:
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from error
 
-    for warning in import_checkpoint(options.weights, spec, options.out, data=options.data, prefix=options.prefix):
+    chosen = {"data": options.data, "prefix": options.prefix, "head_init": options.head_init}
+    for warning in import_checkpoint(options.weights, spec, options.out, **chosen):
         warn(warning)
     print(options.out)

@@ -82,7 +82,7 @@ class TrainOptions(PixelOptions, ModelOptions):
     ] = 1.0
     auxiliary_lr: Annotated[
         float,
-        OptimizationOption(metavar="FACTOR", help="The classifier of the auxiliary loss learns at --lr times this."),
+        OptimizationOption(metavar="FACTOR", help="The auxiliary classifier learns at --lr times this."),
     ] = 10.0
     schedule: Annotated[
         str, OptimizationOption(metavar="NAME", help="Fall of the learning rate: cosine, or step as in the paper.")
@@ -140,9 +140,7 @@ def _config(options: TrainOptions) -> TrainConfig:
     given |= asdict(pixels)
     given["size"] = given.pop("input_size")
     given["out"] = options.out or Path("runs") / f"{options.backbone}-{options.descriptors}"
-    switches = {
-        "boxes": not options.no_boxes,
-        "auxiliary": not options.no_auxiliary,
-        "centred": not options.no_centring,
-    }
-    return TrainConfig(**given, **switches)
+    given["boxes"] = not options.no_boxes
+    given["auxiliary"] = not options.no_auxiliary
+    given["centred"] = not options.no_centring
+    return TrainConfig(**given)
