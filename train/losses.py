@@ -33,6 +33,34 @@ def soft_margin_triplet(descriptors: Tensor, targets: Tensor) -> Tensor:
     return functional.softplus(_hardest_gap(descriptors, targets)).mean()
 
 
+def semi_hard_triplet(descriptors: Tensor, targets: Tensor, margin: float = 0.1) -> Tensor:
+    """Mean over pairs (a, p) of one class of max(0, margin + |a - p| - |a - n|).
+
+    n is the nearest picture of another class that is farther from a than p; if none is, the farthest of all
+    (Schroff et al. 2015, section 3.2).
+    """
+    distances = _distances(descriptors)
+    positive, negative = _pairs(targets)
+    anchors, positives = torch.nonzero(positive & negative.any(dim=1, keepdim=True), as_tuple=True)
+    pairs = distances[anchors, positives]  # (pairs,)
+    others = distances[anchors]  # (pairs, N)
+    farther = others.masked_fill(~(negative[anchors] & (others > pairs[:, None])), torch.inf).amin(dim=1)
+    farthest = others.masked_fill(~negative[anchors], -torch.inf).amax(dim=1)
+    return functional.relu(margin + pairs - torch.where(farther.isinf(), farthest, farther)).mean()
+
+
+def mixed_triplet(descriptors: Tensor, targets: Tensor, margin: float = 0.1) -> Tensor:
+    """Half ``batch_hard_triplet``, half the mean of max(0, margin + |a - p| - |a - n|) over all triplets of the batch.
+
+    The second half is what random triplets give on average (Hermans et al. 2017, section 2).
+    """
+    distances = _distances(descriptors)
+    positive, negative = _pairs(targets)
+    terms = functional.relu(margin + distances[:, :, None] - distances[:, None, :])  # (N, N, N): a, p, n
+    every = positive[:, :, None] & negative[:, None, :]
+    return (batch_hard_triplet(descriptors, targets, margin) + terms[every].mean()) / 2
+
+
 def contrastive(descriptors: Tensor, targets: Tensor, margin: float = 0.5) -> Tensor:
     """Mean over pairs of one class of |a - p|^2, plus mean over the other pairs of max(0, margin - |a - n|)^2.
 
@@ -71,6 +99,8 @@ def multi_similarity(
 
 RANKING_LOSSES: dict[str, Callable[..., Tensor]] = {
     "batch-hard": batch_hard_triplet,
+    "semi-hard": semi_hard_triplet,
+    "mixed": mixed_triplet,
     "soft-margin": soft_margin_triplet,
     "contrastive": contrastive,
     "multi-similarity": multi_similarity,

@@ -38,6 +38,46 @@ def test_triplet_equals_loops(margin):
     assert loss.item() > 0
 
 
+def all_triplets(points: list[list[float]], targets: list[int]) -> list[tuple[int, int, int]]:
+    every = range(len(points))
+    return [
+        (a, p, n)
+        for a in every
+        for p in every
+        for n in every
+        if a != p and targets[a] == targets[p] and targets[a] != targets[n]
+    ]
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 0.7])
+def test_semi_hard_equals_loops(margin):
+    points = unit_points(0.0, 0.41, 0.93, 1.02, 1.34, 3.0, 3.23, 2.0)
+    targets = [0, 0, 1, 0, 1, 2, 2, 3]  # the last is alone in its class
+    listed, terms = points.tolist(), []
+    for a, p in dict.fromkeys((a, p) for a, p, _ in all_triplets(listed, targets)):
+        pair = math.dist(listed[a], listed[p])
+        others = [math.dist(listed[a], listed[n]) for n in range(8) if targets[n] != targets[a]]
+        farther = [other for other in others if other > pair]
+        terms.append(max(0.0, margin + pair - (min(farther) if farther else max(others))))
+    loss = RANKING_LOSSES["semi-hard"](points, torch.tensor(targets), margin)
+    assert loss.item() == pytest.approx(sum(terms) / len(terms)) and any(terms) == (margin > 0)
+    loss.backward()
+    assert torch.isfinite(points.grad).all()
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.7])
+def test_mixed_equals_loops(margin):
+    points = unit_points(0.0, 0.4, 0.9, 1.0, 1.3, 3.0, 3.2)
+    targets = [0, 0, 1, 0, 1, 2, 2]
+    listed = points.tolist()
+    terms = [
+        max(0.0, margin + math.dist(listed[a], listed[p]) - math.dist(listed[a], listed[n]))
+        for a, p, n in all_triplets(listed, targets)
+    ]
+    expected = (triplet_by_loops(listed, targets, margin) + sum(terms) / len(terms)) / 2
+    assert RANKING_LOSSES["mixed"](points, torch.tensor(targets), margin).item() == pytest.approx(expected)
+
+
 def test_triplet_leaves_out_anchors_without_a_positive():
     points = unit_points(0.0, 0.4, 0.5)
     targets = [0, 0, 1]  # the third is alone in its class

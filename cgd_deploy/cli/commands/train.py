@@ -108,7 +108,11 @@ class TrainOptions(PixelOptions, ModelOptions):
     ] = 1
 
     loss: Annotated[
-        str, LossOption(metavar="NAME", help="Ranking loss: batch-hard, soft-margin, contrastive or multi-similarity.")
+        str,
+        LossOption(
+            metavar="NAME",
+            help="Ranking loss: batch-hard, semi-hard, mixed, soft-margin, contrastive or multi-similarity.",
+        ),
     ] = "batch-hard"
     margin: Annotated[
         float | None,
