@@ -21,6 +21,9 @@ from .processes import Processes
 SAMPLE = 8192
 """How many training pictures are measured. 2,048 channels need a few thousand."""
 BATCH = 64
+SHRINKAGE = 0.2
+"""Without it, heads amplify directions in which the features hardly vary, and the first steps of training destroy what
+they find there. Recall of the untrained model is equal for 0 to 0.3 (30.2 to 30.9 % on CARS196, ResNet-50 at 160)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Moments:
 
 
 def whiten_heads(model: CGD, pooled: Iterable[Tensor], processes: Processes, seed: int) -> None:
-    """Set weight and mean of each head: the output has mean 0 and covariance 1 over the pictures.
+    """Set weight and mean of each head: outputs have mean 0, covariance 0 and about variance 1 over the pictures.
 
     pooled   batches of pooled features, [N, n, C], of this process's part of the pictures
     seed     of the rows beyond C, in a head with more outputs than the backbone has channels
@@ -69,7 +72,7 @@ def whiten_heads(model: CGD, pooled: Iterable[Tensor], processes: Processes, see
     for head, mean, covariance in zip(model.heads, total.mean, total.covariance, strict=True):
         assert isinstance(head, Head) and head.mean is not None
         head.mean.copy_(mean)
-        rows = whitening(shrunk(covariance, total.count), head.out_features, random)
+        rows = whitening(shrunk(covariance), head.out_features, random)
         head.weight.data.copy_(rows)
 
 
@@ -102,15 +105,8 @@ def whitening(covariance: Tensor, rows: int, random: torch.Generator) -> Tensor:
     return torch.cat([found, mixtures @ found])[:rows]
 
 
-def shrunk(covariance: Tensor, count: int) -> Tensor:
-    """The covariance [C, C] of ``count`` vectors, moved towards its mean variance by as much as its error asks.
-
-    The oracle approximating shrinkage of Chen et al. 2010, equation 23. The result has an inverse even if there are
-    fewer pictures than channels.
-    """
-    channels, trace, square = len(covariance), float(covariance.trace()), float(covariance.square().sum())
-    error = (1 - 2 / channels) * square + trace**2
-    spread = (count + 1 - 2 / channels) * (square - trace**2 / channels)
-    share = min(error / spread, 1) if spread > 0 else 1
-    floor = max(trace / channels, 1e-12)  # features that never change have no variance
-    return (1 - share) * covariance + share * floor * torch.eye(channels, dtype=covariance.dtype)
+def shrunk(covariance: Tensor) -> Tensor:
+    """The covariance [C, C], moved by ``SHRINKAGE`` towards its mean variance; it has an inverse for any pictures."""
+    channels = len(covariance)
+    mean = max(covariance.trace().item() / channels, 1e-12)  # features that never change have no variance
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * mean * torch.eye(channels, dtype=covariance.dtype)

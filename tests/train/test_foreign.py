@@ -241,7 +241,7 @@ def test_pictures_whiten_the_heads_of_a_backbone(picture_list, tmp_path):
     for (mean, output), head in zip(seen, model.heads, strict=True):
         assert torch.allclose(mean, head.mean, atol=1e-5)
         covariance = torch.cov(output.T, correction=0)
-        assert covariance.diagonal() == pytest.approx(torch.ones(12), abs=0.2)  # not 1, for so few pictures
+        assert covariance.diagonal() == pytest.approx(torch.ones(12), abs=0.25)
         assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 1e-3
 
 
