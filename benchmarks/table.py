@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import claim
 from cgd_deploy.quality.formatting import change, change_interval
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,26 +24,55 @@ MARKERS = "<!-- {}: made by benchmarks/table.py -->", "<!-- end of {} -->"
 
 
 def ablation_table(result: dict[str, Any]) -> str:
-    """Markdown with one line per model: means over the seeds, and costs relative to the first model."""
+    """Markdown with one line per trained model, then what is missing, and the answer; costs are relative."""
+    models, timed = result["compared"]["models"], (result["latency"] or {"models": {}})["models"]
+    first = next((name for name in claim.MODELS if name in timed), "S")
+    heads = ["descriptors", "values", "recall@1 (95 %)", "each seed", "mAP@R", "mean cosine"]
+    heads += ["over the best single one, pp (95 %)", "over the ensemble, pp (95 %)"]
+    heads += [f"{cost}, x {first}" for cost in ("parameters", "batch 1", "batch 8")]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in (name for name in claim.MODELS if name in models):
+        model, dim = models[name], result["recipe"]["dim"]
+        mean, low, high = model["recall_at_1"]
+        cells = [
+            name,
+            f"3 x {dim // 3}" if name == claim.ENSEMBLE else str(dim),
+            f"{mean:.1f}% ({low:.1f} to {high:.1f})",
+            ", ".join(f"{recall:.1f}" for recall in model["each"]),
+            f"{model['map_at_r']:.1%}",
+            f"{model['mean_cosine']:.3f}",
+            _gain(model["over_single"]),
+            _gain(model["over_ensemble"]),
+            *_times(timed, name, first),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += _missing(result)
+    return "\n".join([*lines, "", claim.answer(result)])
+
+
+def recipes_table(result: dict[str, Any]) -> str:
+    """Markdown with one line per recipe: means over its seeds, after the last epoch and after the best one."""
     lines = [
-        "| descriptors | values | recall@1, each seed | mean | mAP@R | training | parameters | batch 1 | batch 8 |",
+        "| recipe | changes | recall@1 | each seed | best epoch | mAP@R | mean cosine | ranking share | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    first = result["models"][0]
-    for model in result["models"]:
-        recalls = [seed["recall"]["1"] for seed in model["seeds"]]
-        each = ", ".join(f"{100 * recall:.1f}" for recall in recalls)
-        map_at_r = _mean(model, lambda seed: seed["map_at_r"])
-        training = _mean(model, _training) / _mean(first, _training)
-        parameters = model["parameters"] / first["parameters"]
-        latency = " | ".join(
-            f"{model['latency_ms'][batch]['p50'] / first['latency_ms'][batch]['p50']:.2f}" for batch in ("1", "8")
-        )
-        lines.append(
-            f"| {model['descriptors']} | {model['dim']} | {each} | {sum(recalls) / len(recalls):.1%} "
-            f"| {map_at_r:.1%} | {training:.2f} | {parameters:.2f} | {latency} |"
-        )
-    return "\n".join(lines)
+    for name in dict.fromkeys(one["name"] for one in result["entries"]):
+        ones = [one for one in result["entries"] if one["name"] == name]
+        last = {fact: _mean([one["last"][fact] for one in ones]) for fact in ones[0]["last"]}
+        failed = "".join(f", failed after epoch {one['last']['epoch']}" for one in ones if one["failed"])
+        cells = [
+            name,
+            ", ".join(f"{field}={value}" for field, value in result["changes"][name].items()),
+            _shown(last["recall_at_1"], "{:.1%}"),
+            ", ".join(_shown(one["last"]["recall_at_1"], "{:.1%}") for one in ones) + failed,
+            _shown(_mean([one["best"]["recall_at_1"] for one in ones]), "{:.1%}"),
+            _shown(last["map_at_r"], "{:.1%}"),
+            _shown(last["mean_cosine"], "{:.3f}"),
+            _shown(last["ranking_share"], "{:.2f}"),
+            _shown(_mean([one["training_seconds"] for one in ones]), "{:.0f}", 1 / 60),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *_missing(result)])
 
 
 def cpu_table(result: dict[str, Any]) -> str:
@@ -122,9 +152,13 @@ def tables() -> dict[str, str]:
         "cpu": cpu_table,
         "cpu-amd": cpu_table,
         "load": load_table,
+        "recipes": recipes_table,
     }
     found = {name: RESULTS / f"{name}.json" for name in made}
-    return {name: made[name](json.loads(path.read_text())) for name, path in found.items() if path.is_file()}
+    tables = {name: made[name](json.loads(path.read_text())) for name, path in found.items() if path.is_file()}
+    if "ablation" in tables and (RESULTS / "ablation.svg").is_file():
+        tables["ablation"] += "\n\n![recall and cost of each model](results/ablation.svg)"
+    return tables
 
 
 def with_tables(text: str) -> str:
@@ -151,12 +185,34 @@ def _tail(step: dict[str, Any]) -> str:
     return "" if p99 is None else f"{p99:.0f} ({step['p99_full_batches']:.1f})"
 
 
-def _mean(model: dict[str, Any], value: Callable[[dict[str, Any]], float]) -> float:
-    return sum(map(value, model["seeds"])) / len(model["seeds"])
+def _gain(points: Sequence[float] | None) -> str:
+    """A difference in percentage points with its interval; empty if it was not measured."""
+    return "" if points is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*points)
 
 
-def _training(seed: dict[str, Any]) -> float:
-    return seed["training_cpu_seconds"]
+def _times(timed: dict[str, Any], name: str, first: str) -> list[str]:
+    """Parameters and latencies at batch 1 and 8 of a model, in times those of the ``first`` one; empty if not timed."""
+    if name not in timed:
+        return ["", "", ""]
+    one, base = timed[name], timed[first]
+    latencies = [one["milliseconds"][batch]["p50"] / base["milliseconds"][batch]["p50"] for batch in ("1", "8")]
+    return [f"{ratio:.2f}" for ratio in (one["parameters"] / base["parameters"], *latencies)]
+
+
+def _missing(result: dict[str, Any]) -> list[str]:
+    """Lines below a table of which trainings are missing."""
+    missing = claim.missing(result)
+    return ["", f"Not trained yet: {', '.join(missing)}."] if missing else []
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that were measured; None if there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _shown(value: float | None, form: str, factor: float = 1.0) -> str:
+    return "" if value is None else form.format(value * factor)
 
 
 if __name__ == "__main__":

@@ -57,17 +57,25 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def phases() -> Iterator[Callable[[str, float], None]]:
-    """Show a progress bar for each phase; yields a function that takes a phase's name and the fraction done, 0 to 1."""
+    """Show a progress bar for each phase; yields a function that takes a phase's name and the fraction done, 0 to 1.
+
+    Before the first phase the terminal is free for the bars of others.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, console=errors, transient=True, disable=not _shows_bars()) as progress:
-        tasks: dict[str, Any] = {}
+    progress = Progress(*columns, console=errors, transient=True, disable=not _shows_bars())
+    tasks: dict[str, Any] = {}
 
-        def update(what: str, done: float) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=1.0)
-            progress.update(tasks[what], completed=done)
+    def update(what: str, done: float) -> None:
+        progress.start()
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=1.0)
+        progress.update(tasks[what], completed=done)
 
+    try:
         yield update
+    finally:
+        if tasks:
+            progress.stop()
 
 
 def _shows_bars() -> bool:

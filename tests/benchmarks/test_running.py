@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import running
+from cgd_deploy.cli import terminal
 from cgd_deploy.errors import InputError
 
 
@@ -38,3 +41,15 @@ def test_an_error_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, caps
         running.run(measure, options())
     assert (ended.value.code, capsys.readouterr().err) == (2, "there is no engine; build one.\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_bars_leave_the_terminal_free_before_the_first_phase(tmp_path, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(terminal, "errors", Console(file=shown, force_terminal=True))
+
+    def measure(_: object, on_progress: running.OnProgress) -> dict:
+        assert not shown.getvalue(), "a training shows bars of its own here"
+        on_progress("timing", 0.5)
+        return {"bars": "timing" in shown.getvalue()}
+
+    assert running.run(measure, options("-o", tmp_path / "x.json")) == {"bars": True}

@@ -86,3 +86,11 @@ def test_the_load_table_has_latency_below_the_peak_and_throughput_above(table: M
 def test_a_percentile_that_is_unknown_is_an_empty_cell(table: ModuleType) -> None:
     steps = [step(0.4, None), {**step(0.8, None), "latency_ms": None}, LOAD_RESULT["open_loop"][2]]
     assert table.load_table({**LOAD_RESULT, "open_loop": steps}).endswith("| ours |  |  | 98% | 25% | 99% |")
+
+
+def test_the_ablation_has_its_chart_once_there_is_one(table: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(table, "ablation_table", lambda result: "made")
+    (tmp_path / "ablation.json").write_text("{}")
+    assert table.tables()["ablation"] == "made"
+    (tmp_path / "ablation.svg").touch()
+    assert table.tables()["ablation"] == "made\n\n![recall and cost of each model](results/ablation.svg)"
