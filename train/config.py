@@ -73,7 +73,7 @@ class TrainConfig:
     schedule: str = "cosine"
     classes_per_batch: int = 32
     pictures_per_class: int = 4
-    warm_up: int = 0
+    warm_up: int = 1
     accumulate: int = 1
     amp: str = "off"
     loss: str = "batch-hard"

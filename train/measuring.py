@@ -11,6 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.errors import CgdError
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
 from cgd_deploy.runtime.descriptors import Descriptors
@@ -61,10 +62,13 @@ def measure(
     pictures   this process's part of the test pictures: every ``processes.count``-th
 
     The first process measures the descriptors of all processes and sends all the result.
+    Raises CgdError if a descriptor is not finite.
     """
     task = progress.add_task("recall", total=len(pictures), note="")
     parts = processes.collect(embed_pixels(model, describe, progress.track(pictures, task_id=task)))
     progress.remove_task(task)
+    if not all(np.isfinite(part).all() for part in parts):
+        raise CgdError("descriptors of test pictures are not finite; start again with a lower learning rate.")
     if not processes.first:
         return processes.collect(None)[0]
     descriptors = np.empty((len(testing.images), parts[0].shape[1]), np.float32)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet18
 
-from cgd_deploy.errors import InputError
+from cgd_deploy.errors import CgdError, InputError
 from cgd_train.checkpoint import Checkpoint, load_checkpoint
 from cgd_train.config import TrainConfig
 from cgd_train.losses import RANKING_LOSSES
@@ -151,3 +151,10 @@ def test_a_collapse_is_told_once(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("cgd_train.measuring.mean_cosine", lambda descriptors: 0.99)
     train(tiny(pictures, tmp_path))
     assert capsys.readouterr().err.count("warning: the descriptors collapse") == 1
+
+
+def test_descriptors_that_are_not_finite_end_the_run(pictures, tmp_path):
+    """The last step of an epoch has no later loss that would show it."""
+    with pytest.raises(CgdError, match="descriptors of test pictures are not finite; start again with a lower"):
+        train(tiny(pictures, tmp_path, lr=1e30, pictures_per_class=5))  # one batch an epoch
+    assert [line["epoch"] for line in metrics(tmp_path)] == [0]

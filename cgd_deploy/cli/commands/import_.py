@@ -70,7 +70,8 @@ def import_(options: ImportOptions) -> None:
     except ModuleNotFoundError as error:
         raise not_installed(error, "train") from error
 
-    chosen = {"data": options.data, "prefix": options.prefix, "head_init": options.head_init}
-    for warning in import_checkpoint(options.weights, spec, options.out, **chosen):
+    for warning in import_checkpoint(
+        options.weights, spec, options.out, data=options.data, prefix=options.prefix, head_init=options.head_init
+    ):
         warn(warning)
     print(options.out)

@@ -92,7 +92,7 @@ class TrainOptions(PixelOptions, ModelOptions):
         OptimizationOption(
             metavar="N", help="First epochs, in which only the new layers learn, if --weights is given."
         ),
-    ] = 0
+    ] = 1
     train_from: Annotated[
         str | None,
         OptimizationOption(metavar="STAGE", help="First backbone stage to train.", show_default="train all stages"),
