@@ -66,7 +66,7 @@ def train(config: TrainConfig, train_images: ImageList | None = None, test_image
 
     A resumed run sees the same batches and pictures as a run that was never interrupted. Under ``torchrun``, every
     process computes a part of each batch and of the test pictures.
-    Raises InputError if the pictures or the run folder cannot be used, CgdError if losses or descriptors are not finite.
+    Raises InputError if the pictures or the run folder cannot be used, CgdError if a loss or descriptor is not finite.
 
     Example:
 
