@@ -72,7 +72,7 @@ class TrainConfig:
     auxiliary_lr: float = 10.0
     schedule: str = "cosine"
     classes_per_batch: int = 32
-    pictures_per_class: int = 4
+    pictures_per_class: int = 2
     warm_up: int = 1
     accumulate: int = 1
     amp: str = "off"

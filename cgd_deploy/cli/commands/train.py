@@ -102,7 +102,7 @@ class TrainOptions(PixelOptions, ModelOptions):
     ] = "off"
 
     classes_per_batch: Annotated[int, BatchOption(metavar="N", help="Classes in a batch.")] = 32
-    pictures_per_class: Annotated[int, BatchOption(metavar="N", help="Pictures of each class in a batch.")] = 4
+    pictures_per_class: Annotated[int, BatchOption(metavar="N", help="Pictures of each class in a batch.")] = 2
     accumulate: Annotated[
         int, BatchOption(metavar="N", help="Compute a batch in N parts. The losses still see the whole batch.")
     ] = 1
