@@ -16,7 +16,7 @@ SCHEDULES = ("step", "cosine")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train. The defaults are the paper's (CGD section 4.1), except ``head_lr`` and ``warm_up``.
+    """How to train. Where a default is not the paper's (CGD section 4.1), the paper's value stands in brackets.
 
     data                folder of a data set (``cgd_deploy.datasets``) or LIST.tsv; may be None if ``train`` gets lists
     weights             file to start the backbone from, as ``foreign`` reads it, or the word "torchvision" for ImageNet
@@ -28,13 +28,15 @@ class TrainConfig:
     boxes               crop the pictures to the boxes of the data set, where it has any
     learn_p             train the exponent of the G branch
     head_init           start of the descriptors' linear layers: "whitened" (``whitening``) or "random"; None: whitened
-                        exactly when ``weights`` is given
-    centred             subtract the mean before those layers, see ``model.Head`` (the paper's: False)
+                        exactly when ``weights`` is given and the heads are centred [random]
+    centred             subtract the mean before those layers, see ``model.Head`` [False]
     lr                  Adam's learning rate
-    head_lr             its factor for the descriptors' linear layers (the paper's: 1)
-    auxiliary_lr        its factor for the classifier of the auxiliary loss (the paper's: 1)
-    schedule            "step" or "cosine", see ``schedule.learning_rate``
-    warm_up             epochs at the start that freeze ``weights`` and train only the new layers (the paper's: 0)
+    head_lr             its factor for the descriptors' linear layers
+    auxiliary_lr        its factor for the classifier of the auxiliary loss [1]
+    schedule            "cosine" or "step", see ``schedule.learning_rate`` [step]
+    classes_per_batch, pictures_per_class   a batch has the product of both pictures [32 and 4]
+    warm_up             epochs at the start that freeze ``weights`` and train only the new layers, because the random
+                        classifier has large gradients [0]
     evaluate_every      measure on the test pictures every so many epochs, and after the last one
     accumulate          number of parts in which a batch passes through the backbone; the losses see the whole batch
     amp                 arithmetic of the backbone in training: "off", "bf16" or "fp16"
