@@ -91,7 +91,7 @@ def parsed(assignments: Sequence[str]) -> dict[str, Any]:
             raise InputError(
                 f"{assignment!r} changes no field of a recipe; expected FIELD=VALUE, and {closest_known(name, known)}."
             )
-        found[name] = _value(text)
+        found[name] = text if isinstance(DEFAULTS[name], str) else _value(text)
     return found
 
 

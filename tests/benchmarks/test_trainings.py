@@ -85,8 +85,9 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_fields_of_a_recipe_are_read() -> None:
-    found = trainings.parsed(["lr=1e-3", "epochs=3", "centred=false", "head_init=random", "margin=none"])
-    assert found == {"lr": 0.001, "epochs": 3, "centred": False, "head_init": "random", "margin": None}
+    found = trainings.parsed(["lr=1e-3", "epochs=3", "centred=false", "margin=none", "no_downsample=none"])
+    expected = {"lr": 0.001, "epochs": 3, "centred": False, "margin": None}
+    assert found == {**expected, "no_downsample": "none"}, "a stage's name is a text"
 
 
 @pytest.mark.parametrize("assignment", ("lrr=1", "lr", "seed=1", "out=x", "weights=none"))
