@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from cgd_deploy.cli.terminal import errors, warn
+from cgd_deploy.cli.terminal import errors
 from cgd_deploy.datasets.evaluation import Evaluation, left_out_queries
 from cgd_deploy.datasets.layouts import read_dataset
 from cgd_deploy.errors import CgdError, InputError
@@ -137,6 +137,7 @@ def _check_in_float32(run: _Training, checkpoint: Checkpoint) -> None:
     best = best_epoch(metrics)
     if config.amp == "off" or "float32" in metrics[best]:
         return
+    run.processes.collect(None)  # the first process may still be writing best.pt
     model = load_checkpoint(config.out / "best.pt").model.to(run.stepper.device)
     metrics[best]["float32"] = measured = run.measure(model, in_float32(model))
     if run.processes.first:
@@ -203,12 +204,11 @@ class _Training:
         )
 
     def tell(self, text: str) -> None:
-        """Print a line on stderr; only the first process does."""
+        """Print a line on stderr, in the first process only."""
         self.progress.console.print(text, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        if self.processes.first:
-            warn(text)
+        self.progress.console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
 
     def whiten(self) -> None:
         """Start the heads as the whitening of the training pictures' features."""
