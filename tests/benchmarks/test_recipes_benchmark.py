@@ -92,7 +92,7 @@ def test_the_command_trains_only_what_its_file_lacks(
     default, endless = json.loads(path.read_text())["entries"]
     assert (default["name"], default["failed"], default["last"]["epoch"]) == ("default", False, 1)
     assert (endless["name"], endless["failed"], endless["last"]["epoch"]) == ("endless", True, 0)
-    assert default["last"]["ranking_share"] > 0 and -1 <= default["last"]["mean_cosine"] <= 1
+    assert default["last"]["ranking_share"] > 0 and abs(default["last"]["mean_cosine"]) < 1.001  # rounded
     assert default["best"]["recall_at_1"] >= default["last"]["recall_at_1"]
     assert "| endless | loss=contrastive, margin=1e+30 |" in printed.out and str(tmp_path) not in path.read_text()
 
