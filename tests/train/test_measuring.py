@@ -99,7 +99,7 @@ def test_recall_is_measured_in_bf16_and_of_the_best_in_float32_too(pictures, wei
     lines = metrics(tmp_path)
     [best] = [line for line in lines if "float32" in line]
     assert best["float32"]["mean_cosine"] != best["mean_cosine"]
-    assert best["float32"]["mean_cosine"] == pytest.approx(best["mean_cosine"], abs=0.02)
+    assert best["float32"]["mean_cosine"] == pytest.approx(best["mean_cosine"], abs=0.1)
     found = load_checkpoint(tmp_path / "best.pt")
     descriptors = embed_images(found.model, found.evaluation.images)
     assert best["float32"]["mean_cosine"] == pytest.approx(mean_cosine(descriptors), abs=1e-5)
