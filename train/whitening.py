@@ -100,6 +100,8 @@ def whitening(covariance: Tensor, rows: int, random: torch.Generator) -> Tensor:
     """
     variances, directions = torch.linalg.eigh(covariance)  # in rising order
     found = (directions / variances.sqrt()).T.flip(0)  # (C, C)
+    largest = found.gather(1, found.abs().argmax(dim=1, keepdim=True))
+    found *= largest.sign()  # eigh leaves the signs open, and they would differ between runs
     mixtures = torch.randn(max(rows - len(found), 0), len(found), generator=random, dtype=torch.float64)
     mixtures /= torch.linalg.vector_norm(mixtures, dim=1, keepdim=True)
     return torch.cat([found, mixtures @ found])[:rows]

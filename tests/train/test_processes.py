@@ -51,7 +51,7 @@ def test_two_processes_train_like_one(pictures, tmp_path):
                 assert theirs[loss] == pytest.approx(ours[loss], rel=1e-4), (ours["epoch"], loss)
     weights = [load_checkpoint(tmp_path / name / "last.pt").model.state_dict() for name in ("alone", "together")]
     for name, tensor in weights[0].items():
-        assert torch.allclose(tensor.float(), weights[1][name].float(), atol=1e-4), name
+        assert torch.allclose(tensor.float(), weights[1][name].float(), atol=1e-3), name
 
 
 def test_parts_of_a_batch_are_consecutive_and_cover_it():

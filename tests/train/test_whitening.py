@@ -99,6 +99,7 @@ def test_whitened_descriptors_have_mean_0_and_covariance_1():
     rows = whitening(moments.covariance[0], 6, torch.Generator())
     white = (vectors - vectors.mean(0)) @ rows.T
     assert torch.allclose(white.T @ white / 5000, torch.eye(6, dtype=torch.float64), atol=1e-8)
+    assert all(row[row.abs().argmax()] > 0 for row in rows), "the signs are the same in every run"
     variances = [row @ moments.covariance[0] @ row / (row @ row) for row in rows]
     assert variances == sorted(variances, reverse=True)
 
