@@ -76,7 +76,7 @@ COLOURS = {1: "#8a8a8a", 2: "#2c7fb8", 3: "#d95f0e"}
 
 
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> running.Result:
-    """Train what is missing, then time the engines; returns the content of the JSON file."""
+    """Train the missing models, then time the engines. Returns the content of the JSON file."""
     record = Record(options.output, SCHEMA)
     record.result.setdefault("latency", None)
     if not options.latency_only:

@@ -121,7 +121,7 @@ def answer(result: Mapping[str, Any]) -> str:
 
 def _against_single(combination: str, single: str, gain: Sequence[float]) -> str:
     points, low, high = gain
-    told = f"recall@1 of {combination}, the best combination, is {_points(points)} {single}, the best single descriptor"
+    told = f"{combination}, the best combination, has {_points(points)} {single}, the best single descriptor"
     if low > 0:
         return f"A combination pays: {told} {_between(low, high)}."
     if high < 0:
@@ -154,8 +154,8 @@ def _cost(result: Mapping[str, Any], combination: str, single: str) -> str | Non
 
 def _points(gain: float) -> str:
     if abs(gain) < FLAT:
-        return "equal to that of"
-    return f"{abs(gain):.1f} points {'below' if gain < 0 else 'above'} that of"
+        return "the same recall@1 as"
+    return f"{abs(gain):.1f} points {'less' if gain < 0 else 'more'} recall@1 than"
 
 
 def _between(low: float, high: float) -> str:

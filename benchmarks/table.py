@@ -24,7 +24,7 @@ MARKERS = "<!-- {}: made by benchmarks/table.py -->", "<!-- end of {} -->"
 
 
 def ablation_table(result: dict[str, Any]) -> str:
-    """Markdown with one line per trained model, then what is missing, and the answer; costs are relative."""
+    """Markdown: a line for each trained model, the missing trainings, and the answer. Costs are ratios."""
     models, timed = result["compared"]["models"], (result["latency"] or {"models": {}})["models"]
     first = next((name for name in claim.MODELS if name in timed), "S")
     heads = ["descriptors", "values", "recall@1 (95 %)", "each seed", "mAP@R", "mean cosine"]
@@ -191,7 +191,7 @@ def _gain(points: Sequence[float] | None) -> str:
 
 
 def _times(timed: dict[str, Any], name: str, first: str) -> list[str]:
-    """Parameters and latencies at batch 1 and 8 of a model, in times those of the ``first`` one; empty if not timed."""
+    """Parameters and latency at batch 1 and 8, divided by the numbers of the model ``first``; empty if not timed."""
     if name not in timed:
         return ["", "", ""]
     one, base = timed[name], timed[first]

@@ -164,7 +164,7 @@ class Record:
     schema     of the file
     recipe     settings that all trainings share
     pictures   checksums of the training and test lists
-    changes    by name of a model or recipe, what it changes in ``recipe``
+    changes    {name: fields}: each model or recipe, and the fields of ``recipe`` that it changes
     wanted     {"names", "seeds"}: the trainings that the last command asked for
     entries    one for each finished training, with its "name" and "seed"
 

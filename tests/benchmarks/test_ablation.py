@@ -176,7 +176,7 @@ def test_the_command_trains_only_what_its_file_lacks(
     (runs := tmp_path / "runs").rename(tmp_path / "lost")  # another machine
     result = command("--descriptors", "S", "S+M+G", "--seeds", 1)
     assert command.trained == ["S-of-S+M+G-0", "M-of-S+M+G-0", "G-of-S+M+G-0"]
-    assert result["entries"][:2] == [single, combined], "what was trained before stays"
+    assert result["entries"][:2] == [single, combined], "earlier entries stay"
     assert list(result["compared"]["models"]) == ["S", "SG", "S+M+G"]
     ensemble = result["entries"][-1]
     assert ensemble["name"] == "S+M+G" and ensemble["epochs"] == 3

@@ -81,27 +81,27 @@ def result(over_single: list[float], over_ensemble: list[float] | None, **more: 
     (
         (
             [2.13, 0.5, 3.7],
-            "A combination pays: recall@1 of SG, the best combination, is 2.1 points above that of G, the best single "
+            "A combination pays: SG, the best combination, has 2.1 points more recall@1 than G, the best single "
             "descriptor (95 %: +0.5 to +3.7).",
         ),
         (
             [-0.3, -1.6, 1.0],
-            "We found no difference between a combination and a single descriptor: recall@1 of SG, the best "
-            "combination, is 0.3 points below that of G, the best single descriptor (95 %: -1.6 to +1.0).",
+            "We found no difference between a combination and a single descriptor: SG, the best combination, has 0.3 "
+            "points less recall@1 than G, the best single descriptor (95 %: -1.6 to +1.0).",
         ),
         (
             [0.3, -1.0, 1.6],
-            "We found no difference between a combination and a single descriptor: recall@1 of SG, the best "
-            "combination, is 0.3 points above that of G, the best single descriptor (95 %: -1.0 to +1.6).",
+            "We found no difference between a combination and a single descriptor: SG, the best combination, has 0.3 "
+            "points more recall@1 than G, the best single descriptor (95 %: -1.0 to +1.6).",
         ),
         (
             [0.0, -1.0, 1.0],
-            "We found no difference between a combination and a single descriptor: recall@1 of SG, the best "
-            "combination, is equal to that of G, the best single descriptor (95 %: -1.0 to +1.0).",
+            "We found no difference between a combination and a single descriptor: SG, the best combination, has the "
+            "same recall@1 as G, the best single descriptor (95 %: -1.0 to +1.0).",
         ),
         (
             [-2.0, -3.0, -1.0],
-            "A combination does not pay: recall@1 of SG, the best combination, is 2.0 points below that of G, the best "
+            "A combination does not pay: SG, the best combination, has 2.0 points less recall@1 than G, the best "
             "single descriptor (95 %: -3.0 to -1.0).",
         ),
     ),

@@ -1,4 +1,4 @@
-"""benchmarks/trainings.py: recipes from the command line, and the file that remembers what is trained."""
+"""benchmarks/trainings.py: recipes from the command line, and the file that records finished trainings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run measures besides its losses, and what it says when it fails."""
+"""The numbers of a run besides its losses, and the warnings of a run that fails."""
 
 from __future__ import annotations
 
