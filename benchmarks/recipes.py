@@ -30,6 +30,7 @@ from cgd_deploy.errors import CgdError, InputError, closest_known
 from cgd_deploy.quality.contestants import OnProgress
 from cgd_train.config import TrainConfig
 from cgd_train.losses import RANKING_LOSSES
+from cgd_train.run import best_epoch
 from table import recipes_table
 from trainings import Changes, Record, add_options, base_config, changed, checksums, cost, device_of, machine
 
@@ -71,7 +72,7 @@ MEASURED = ("loss", "ranking_share", "map_at_r", "mean_cosine")
 
 
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> running.Result:
-    """Train what is missing; returns the content of the JSON file."""
+    """Train the missing recipes. Returns the content of the JSON file."""
     recipes = chosen(options.recipe)
     record = Record(options.output, SCHEMA)
     config = base_config(options, record.result["recipe"])
@@ -147,14 +148,14 @@ def train_recipe(config: TrainConfig, lists: Sequence[Any]) -> dict[str, Any]:
     return {
         "failed": failed,
         "last": epoch(lines[-1]),
-        "best": epoch(max((line for line in lines if line["recall"]), key=lambda line: line["recall"]["1"])),
+        "best": epoch(lines[best_epoch(lines, first=True)]),
         **cost(lines),
         "machine": machine(device_of(config.device)),
     }
 
 
 def epoch(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry tells of an epoch; None for what it did not measure."""
+    """The numbers of an epoch that an entry keeps. A number that the epoch did not measure is None."""
     recall = line["recall"]
     return {
         "epoch": line["epoch"],

@@ -152,8 +152,10 @@ def check_best(model: CGD, out: Path) -> None:
     best = out / "best.pt"
     if not best.exists():
         return
-    ours, theirs = model.state_dict(), load_checkpoint(best).model.state_dict()
-    if ours.keys() != theirs.keys() or not all(_alike(ours[name].cpu(), tensor) for name, tensor in theirs.items()):
+    other = load_checkpoint(best).model
+    ours, theirs = model.state_dict(), other.state_dict()
+    same = replace(other.spec, space_id="") == replace(model.spec, space_id="") and ours.keys() == theirs.keys()
+    if not (same and all(_alike(ours[name].cpu(), tensor) for name, tensor in theirs.items())):
         raise InputError(
             f"{out} already holds best.pt and no last.pt to resume from; move it away, or choose another -o folder."
         )
@@ -209,6 +211,12 @@ def save_epoch(checkpoint: Checkpoint, out: Path) -> None:
     metrics = checkpoint.trainer["metrics"]
     if best_epoch(metrics) == metrics[-1]["epoch"]:
         save_checkpoint(replace(checkpoint, trainer={}), out / "best.pt")
+    save_progress(checkpoint, out)
+
+
+def save_progress(checkpoint: Checkpoint, out: Path) -> None:
+    """Write metrics.jsonl, then last.pt."""
+    metrics = checkpoint.trainer["metrics"]
     write_text(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
     save_checkpoint(checkpoint, out / "last.pt")
 

@@ -52,6 +52,8 @@ class Stepper:
         self.model = model
         self.device = self.deploy.mean.device
         self.ranking = ranking_loss(config.loss, config.margin)
+        batch = torch.arange(config.classes_per_batch).repeat_interleave(config.pictures_per_class)
+        self.collapsed = self.ranking(torch.ones(config.batch, 1), batch).item()
         backbone = [p for p in model.backbone.parameters() if p.requires_grad]
         described = [*model.pools.parameters(), *model.heads.parameters()]
         classifier = [*model.auxiliary.parameters()] if model.auxiliary is not None else []
@@ -135,14 +137,12 @@ class Stepper:
         config = self.config
         descriptors, logits = self.model.described(list(pooled.unbind(1)))
         ranking = self.ranking(descriptors, targets)
-        collapsed = self.ranking(torch.ones(len(targets), 1, device=self.device), targets).item()
-        share = ranking.item() / collapsed if collapsed else None
-        total = config.ranking_weight * ranking
-        if logits is None:
-            return total, Losses(total.item(), ranking.item(), None, share)
-        auxiliary = auxiliary_classification(logits, targets, config.temperature, config.smoothing)
-        total = total + config.auxiliary_weight * auxiliary
-        return total, Losses(total.item(), ranking.item(), auxiliary.item(), share)
+        total, auxiliary = config.ranking_weight * ranking, None
+        if logits is not None:
+            classification = auxiliary_classification(logits, targets, config.temperature, config.smoothing)
+            total, auxiliary = total + config.auxiliary_weight * classification, classification.item()
+        share = ranking.item() / self.collapsed if self.collapsed else None
+        return total, Losses(total.item(), ranking.item(), auxiliary, share)
 
 
 def _norm(gradients: list[Tensor]) -> float:

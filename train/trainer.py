@@ -30,7 +30,17 @@ from .measuring import Describe, failure, in_float32, measure
 from .model import CGD
 from .pretrained import with_weights_file
 from .processes import Processes, joined, share_threads
-from .run import best_epoch, check_best, check_unchanged, good_pictures, last_epoch, run_settings, save_epoch, start_run
+from .run import (
+    best_epoch,
+    check_best,
+    check_unchanged,
+    good_pictures,
+    last_epoch,
+    run_settings,
+    save_epoch,
+    save_progress,
+    start_run,
+)
 from .sampler import epoch_batches
 from .schedule import learning_rate
 from .step import Losses, Stepper
@@ -132,7 +142,7 @@ def _train_epochs(run: _Training, checkpoint: Checkpoint) -> None:
 
 
 def _check_in_float32(run: _Training, checkpoint: Checkpoint) -> None:
-    """Add the float32 measures of best.pt to its line, if the others are those of the training's arithmetic."""
+    """Measure best.pt in float32 too, if the training measured it in another format, and add the result to its line."""
     config, metrics = run.config, checkpoint.trainer["metrics"]
     best = best_epoch(metrics)
     if config.amp == "off" or "float32" in metrics[best]:
@@ -141,7 +151,7 @@ def _check_in_float32(run: _Training, checkpoint: Checkpoint) -> None:
     model = load_checkpoint(config.out / "best.pt").model.to(run.stepper.device)
     metrics[best]["float32"] = measured = run.measure(model, in_float32(model))
     if run.processes.first:
-        save_epoch(checkpoint, config.out)
+        save_progress(checkpoint, config.out)
     recall, recall32 = metrics[best]["recall"]["1"], measured["recall"]["1"]
     run.tell(f"best.pt in float32: recall@1 {recall32:.1%}  mAP@R {measured['map_at_r']:.1%}")
     if abs(recall32 - recall) > DIFFERENCE:
@@ -160,8 +170,6 @@ class _Training:
     workers     threads that decode
     """
 
-    config: TrainConfig
-    processes: Processes
     stepper: Stepper
     training: ImageList
     pictures: TrainingPictures
@@ -191,8 +199,6 @@ class _Training:
         labels = {label: number for number, label in enumerate(sorted(set(training.classes or ())))}
         shared = processes.share(testing.images)
         return cls(
-            config=config,
-            processes=processes,
             stepper=stepper,
             training=training,
             pictures=TrainingPictures(training, config.spec),
@@ -202,6 +208,14 @@ class _Training:
             workers=workers,
             progress=_progress(quiet=not processes.first),
         )
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.stepper.config
+
+    @property
+    def processes(self) -> Processes:
+        return self.stepper.processes
 
     def tell(self, text: str) -> None:
         """Print a line on stderr, in the first process only."""

@@ -66,8 +66,8 @@ def phases() -> Iterator[Callable[[str, float], None]]:
     tasks: dict[str, Any] = {}
 
     def update(what: str, done: float) -> None:
-        progress.start()
         if what not in tasks:
+            progress.start()
             tasks[what] = progress.add_task(what, total=1.0)
         progress.update(tasks[what], completed=done)
 

@@ -312,8 +312,9 @@ def test_a_lone_best_model_is_replaced_by_none_but_itself(folder, tmp_path):
     train(config)
     (config.out / "last.pt").unlink()
     before = (config.out / "best.pt").read_bytes()
-    with pytest.raises(InputError, match=r"already holds best\.pt and no last\.pt to resume from"):
-        train(replace(config, seed=config.seed + 1))
+    for change in ({"seed": config.seed + 1}, {"descriptors": "GS"}):  # the second has the same weights
+        with pytest.raises(InputError, match=r"already holds best\.pt and no last\.pt to resume from"):
+            train(replace(config, **change))
     assert (config.out / "best.pt").read_bytes() == before
 
 
