@@ -35,6 +35,7 @@ from .spec import ModelSpec, Precision
 if TYPE_CHECKING:
     from .runtime.engine import Engine, load
     from .runtime.scheduler import Batching
+    from .runtime.statistics import Stats
     from .search.index import Index, read_index
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Overloaded",
     "Precision",
     "SpecError",
+    "Stats",
     "load",
     "read_images",
     "read_index",
@@ -65,6 +67,7 @@ _IMPORTED_ON_USE = {
     "Batching": "runtime.scheduler",
     "Engine": "runtime.engine",
     "Index": "search.index",
+    "Stats": "runtime.statistics",
     "load": "runtime.engine",
     "read_index": "search.index",
 }

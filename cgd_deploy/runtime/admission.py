@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeadlineExceeded, EngineError, InputError, Overloaded
 from .descriptors import Descriptor
+from .statistics import Statistics, Stats
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """The pixels of one picture, uint8 [H, W, 3]."""
@@ -54,6 +55,17 @@ class Policy:
         return max(0.0, self.max_delay - waited)
 
 
+class Submitted(Future[Descriptor]):
+    """The future of a submitted picture. Its result is the unit descriptor, float32 [dim].
+
+    seconds   how long each finished stage of this picture took, by ``statistics.STAGES``
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = {}
+
+
 class Request:
     """One picture on its way to its descriptor.
 
@@ -70,9 +82,14 @@ class Request:
             raise InputError(f"timeout_ms={timeout_ms} cannot be used; expected more than 0 milliseconds, or None.")
         self.pixels = pixels
         self.timeout_ms = timeout_ms
-        self.future: Future[Descriptor] = Future()
+        self.future = Submitted()
         self.ready = monotonic()
         self.expires = inf if timeout_ms is None else self.ready + timeout_ms / 1000
+
+    def stop_waiting(self) -> None:
+        """Add the time since the picture was ready for its next stage to the seconds that it waited."""
+        waited = self.future.seconds
+        waited["queue"] = waited.get("queue", 0.0) + monotonic() - self.ready
 
     def late(self) -> DeadlineExceeded | None:
         """The error for a picture whose timeout has passed, else None."""
@@ -83,23 +100,33 @@ class Request:
             "pictures at a time."
         )
 
-    def fail(self, error: BaseException) -> None:
-        """Give ``error`` to the caller, unless the caller has cancelled. The request must have left the queue."""
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
+    def fail(self, error: BaseException) -> str:
+        """Give ``error`` to the caller, unless the caller has cancelled. The request must have left the queue.
+
+        Returns the outcome, see ``Stats``.
+        """
+        if not self.future.set_running_or_notify_cancel():
+            return "cancelled"
+        self.future.set_exception(error)
+        return next((outcome for kind, outcome in _OUTCOMES.items() if isinstance(error, kind)), "failed")
+
+
+_OUTCOMES: dict[type[BaseException], str] = {DeadlineExceeded: "expired", InputError: "bad_picture"}
 
 
 class Queue:
     """Holds requests from their admission until their batch leaves. Threads share it.
 
-    places   the most requests in the queue; one more raises Overloaded
-    policy   when a batch leaves
-    lock     guards the queue; reentrant. The thread that removes a request answers its future, so each is answered once
+    places       the most requests in the queue; one more raises Overloaded
+    policy       when a batch leaves
+    statistics   counts the requests that end in the queue
+    lock         guards the queue; reentrant. The thread that removes a request answers its future, so each is answered once
     """
 
-    def __init__(self, places: int, policy: Policy) -> None:
+    def __init__(self, places: int, policy: Policy, statistics: Statistics | None = None) -> None:
         self._places = places
         self._policy = policy
+        self._statistics = statistics or Statistics()
         self._undecoded: OrderedDict[Future[Descriptor], Request] = OrderedDict()
         self._decoding: OrderedDict[Future[Descriptor], Request] = OrderedDict()
         self._decoded: OrderedDict[Future[Descriptor], Request] = OrderedDict()
@@ -116,7 +143,8 @@ class Queue:
         with self.lock:
             if self._closed:
                 raise EngineError("the engine is closed; load it again.")
-            if sum(map(len, self._parts)) >= self._places:
+            if self._waiting() >= self._places:
+                self._statistics.ended("shed")
                 raise Overloaded(
                     f"{self._places} pictures wait already; send fewer at a time, or try again in a moment."
                 )
@@ -135,6 +163,7 @@ class Queue:
                 self._decoder_wanted.wait()
             future, request = self._undecoded.popitem(last=False)
             self._decoding[future] = request
+            request.stop_waiting()
             return request
 
     def decoded(self, request: Request, outcome: Pixels | BaseException) -> None:
@@ -147,7 +176,7 @@ class Queue:
                 self._add_decoded(request)
                 return
             self._wake_if_over()
-        request.fail(outcome)
+        self._statistics.ended(request.fail(outcome))
 
     def next_batch(self) -> list[Request] | None:
         """Wait for the next batch, which is in flight until ``finished``; None if the queue is closed and empty.
@@ -163,7 +192,7 @@ class Queue:
             self._in_flight += 1
             self._wake_if_over()
         for request, error in late:
-            request.fail(error)
+            self._statistics.ended(request.fail(error))
         return batch
 
     def finished(self) -> None:
@@ -172,6 +201,10 @@ class Queue:
             self._in_flight -= 1
             if self._decoded:
                 self._worker_wanted.notify()
+
+    def stats(self) -> Stats:
+        with self.lock:
+            return self._statistics.stats(self._waiting(), self._in_flight)
 
     def close(self, drain: bool) -> None:
         """Admit no more; without ``drain``, cancel every request in the queue."""
@@ -182,9 +215,13 @@ class Queue:
                 part.clear()
             self._decoder_wanted.notify_all()
             self._worker_wanted.notify_all()
+        self._statistics.ended("cancelled", len(dropped))
         for future in dropped:
             future.cancel()
             future.set_running_or_notify_cancel()
+
+    def _waiting(self) -> int:
+        return sum(map(len, self._parts))
 
     def _add_decoded(self, request: Request) -> None:
         self._decoded[request.future] = request
@@ -204,6 +241,7 @@ class Queue:
             if error := request.late():
                 late.append((request, error))
             else:
+                request.stop_waiting()
                 batch.append(request)
         return batch, late
 
@@ -214,6 +252,7 @@ class Queue:
         with self.lock:
             if not any(part.pop(future, None) for part in self._parts):
                 return  # a thread has taken the request, and sees that it is cancelled
+            self._statistics.ended("cancelled")
             self._wake_if_over()
         future.set_running_or_notify_cancel()
 

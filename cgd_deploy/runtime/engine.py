@@ -7,7 +7,6 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..hardware.cpu import available_threads
 from ..pictures.images import ImageList
 from ..pictures.preprocess import Picture, ahead, batches, is_ready, preprocess
 from ..spec import ModelSpec, Precision
-from .admission import Policy
+from .admission import Policy, Submitted
 from .backends import BACKENDS, Backend, default_device, model_settings
 from .backends.parallel import Parallel
 from .calls import Calls
@@ -35,6 +34,7 @@ from .descriptors import Descriptor, Descriptors, cosines
 from .enginefile import EngineFile, Manifest, read_engine
 from .interop import array_length, host_array, on_device
 from .scheduler import Batching, Scheduler
+from .statistics import Statistics, Stats
 from .tuning import setting_here
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Engine:
             pixels = [preprocess(image, self.spec) for image in images]
             return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, *self._image_shape), np.uint8))
 
-    def submit(self, image: Picture, timeout_ms: float | None = None) -> Future[Descriptor]:
+    def submit(self, image: Picture, timeout_ms: float | None = None) -> Submitted:
         """Describe one picture in a batch with pictures of other threads, as ``load``'s ``batching`` says.
 
         image        uint8 RGB [H, W, 3] at the spec's input size, or any picture that ``embed`` takes, which a pool of
@@ -136,7 +136,8 @@ class Engine:
                      elsewhere until the future is done
         timeout_ms   milliseconds from now after which the engine drops the picture; None: no limit
 
-        Returns a future at once. Its result is the unit descriptor, float32 [dim]. The future raises InputError for a
+        Returns a future at once. Its result is the unit descriptor, float32 [dim], and ``seconds`` says how long the
+        picture spent in each stage: "decode", "queue" and "compute". The future raises InputError for a
         picture that cannot be used. It raises DeadlineExceeded if the timeout has passed when a thread takes the
         picture to decode or compute it. Cancelling the future frees the picture's place in the queue. Callbacks of the
         future run in a thread of the engine, which waits for them.
@@ -225,6 +226,10 @@ class Engine:
         # One batch more than the backend runs is ready, so no stream of the backend waits for this thread.
         with closing(decoded), closing(ahead(described, decoded, at_once, depth=at_once + 1)) as made:
             yield from made
+
+    def stats(self) -> Stats:
+        """What happened to the pictures of ``submit`` and ``aembed`` since the engine was loaded."""
+        return self._scheduler.stats() if self._scheduler else Statistics().stats()
 
     def self_test(self) -> float:
         """Embed the golden pictures, and return the smallest cosine with the descriptors stored at build time.

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Thread, current_thread
+from time import monotonic
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .admission import Pixels, Policy, Queue, Request
+from .admission import Pixels, Policy, Queue, Request, Submitted
 from .calls import Calls
 from .descriptors import Descriptor
+from .statistics import Statistics, Stats
 
 Result = TypeVar("Result")
 
@@ -82,7 +84,8 @@ class Scheduler:
     ) -> None:
         self._run = run
         self._max_decoders = decoders
-        self._queue = Queue(max_queue, policy)
+        self._statistics = Statistics()
+        self._queue = Queue(max_queue, policy, self._statistics)
         self._process = os.getpid()
         self._workers: list[Thread] = []
         self._decoders: list[Thread] = []
@@ -94,7 +97,7 @@ class Scheduler:
             self.close()
             raise
 
-    def submit(self, pixels: Pixels | Callable[[], Pixels], timeout_ms: float | None = None) -> Future[Descriptor]:
+    def submit(self, pixels: Pixels | Callable[[], Pixels], timeout_ms: float | None = None) -> Submitted:
         """Queue a picture. Cancelling the future frees the picture's place.
 
         pixels       uint8 [H, W, 3], which must not change until the future is done; or a function that makes them. A
@@ -114,6 +117,10 @@ class Scheduler:
                     request.future.cancel()
                     raise
         return request.future
+
+    def stats(self) -> Stats:
+        """What happened to the pictures so far."""
+        return self._queue.stats()
 
     def close(self, drain: bool = True) -> None:
         """Refuse further pictures, compute the pictures in the queue (without ``drain``: cancel them), end the threads.
@@ -151,7 +158,11 @@ class Scheduler:
         if error := request.late():
             self._queue.decoded(request, error)
         elif callable(request.pixels):
-            self._queue.decoded(request, _attempt(request.pixels))
+            began = monotonic()
+            outcome = _attempt(request.pixels)
+            request.future.seconds["decode"] = seconds = monotonic() - began
+            self._statistics.decoded(seconds)
+            self._queue.decoded(request, outcome)
         return True
 
     def _compute_next(self) -> bool:
@@ -159,18 +170,32 @@ class Scheduler:
         if batch is None:
             return False
         wanted = [request for request in batch if request.future.set_running_or_notify_cancel()]
-        outcome = _attempt(self._computed, [request.pixels for request in wanted])
-        self._queue.finished()
-        if isinstance(outcome, BaseException):
-            for request in wanted:
-                request.future.set_exception(outcome)
+        self._statistics.ended("cancelled", len(batch) - len(wanted))
+        if wanted:
+            self._compute(wanted)
         else:
-            for request, row in zip(wanted, outcome, strict=True):
-                request.future.set_result(row)
+            self._queue.finished()
         return True
 
+    def _compute(self, batch: Sequence[Request]) -> None:
+        began = monotonic()
+        outcome = _attempt(self._computed, [request.pixels for request in batch])
+        seconds = monotonic() - began
+        self._queue.finished()
+        for request in batch:
+            request.future.seconds["compute"] = seconds
+        if isinstance(outcome, BaseException):
+            self._statistics.ended("failed", len(batch))
+            for request in batch:
+                request.future.set_exception(outcome)
+        else:
+            self._statistics.ended("described", len(batch))
+            self._statistics.computed([request.future.seconds["queue"] for request in batch], seconds)
+            for request, row in zip(batch, outcome, strict=True):
+                request.future.set_result(row)
+
     def _computed(self, pixels: Sequence[Pixels]) -> Sequence[Descriptor]:
-        return list(self._run(_stacked(pixels))) if pixels else []
+        return list(self._run(_stacked(pixels)))
 
 
 def _attempt(function: Callable[..., Result], *arguments: object) -> Result | BaseException:
