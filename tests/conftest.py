@@ -17,6 +17,7 @@ import pytest
 from fake_cuda import FakeDriver
 from native_build import prefix  # noqa: F401  (a fixture)
 from PIL import Image
+from served import gate, index_file, photos, serving  # noqa: F401  (fixtures)
 
 from cgd_deploy import limits
 from cgd_deploy.datasets.evaluation import Evaluation

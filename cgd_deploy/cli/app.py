@@ -27,6 +27,7 @@ from .commands.import_ import import_
 from .commands.inspect import inspect
 from .commands.install_native import install_native
 from .commands.search import search
+from .commands.serve import serve
 from .commands.train import train
 from .parser import Command, Group, parsed
 
@@ -35,7 +36,7 @@ GROUPS: dict[str, dict[str, Callable[[Any], None]]] = {
     "Make an engine": {"train": train, "import": import_, "export": export, "build-engine": build_engine},
     "Measure an engine": {"bench": bench, "inspect": inspect},
     "Use an engine": {"embed": embed, "search": search},
-    "Serve an engine": {"export-triton": export_triton, "install-native": install_native},
+    "Serve an engine": {"serve": serve, "export-triton": export_triton, "install-native": install_native},
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 

@@ -120,7 +120,8 @@ class Queue:
     places       the most requests in the queue; one more raises Overloaded
     policy       when a batch leaves
     statistics   counts the requests that end in the queue
-    lock         guards the queue; reentrant. The thread that removes a request answers its future, so each is answered once
+    lock         guards the queue; reentrant. The thread that removes a request answers its future, so each is answered
+                 once
     """
 
     def __init__(self, places: int, policy: Policy, statistics: Statistics | None = None) -> None:

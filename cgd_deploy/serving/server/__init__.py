@@ -1,0 +1,1 @@
+"""``cgd-deploy serve``: engines and galleries over HTTP."""

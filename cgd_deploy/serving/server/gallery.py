@@ -1,0 +1,65 @@
+"""The gallery of a server: searched, changed and written while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+from pathlib import Path
+
+from ...errors import CgdError, InputError
+from ...runtime.descriptors import Descriptor, Descriptors
+from ...runtime.engine import Engine
+from ...search.index import Index, write_index
+from .refusals import Refused
+
+log = logging.getLogger(__name__)
+
+
+class Gallery:
+    """An index, and the file that it is read from and written to.
+
+    ``find``, ``put`` and ``remove`` compute in threads, so the event loop goes on meanwhile.
+    """
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self.path = path
+        self.index = index
+        self._writing = asyncio.Lock()
+
+    def check(self, engine: Engine) -> None:
+        """Raise InputError if ``engine`` describes another space; log if the precisions should not be mixed."""
+        mixing = self.index.mixing(engine)
+        if mixing and not mixing.safe:
+            log.warning("%s: %s.", self.path, mixing.told)
+
+    async def find(self, engine: Engine, queries: Descriptors, k: int) -> list[list[tuple[str, float]]]:
+        """The paths and cosines of the ``k`` nearest pictures of each query; all pictures if there are fewer."""
+        return await asyncio.to_thread(lambda: self.index.find(engine, queries, min(k, len(self.index))))
+
+    async def put(self, path: str, descriptor: Descriptor) -> None:
+        """Add a picture, or replace its descriptor."""
+        await asyncio.to_thread(self.index.put, path, descriptor)
+
+    async def remove(self, path: str) -> None:
+        """Raises Refused if the gallery has no such picture."""
+        try:
+            await asyncio.to_thread(self.index.remove, path)
+        except InputError as error:
+            raise Refused(HTTPStatus.NOT_FOUND, str(error)) from error
+
+    async def save(self) -> None:
+        """Write the index if it was changed. A failure is logged, and the next call tries again."""
+        async with self._writing:
+            if not self.index.changed:
+                return
+            try:
+                await asyncio.to_thread(write_index, self.index, self.path, self.index.paths_are)
+            except CgdError as error:
+                log.error("the changed gallery was not written: %s", error)
+
+    async def keep_saving(self, seconds: float) -> None:
+        """Write changes every so many seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            await self.save()
