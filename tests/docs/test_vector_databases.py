@@ -57,29 +57,35 @@ def environment(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict
 
 @pytest.mark.parametrize("database", NEEDS)
 def test_the_nearest_pictures_are_found_and_another_space_is_refused(database, environment, pictures, tmp_path):
-    def run(program: str) -> subprocess.CompletedProcess[str]:
+    def run(program: str, status: int = 0) -> tuple[str, str]:
         command = [sys.executable, "-c", program]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == status, done.stderr
+        return done.stdout, done.stderr
 
     store, find = PROGRAMS[database]
     engine = write_fake_engine(tmp_path / "artifacts" / "model-int8.cgd")
     (tmp_path / "pictures").symlink_to(pictures)
     (tmp_path / "query.jpg").symlink_to(pictures / "kind-3" / "2.jpg")
-    assert (stored := run(store)).returncode == 0, stored.stderr
-    assert (found := run(find)).returncode == 0, found.stderr
-    assert found.stdout.splitlines() == nearest(engine, pictures, tmp_path / "query.jpg")
+    run(store)
+    found, _ = run(find)
+    cosines, paths = zip(*(line.split() for line in found.splitlines()), strict=True)
+    expected_cosines, expected_paths = nearest(engine, pictures, tmp_path / "query.jpg")
+    assert paths == expected_paths
+    assert list(map(float, cosines)) == pytest.approx(expected_cosines, abs=1e-4)
 
     write_fake_engine(engine, replace(FAKE_SPEC, space_id=FOREIGN))
-    refused = run(find)
+    found, refused = run(find, status=1)
     told = f"The gallery has space {FAKE_SPEC.space_id}, the engine {FOREIGN}; store it again."
-    assert (refused.returncode, refused.stdout) == (1, "") and told in refused.stderr
+    assert found == "" and told in refused
 
 
-def nearest(path: Path, pictures: Path, query: Path) -> list[str]:
-    """Cosine and path of the three nearest pictures, by a plain loop."""
+def nearest(path: Path, pictures: Path, query: Path) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Cosines and paths of the three nearest pictures, by a plain loop."""
     paths = read_images(pictures).paths
     with load(path) as engine:
         asked, *gallery = engine.embed([query, *paths])
     cosines = [sum(float(a) * float(b) for a, b in zip(asked, other, strict=True)) for other in gallery]
-    best = sorted(zip(cosines, paths, strict=True), reverse=True)[:3]
-    return [f"{cosine:.4f} {Path('pictures') / path.relative_to(pictures)}" for cosine, path in best]
+    names = [f"pictures/{path.relative_to(pictures)}" for path in paths]
+    cosines, names = zip(*sorted(zip(cosines, names, strict=True), reverse=True)[:3], strict=True)
+    return cosines, names
