@@ -8,12 +8,14 @@ setup: .venv/.installed
 
 # TensorRT-RTX: the meta package is a source distribution, so its two wheels are named; where they do not exist
 # (no x86-64 Linux) its tests skip and say so. nvidia-pytriton brings a tritonserver; its own Python needs are not ours.
+# The vector databases take 350 MB. Where one of them has no wheel, the tests of docs/vector-databases.md skip and say so.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
 	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,parquet,ray,native,serve,docs,dev]'
 	-$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-rtx-cu13-libs>=1.0' 'tensorrt-rtx-cu13-bindings>=1.0'
 	-$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton>=0.7'
+	-$(BIN)/python -m pip install --quiet -e '.[vectordb]'
 	touch $@
 
 demo: setup

@@ -17,8 +17,8 @@ from cgd_deploy.pictures.images import read_images
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-ELSEWHERE = ("native", "server", "triton")
-"""Pages whose blocks test_native.py, test_run.py and test_triton.py run, which have a compiler or a server."""
+ELSEWHERE = ("native", "server", "triton", "vector-databases")
+"""Pages whose blocks have tests of their own: they need a compiler, a server or a database."""
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

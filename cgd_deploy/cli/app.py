@@ -20,6 +20,7 @@ from .commands.bench import bench
 from .commands.build_engine import build_engine
 from .commands.demo import demo
 from .commands.doctor import doctor
+from .commands.duplicates import duplicates
 from .commands.embed import embed
 from .commands.export import export
 from .commands.export_triton import export_triton
@@ -35,7 +36,7 @@ GROUPS: dict[str, dict[str, Callable[[Any], None]]] = {
     "Try it": {"demo": demo, "doctor": doctor},
     "Make an engine": {"train": train, "import": import_, "export": export, "build-engine": build_engine},
     "Measure an engine": {"bench": bench, "inspect": inspect},
-    "Use an engine": {"embed": embed, "search": search},
+    "Use an engine": {"embed": embed, "search": search, "duplicates": duplicates},
     "Serve an engine": {"serve": serve, "export-triton": export_triton, "install-native": install_native},
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

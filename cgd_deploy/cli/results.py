@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..datasets.evaluation import left_out_queries
 from ..hardware.timing import load_warning
+from ..pictures.folders import counted
 from ..quality.formatting import change, change_interval, percent
 from ..quality.report import form_name, headline, notes, warnings
 from ..runtime.enginefile import Manifest
@@ -31,6 +32,13 @@ def search_lines(found: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> s
         lines = [f"  {rank:>{width}}  {s:7.4f}  {path}" for rank, (path, s) in enumerate(neighbours, start=1)]
         blocks.append("\n".join([str(query), *lines]))
     return "\n\n".join(blocks)
+
+
+def duplicates_lines(groups: Sequence[Sequence[tuple[str, float]]], pictures: int) -> str:
+    """A block for each group, with its first picture as the query, and below them how many pictures they hold."""
+    counts = f"{counted(groups, 'group')} found, with {sum(map(len, groups))} of {pictures} pictures"
+    blocks = search_lines([(Path(first), others) for (first, _), *others in groups])
+    return f"{blocks}\n\n{counts}" if groups else counts
 
 
 def build_summary(path: Path, manifest: Manifest) -> str:

@@ -86,9 +86,12 @@ def write_bench_report(path: str | Path, result: dict[str, Any], rows: Sequence[
     )
 
 
-def write_search_page(path: str | Path, title: str, rows: Sequence[QueryRow]) -> Path:
-    """Write queries and their neighbours, with similarities, as one HTML page; returns its path."""
-    return _write(path, "search.html", rows, title=title)
+def write_search_page(path: str | Path, title: str, rows: Sequence[QueryRow], heading: str = "Query") -> Path:
+    """Write queries and their neighbours, with similarities, as one HTML page; returns its path.
+
+    heading   what the page writes above each query
+    """
+    return _write(path, "search.html", rows, title=title, heading=heading)
 
 
 def headline(result: dict[str, Any]) -> str:
