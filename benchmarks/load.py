@@ -1,12 +1,13 @@
 """Latency and throughput of one engine under load, served in several ways: open loop, closed loop and from C.
 
-    python benchmarks/load.py int8.cgd --triton --service build/service -o benchmarks/results/load.json
+    python benchmarks/load.py int8.cgd --http --triton --service build/service -o benchmarks/results/load.json
 
 Open loop: requests of one picture arrive at random (Poisson), whether or not earlier requests were answered. Latency
 counts from the time when a request was due. Closed loop: each client sends its next picture when it has its last
 answer. Loads and throughputs are shares of the peak, the speed of full batches in a loop. Machines change their speed,
 so the peak is measured again between any two steps, and a step is compared with the mean of the two peaks around it.
-Requests carry pixels; server and clients share the cores of the machine.
+Requests carry pixels, but over HTTP they carry JPEG files of 256 x 256 pixels. Server and clients share the cores of
+the machine.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from numpy.typing import NDArray
 
 import charts
 import running
-from cgd_deploy import Batching, Engine, InputError, Overloaded, load
+from cgd_deploy import Batching, Engine, InputError, ModelSpec, Overloaded, load, read_images
 from cgd_deploy.hardware.cpu import available_threads, cpu_name, instruction_sets
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import percentile, percentiles_ms
+from cgd_deploy.pictures.preprocess import preprocess
 from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime.descriptors import Descriptors
 from cgd_deploy.runtime.golden import golden_images
+from httpserver import Client, jpeg_files
+from httpserver import serving as serving_http
 
 Send: TypeAlias = Callable[[NDArray[np.uint8]], "Future[Any]"]
 OnRound: TypeAlias = Callable[[float], None]
@@ -46,8 +50,15 @@ PEAK_SECONDS = 2.0
 PATIENCE = 120.0
 """Seconds after the last arrival after which a request counts as lost."""
 OURS = "cgd-deploy"
+HTTP = "cgd-deploy serve, JPEG over HTTP"
 TRITON = "Triton, Python backend, gRPC"
-COLOURS = {OURS: "#d95f0e", "one at a time": "#8a8a8a", "full batches only": "#2c7fb8", TRITON: "#4d9221"}
+COLOURS = {
+    OURS: "#d95f0e",
+    HTTP: "#7b3294",
+    "one at a time": "#8a8a8a",
+    "full batches only": "#2c7fb8",
+    TRITON: "#4d9221",
+}
 
 
 @dataclass
@@ -122,7 +133,9 @@ def open_loop(
     for number, future in futures.items():
         if not future.done():
             continue
-        if future.exception():
+        if isinstance(future.exception(), Overloaded):
+            found.shed += 1
+        elif future.exception():
             found.failed += 1
         else:
             found.latencies.append(answered[number] - float(due[number]))
@@ -157,8 +170,8 @@ def peak(engine: Engine, batch: NDArray[np.uint8], seconds: float) -> float:
     return calls * len(batch) / taken
 
 
-def servers(stack: ExitStack, options: argparse.Namespace) -> dict[str, Send]:
-    """Ways to serve the engine, by name; the stack closes them."""
+def servers(stack: ExitStack, options: argparse.Namespace, pictures: NDArray[np.uint8]) -> dict[str, Send]:
+    """Ways to serve the engine, by name; the stack closes them. Only rows of ``pictures`` will be sent."""
     settings = {
         "one at a time": Batching(max_batch=1, max_delay_ms=0, max_queue=options.max_queue),
         "full batches only": Batching(max_batch=options.batch, max_delay_ms=1000, max_queue=options.max_queue),
@@ -168,9 +181,23 @@ def servers(stack: ExitStack, options: argparse.Namespace) -> dict[str, Send]:
     for name, batching in settings.items():
         engine = stack.enter_context(load(options.engine, threads=options.threads, batching=batching))
         found[name] = engine.submit
+    if options.http:
+        found[HTTP] = http(stack, options, pictures)
     if options.triton:
         found[TRITON] = triton(stack, options.engine)
     return found
+
+
+def http(stack: ExitStack, options: argparse.Namespace, pictures: NDArray[np.uint8]) -> Send:
+    """Start ``cgd-deploy serve`` and send it JPEG files of the pictures."""
+    batching = {name: getattr(options, name) for name in ("threads", "max_delay_ms", "max_queue")}
+    batching["max_batch"] = options.batch
+    given = [part for name, value in batching.items() for part in (f"--{name.replace('_', '-')}", value)]
+    address, _ = stack.enter_context(serving_http(options.engine, *given))
+    client = Client(address, threads=2 * options.max_queue + options.batch)
+    stack.callback(client.close)
+    files = dict(zip((picture.ctypes.data for picture in pictures), jpeg_files(pictures), strict=True))
+    return lambda pixels: client.submit(files[pixels.ctypes.data])
 
 
 def triton(stack: ExitStack, engine: Path) -> Send:
@@ -289,8 +316,8 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
     """Everything but the writing; raises CgdError."""
     with ExitStack() as stack:
         bare = stack.enter_context(load(options.engine, threads=options.threads))
-        ways = servers(stack, options)
-        pictures = golden_images(bare.spec, 4 * options.batch)
+        pictures = _pictures(options, bare.spec)
+        ways = servers(stack, options, pictures)
         for send in ways.values():
             send(pictures[0]).result(PATIENCE)
         peak_now = partial(peak, bare, pictures[: options.batch], min(PEAK_SECONDS, options.seconds))
@@ -323,6 +350,17 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         "closed_loop": {"clients": options.clients, "servers": closed},
         "from_c": native,
     }
+
+
+def _pictures(options: argparse.Namespace, spec: ModelSpec) -> NDArray[np.uint8]:
+    """uint8 [4 batches, H, W, 3]: made pictures, or the first ones of --pictures."""
+    count = 4 * options.batch
+    if options.pictures is None:
+        return golden_images(spec, count)
+    paths = read_images(options.pictures).paths[:count]
+    if len(paths) < count:
+        raise InputError(f"{options.pictures} has {len(paths)} pictures, and {count} are needed; name more.")
+    return np.stack([preprocess(path, spec) for path in paths])
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
@@ -360,6 +398,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-queue", type=int, default=64, help="[default: 64]")
     parser.add_argument("--clients", type=int, default=16, help="of the closed loop [default: 16]")
     parser.add_argument("--threads", type=int, default=available_threads(), help="of each engine [default: all]")
+    parser.add_argument("--pictures", help="folder or list of pictures to send [default: made pictures]")
+    parser.add_argument("--http", action="store_true", help="also by cgd-deploy serve, which gets JPEG files")
     parser.add_argument("--triton", action="store_true", help="also by a tritonserver, see docs/triton.md")
     parser.add_argument("--service", type=Path, help="examples/native/service.cpp, built: also compare C with Python")
     parser.add_argument("--c-threads", type=int, default=8, help="that send in that comparison [default: 8]")

@@ -11,7 +11,6 @@ pictures, but no refused ones. Exit status 3 if it does, if a request fails, or 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import threading
 import time
@@ -26,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-from PIL import Image
 
 import charts
 import running
@@ -38,6 +36,7 @@ from cgd_deploy.quality.contestants import OnProgress
 from cgd_deploy.runtime import engine as engine_module
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.spec import ModelSpec
+from httpserver import jpeg_files
 from load import closed_loop
 
 PICTURES = 32
@@ -45,16 +44,6 @@ CANCELLED = 0.02
 """Of the admitted requests."""
 GROWTH = 1.02
 """The largest ratio of memory at the end to memory in the middle that still counts as flat."""
-
-
-def jpeg_files(spec: ModelSpec, side: int) -> list[bytes]:
-    """Made pictures of ``side`` x ``side`` pixels as JPEG files."""
-    files = []
-    for pixels in golden_images(spec, PICTURES):
-        file = io.BytesIO()
-        Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-        files.append(file.getvalue())
-    return files
 
 
 class Decoded:
@@ -173,7 +162,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
             return closed_loop(engine.submit, files, options.clients, peak_seconds)
 
     engine = load(options.engine, threads=options.threads, batching=batching)
-    files = jpeg_files(engine.spec, options.side)
+    files = jpeg_files(golden_images(engine.spec, PICTURES), options.side)
     before = peak()
     on_progress("peak", 1 / 3)
     found = overloaded(engine, files, options.load * before, options)

@@ -18,8 +18,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ import running
 from cgd_deploy import Batching, Engine, InputError, Overloaded, load
 from cgd_deploy.hardware.cpu import cpu_name
 from cgd_deploy.runtime.golden import golden_images
+
+OnShare = Callable[[float], None]
 
 PICTURES = 32
 WARM_UP = 0.2
@@ -132,15 +135,40 @@ def slope(minutes: NDArray[np.float64], values: NDArray[np.float64]) -> dict[str
     return {"per_minute": round(found, 4), "interval": round(1.96 * error, 4)}
 
 
-def measure(options: argparse.Namespace, on_progress: Callable[[str, float], None]) -> dict[str, Any]:
-    process = psutil.Process()
+def slopes(samples: Sequence[dict[str, float]], start: float) -> dict[str, dict[str, float]]:
+    """The slope of memory, handles and threads after minute ``start``."""
+    steady = [one for one in samples if one["minute"] >= start]
+    minutes = np.array([one["minute"] for one in steady])
+    return {name: slope(minutes, np.array([one[name] for one in steady])) for name in ("rss_mib", "handles", "threads")}
+
+
+def watch(
+    process: psutil.Process, threads: Sequence[threading.Thread], options: argparse.Namespace, on_share: OnShare
+) -> list[dict[str, float]]:
+    """Memory, handles and threads of ``process`` every ``options.every`` seconds, until the threads have ended."""
+    begin = time.monotonic()
     samples: list[dict[str, float]] = []
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(options.every)
+        minute = (time.monotonic() - begin) / 60
+        samples.append(
+            {
+                "minute": round(minute, 3),
+                "rss_mib": round(process.memory_info().rss / 2**20, 2),
+                "handles": process.num_fds(),
+                "threads": process.num_threads(),
+            }
+        )
+        on_share(min(1.0, minute / options.minutes))
+    return samples
+
+
+def measure(options: argparse.Namespace, on_progress: Callable[[str, float], None]) -> dict[str, Any]:
     failed: list[str] = []
     batching = Batching(max_queue=QUEUE)
     with load(options.engine, threads=options.threads, streams=options.streams, batching=batching) as engine:
         soak = Soak(engine)
-        begin = time.monotonic()
-        end = begin + 60 * options.minutes
+        end = time.monotonic() + 60 * options.minutes
         kinds = [soak.submit] * 4 + [soak.gather, soak.embed_into]
         threads = [
             threading.Thread(target=keep_on, args=(work, seed, end, options.pause, failed))
@@ -148,21 +176,8 @@ def measure(options: argparse.Namespace, on_progress: Callable[[str, float], Non
         ]
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
-            time.sleep(options.every)
-            now = time.monotonic() - begin
-            samples.append(
-                {
-                    "minute": round(now / 60, 3),
-                    "rss_mib": round(process.memory_info().rss / 2**20, 2),
-                    "handles": process.num_fds(),
-                    "threads": process.num_threads(),
-                }
-            )
-            on_progress("soaking", min(1.0, now / (60 * options.minutes)))
+        samples = watch(psutil.Process(), threads, options, partial(on_progress, "soaking"))
         manifest = engine.manifest
-    steady = [one for one in samples if one["minute"] >= WARM_UP * options.minutes]
-    minutes = np.array([one["minute"] for one in steady])
     return {
         "schema": 1,
         "environment": {"cpu": cpu_name(), "minutes": options.minutes},
@@ -171,9 +186,7 @@ def measure(options: argparse.Namespace, on_progress: Callable[[str, float], Non
         "failures": failed,
         "largest_difference": soak.worst,
         "smallest_difference_between_pictures": soak.closest,
-        "slopes": {
-            name: slope(minutes, np.array([one[name] for one in steady])) for name in ("rss_mib", "handles", "threads")
-        },
+        "slopes": slopes(samples, WARM_UP * options.minutes),
         "threads_left": sum(thread.name.startswith("cgd-deploy") for thread in threading.enumerate()),
         "samples": samples,
     }

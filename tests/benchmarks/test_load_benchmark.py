@@ -129,6 +129,26 @@ def test_a_run_on_an_engine_without_a_model(benchmark, monkeypatch, fake_engine,
     assert "load.svg" in capsys.readouterr().out
 
 
+def test_the_server_gets_jpeg_files_over_http(benchmark, fake_engine, pictures, tmp_path):
+    pytest.importorskip("fastapi", reason="the server is not installed")
+    arguments = ["--http", "--pictures", str(pictures), "--seconds", "0.2", "--rounds", "1", "--loads", "0.002"]
+    options = benchmark.parse([str(fake_engine), *arguments, "--clients", "4", "--batch", "2"])
+    result = benchmark.measure(options, lambda *_: None)
+    [http] = [one for one in result["open_loop"] if one["server"] == benchmark.HTTP]
+    assert http["sent"] == http["served"] > 0
+    assert result["closed_loop"]["servers"][benchmark.HTTP]["of_peak"] > 0
+
+
+def test_a_full_server_sheds(benchmark):
+    def send(_: np.ndarray) -> Future:
+        future: Future = Future()
+        future.set_exception(Overloaded("no"))
+        return future
+
+    found = benchmark.open_loop(send, PICTURES, 200, 0.1, np.random.default_rng(0))
+    assert found.shed == found.sent > 0 and found.failed == 0
+
+
 def test_a_service_that_fails_is_told(benchmark, tmp_path):
     with pytest.raises(InputError, match="build it again"):
         benchmark.from_c("/bin/false", tmp_path, 1, 1.0)
