@@ -56,7 +56,8 @@ class Graph:
         )
         for start in range(0, len(stored), CHUNK):
             rows = np.ascontiguousarray(stored[start : start + CHUNK])
-            graph.add(np.arange(start, start + len(rows)), rows, threads=available_threads())
+            # Threads that begin a graph together may leave rows out of reach: recall was 0.93 once in 1,500 rows.
+            graph.add(np.arange(start, start + len(rows)), rows, threads=available_threads() if start else 1)
             if on_rows:
                 on_rows(len(rows))
         built = cls(graph)

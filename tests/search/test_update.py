@@ -59,12 +59,15 @@ def change(folder: Path) -> None:
     (folder / "1.jpg").touch()
 
 
-def rows(index) -> dict[str, bytes]:
-    return {path: row.tobytes() for path, row in zip(index.paths, index.stored, strict=True)}
+def same(one, other) -> None:
+    """The same pictures with the same descriptors, but for float rounding in batches of another size."""
+    ours, theirs = np.argsort(one.paths, kind="stable"), np.argsort(other.paths, kind="stable")
+    assert [one.paths[row] for row in ours] == [other.paths[row] for row in theirs]
+    assert np.allclose(one.descriptors[ours], other.descriptors[theirs], atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", ["npy", "parquet"])
-@pytest.mark.parametrize("dtype", ["float32", "int8", "binary"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_an_updated_index_is_as_a_new_one(engine, folder, tmp_path, embedded, suffix, dtype):
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
@@ -78,11 +81,12 @@ def test_an_updated_index_is_as_a_new_one(engine, folder, tmp_path, embedded, su
     assert sorted(embedded) == ["2.jpg", "new.jpg"]
     write_index(index, path)
     expected = index_images(engine, read_images(folder), descriptor_dtype=dtype)
-    assert rows(read_index(path)) == rows(expected)
+    same(read_index(path), expected)
     embedded.clear()
     again = read_index(path)
     assert update_index(again, engine, read_images(folder)) == Updated(added=0, changed=0, removed=0, kept=6)
-    assert embedded == [] and rows(again) == rows(expected)
+    assert embedded == []
+    same(again, expected)
 
 
 def test_a_pca_stays_as_it_was_fitted(engine, folder):
@@ -108,11 +112,7 @@ def test_boxes_of_one_picture_are_told_apart(engine, folder, embedded):
     assert update_index(index, engine, boxed(folder, b, a, a)) == Updated(added=0, changed=0, removed=0, kept=3)
     assert update_index(index, engine, boxed(folder, a, c)) == Updated(added=0, changed=1, removed=1, kept=1)
     assert embedded == ["0.jpg"]
-    assert sorted(rows_of(index)) == sorted(rows_of(index_images(engine, boxed(folder, a, c))))
-
-
-def rows_of(index) -> list[bytes]:
-    return [row.tobytes() for row in index.stored]
+    same(index, index_images(engine, boxed(folder, a, c)))
 
 
 def test_paths_are_compared_from_any_folder(engine, folder, tmp_path, monkeypatch, embedded):
@@ -159,7 +159,8 @@ def test_what_was_put_has_no_checksum_and_is_embedded_again(engine, folder, embe
     index.put(folder / "1.jpg", engine.embed([folder / "5.jpg"])[0])
     embedded.clear()
     assert update_index(index, engine, read_images(folder)) == Updated(added=0, changed=1, removed=0, kept=5)
-    assert embedded == ["1.jpg"] and rows(index) == rows(index_images(engine, read_images(folder)))
+    assert embedded == ["1.jpg"]
+    same(index, index_images(engine, read_images(folder)))
 
 
 def test_reasons_to_embed_everything_again(engine, folder, tmp_path):
