@@ -12,7 +12,7 @@ setup: .venv/.installed
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=23'
-	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,parquet,ray,native,serve,docs,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train,timm,parquet,search,ray,native,serve,docs,dev]'
 	-$(BIN)/python -m pip install --quiet --no-deps 'tensorrt-rtx-cu13-libs>=1.0' 'tensorrt-rtx-cu13-bindings>=1.0'
 	-$(BIN)/python -m pip install --quiet --no-deps 'nvidia-pytriton>=0.7'
 	-$(BIN)/python -m pip install --quiet -e '.[vectordb]'
@@ -29,7 +29,7 @@ MIN := build/min
 test-min:
 	$(PYTHON) -m venv $(MIN)
 	grep -oE '"[a-z0-9-]+(\[[a-z,]+\])?>=[0-9.]+"' pyproject.toml | sed -E 's/"//g; s/\[.*\]//; s/>=/==/' | sort -u > $(MIN)/oldest.txt
-	$(MIN)/bin/python -m pip install --quiet -c $(MIN)/oldest.txt -e '.[cpu,train,timm,parquet,ray,native,serve,dev]'
+	$(MIN)/bin/python -m pip install --quiet -c $(MIN)/oldest.txt -e '.[cpu,train,timm,parquet,search,ray,native,serve,dev]'
 	$(MIN)/bin/python -m pytest -n 2 --dist loadfile
 
 # mypy looks for installed names; the links give our folders theirs.

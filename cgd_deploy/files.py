@@ -20,6 +20,9 @@ from .limits import check_size
 ABANDONED = 3600.0
 """Seconds without a write after which a temporary file counts as left by a killed process."""
 
+BLOCKS, BLOCK = 256, 4096
+"""How many blocks of how many bytes ``sampled_sha256`` reads."""
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -92,6 +95,20 @@ def sha256_file(path: str | Path) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def sampled_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's size and of BLOCKS blocks spread evenly over it, the first and the last bytes included.
+
+    It tells files of two runs apart without reading a large file whole. It does not find a damaged byte between blocks.
+    """
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for number in range(BLOCKS):
+            file.seek(max(size - BLOCK, 0) * number // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
     return digest.hexdigest()
 
 

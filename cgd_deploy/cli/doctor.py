@@ -24,6 +24,7 @@ ROLES = {
     "torchvision": "backbones",
     "onnxscript": "export",
     "pyarrow": "Parquet output of embed",
+    "usearch": "fast search of compact galleries, and embed --ann",
 }
 MODULES = {
     "onnxruntime-gpu": "onnxruntime",

@@ -71,7 +71,11 @@ class Compact:
 
     def store(self, descriptors: Descriptors) -> Stored:
         """Unit float32 [N, dim] -> the stored array."""
-        return _CODES[self.dtype].write(self.project(descriptors))
+        return self.encode(self.project(descriptors))
+
+    def encode(self, projected: Descriptors) -> Stored:
+        """Unit float32 [N, L] -> the stored array."""
+        return _CODES[self.dtype].write(projected)
 
     def restore(self, stored: Stored) -> Descriptors:
         """The stored array -> unit float32 [N, L]. Rows of zeros stay zeros, except in binary, which has no zero."""
@@ -120,8 +124,20 @@ def _principal(descriptors: Descriptors, count: int) -> Descriptors:
     return np.vstack([mean, components * np.sign(largest)]).astype(np.float32)
 
 
+def check_finite(descriptors: Descriptors, name: Callable[[int], str]) -> None:
+    """Raise InputError if one of the descriptors [N, D] holds NaN or an infinite value; ``name`` gives its name."""
+    finite = np.isfinite(descriptors).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"the descriptor of {name(int(finite.argmin()))} is not finite; "
+            "test its engine with `cgd-deploy inspect --self-test`."
+        )
+
+
 def _unit(values: Descriptors) -> Descriptors:
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), TINY)
+    """Scale rows to unit length in place; a row of zeros stays zeros."""
+    values /= np.maximum(np.sqrt(np.einsum("nd,nd->n", values, values)), TINY)[:, None]
+    return values
 
 
 def _to_int8(values: Descriptors) -> Stored:
@@ -132,7 +148,10 @@ def _to_int8(values: Descriptors) -> Stored:
 
 def _from_signs(stored: Stored, length: int) -> Descriptors:
     one = np.float32(length**-0.5)
-    return np.where(np.unpackbits(stored, axis=1, count=length), one, -one)
+    values = np.unpackbits(stored, axis=1, count=length).astype(np.float32)
+    values *= 2 * one
+    values -= one
+    return values
 
 
 class _Code(NamedTuple):

@@ -12,24 +12,33 @@ from typing import Any
 
 from ..errors import InputError, MissingDependency, install_line
 from .compact import Stored
+from .contents import SIZE, Contents, as_array
 from .paths import index_names, paths_from_here
 
 
-def save_table(path: Path, stored: Stored, paths: Sequence[str], facts: dict[str, Any]) -> None:
-    """Write descriptors [N, W] and N paths; each page has a checksum. Raises InputError if a path is not UTF-8."""
+def save_table(
+    path: Path, stored: Stored, paths: Sequence[str], facts: dict[str, Any], contents: Contents | None = None
+) -> None:
+    """Write descriptors [N, W], N paths and N checksums of pictures; each page has a checksum of its own.
+
+    Raises InputError if a path is not UTF-8.
+    """
     pa = import_pyarrow()
     column = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1])
     try:
         names = pa.array(index_names(paths, path.parent, facts["paths_are"]), pa.string())
     except UnicodeEncodeError as error:
         raise InputError(f"the path {error.object!r} is not UTF-8; rename the file, or write .npy.") from error
-    table = pa.table({"path": names, "descriptor": column}).replace_schema_metadata({"cgd": json.dumps(facts)})
+    columns = {"path": names, "descriptor": column}
+    if contents is not None:
+        columns["content"] = pa.array([row.tobytes() for row in contents], pa.binary(SIZE))
+    table = pa.table(columns).replace_schema_metadata({"cgd": json.dumps(facts)})
     with open(path, "wb") as file:
         pa.parquet.write_table(table, file, write_page_checksum=True)
 
 
-def load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    """Read descriptors [N, W], paths and facts.
+def load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any], Contents | None]:
+    """Read descriptors [N, W], paths, facts and checksums of pictures; None if the table has none.
 
     Raises OSError, KeyError or ValueError for a file that is damaged or was not written by ``save_table``.
     """
@@ -38,7 +47,8 @@ def load_table(path: Path) -> tuple[Stored, list[str], dict[str, Any]]:
     column = table.column("descriptor").combine_chunks()
     width = table.schema.field("descriptor").type.list_size
     paths = paths_from_here(table.column("path").to_pylist(), path.parent, facts.get("paths_are"))
-    return column.flatten().to_numpy().reshape(len(column), width), paths, facts
+    contents = as_array(table.column("content").to_pylist()) if "content" in table.column_names else None
+    return column.flatten().to_numpy().reshape(len(column), width), paths, facts, contents
 
 
 def table_facts(path: Path) -> tuple[int, dict[str, Any]]:

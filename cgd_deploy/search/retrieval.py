@@ -55,11 +55,7 @@ def neighbour_chunks(
     queries: Descriptors, gallery: Descriptors, k: int, *, skip_self: bool = False, groups: Groups | None = None
 ) -> Iterator[tuple[slice, Indices, Descriptors]]:
     """``neighbours`` for CHUNK queries at a time, with their rows, so that a caller need not hold all results."""
-    offered = len(gallery) - skip_self
-    if not 1 <= k <= offered:
-        raise InputError(f"{k} neighbours were asked of a gallery that offers {offered}; ask for 1 to {offered}.")
-    if queries.shape[1] != gallery.shape[1]:
-        raise InputError(f"queries have {queries.shape[1]} values, the gallery has {gallery.shape[1]}; use one model.")
+    check_search(queries, gallery.shape[1], k, len(gallery) - skip_self)
     for start in range(0, len(queries), CHUNK):
         rows = slice(start, min(start + CHUNK, len(queries)))
         scores = queries[rows] @ gallery.T  # (n, G)
@@ -74,6 +70,14 @@ def neighbour_chunks(
             candidates = np.flatnonzero(score >= bounds[row])
             indices[row] = candidates[np.argsort(-score[candidates], kind="stable")[:k]]
         yield rows, indices, np.take_along_axis(scores, indices, axis=1)
+
+
+def check_search(queries: Descriptors, values: int, k: int, offered: int) -> None:
+    """Raise InputError unless queries [Q, D] have D = ``values``, and ``k`` neighbours are among those ``offered``."""
+    if not 1 <= k <= offered:
+        raise InputError(f"{k} neighbours were asked of a gallery that offers {offered}; ask for 1 to {offered}.")
+    if queries.shape[1] != values:
+        raise InputError(f"queries have {queries.shape[1]} values, the gallery has {values}; use one model.")
 
 
 def _lower_bounds(scores: Descriptors, k: int) -> Descriptors:

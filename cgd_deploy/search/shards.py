@@ -210,8 +210,8 @@ class Shards:
                     (self.folder / name).unlink()
 
 
-def load_shards(folder: Path) -> tuple[Stored, list[str], dict[str, Any]]:
-    """Read all descriptors [N, W] of a folder in list order, with their paths and facts.
+def load_shards(folder: Path) -> tuple[Stored, list[str], dict[str, Any], None]:
+    """Read all descriptors [N, W] of a folder in list order, with their paths and facts; no checksums of pictures.
 
     Raises InputError if a shard is missing or damaged, or if the folder holds no shards.
     """
@@ -219,14 +219,14 @@ def load_shards(folder: Path) -> tuple[Stored, list[str], dict[str, Any]]:
     done = shards.done()
     shards.check_complete(done)
     rows = sum(len(part) - len(shard.left_out) for part, shard in done.items())
-    first, _, facts = load_table(shards.path(shards.run.ranges[0]))
+    first, _, facts, _ = load_table(shards.path(shards.run.ranges[0]))
     stored = np.empty((rows, first.shape[1]), first.dtype)  # allocated once: a gallery may take half of the memory
     paths: list[str] = []
     for part in done:
-        block, names, _ = load_table(shards.path(part))
+        block, names, *_ = load_table(shards.path(part))
         stored[len(paths) : len(paths) + len(block)] = block
         paths += names
-    return stored, paths, facts
+    return stored, paths, facts, None
 
 
 def _read_run(folder: Path) -> Run:

@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import errors
 from ..errors import CgdError, InputError, not_installed
 from ..files import sha256_file
@@ -31,6 +29,7 @@ from ..runtime.backends import default_device
 from ..runtime.engine import Engine, open_engine
 from ..runtime.enginefile import EngineFile
 from ..search.compact import Compact
+from ..search.embedding import Reading, embed_images
 from ..search.paths import RELATIVE, check_paths_are
 from ..search.shards import Run, Shard, Shards
 
@@ -226,12 +225,9 @@ class Worker:
             left_out[part[index]] = str(error)
 
         on_error = None if job.strict else leave_out
-        kept: list[int] = []
-        parts = [np.empty((0, run.dim), np.float32)]
-        for indices, descriptors in self._engine.embed_list(images, job.batch, on_error, run.fast_decode):
-            kept += indices
-            parts.append(descriptors)
-        stored = Compact(run.descriptor_dtype, run.dim).store(np.concatenate(parts))
+        reading = Reading(batch_size=job.batch, fast_decode=run.fast_decode)
+        kept, descriptors = embed_images(self._engine, images, reading, on_error)
+        stored = Compact(run.descriptor_dtype, run.dim).store(descriptors)
         shard = Shard(
             left_out=left_out,
             files_sha256=files_sha256,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,8 +16,11 @@ from ..options import EngineOption, Json, Pictures, Streams, Strict, Threads
 if TYPE_CHECKING:
     from ...datasets.left_out import LeftOut
     from ...pictures.images import ImageList
+    from ...runtime.engine import Engine
     from ...runtime.enginefile import EngineFile
     from ...search.compact import Compact
+    from ...search.gallery import Index
+    from ...search.graph import Graph
 
 IndexOption = partial(typer.Option, rich_help_panel="Index")
 RayOption = partial(typer.Option, rich_help_panel="Ray")
@@ -64,6 +67,14 @@ class EmbedOptions:
         IndexOption(metavar="RULE", help="Paths of the pictures in the index: relative (to the index) or absolute."),
     ] = "relative"
 
+    update: Annotated[
+        bool,
+        IndexOption("--update", help="Embed only pictures that are new or have changed, and drop those that are gone."),
+    ] = False
+    ann: Annotated[
+        bool, IndexOption("--ann", help="Also build a graph, with which search is fast and approximate.")
+    ] = False
+
     ray: Annotated[
         bool, RayOption("--ray", help="Embed with Ray workers into a folder. A second run continues the first.")
     ] = False
@@ -99,11 +110,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The form of the stored descriptors, how many there are, and with Ray the numbers of shards."""
+    """The form of the stored descriptors, and how many there are.
+
+    counts   with Ray the numbers of shards; with --update how many pictures were added, changed, removed and kept
+    facts    with --ann the recall of the graph
+    """
 
     form: Compact
     pictures: int
-    shards: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, float | None] = field(default_factory=dict)
 
 
 def embed(options: EmbedOptions) -> None:
@@ -116,11 +132,14 @@ def embed(options: EmbedOptions) -> None:
     from ...pictures.images import read_images
     from ...runtime.cuda.nvjpeg import check_decoder
     from ...runtime.enginefile import read_engine
+    from ...search.graph import import_usearch
     from ...search.index import check_index_path
     from ...search.paths import check_paths_are
     from ..terminal import counting, first_few, warn, warn_all
 
     check_index_path(options.out)
+    if options.ann:
+        import_usearch()
     check_paths_are(options.paths)
     check_decoder(options.decoder, options.fast_decode)
     images = read_images(options.images)
@@ -148,6 +167,9 @@ def _check_ray(options: EmbedOptions) -> None:
         if given := [name for name, value in for_ray.items() if value is not None]:
             raise InputError(f"{given[0]} is for --ray; add --ray, or leave it out.")
         return
+    for name, value in {"--update": options.update, "--ann": options.ann}.items():
+        if value:
+            raise InputError(f"{name} is not for --ray, which writes a folder of shards; leave one of them out.")
     if options.pca is not None:
         raise InputError("--pca needs every descriptor at once, and --ray has them in shards; leave one of them out.")
     if options.out.suffix != ".parquet":
@@ -169,25 +191,51 @@ def _tuned(options: EmbedOptions, file: EngineFile) -> EmbedOptions:
 
 
 def _embed_here(job: Job) -> Embedded:
-    """Embed in this process and write an index."""
+    """Embed in this process and write an index, or update the index that is there."""
     from ...runtime.engine import open_engine
     from ...search.index import Reading, index_images, write_index
+    from ...search.update import update_index
     from ..terminal import warn
 
     options = job.options
+    reading = Reading(batch_size=options.batch, fast_decode=options.fast_decode, decoder=options.decoder)
+    told = (job.on_error, job.on_count, warn)
     with open_engine(job.file, threads=options.threads, streams=options.streams) as engine:
-        index = index_images(
-            engine,
-            job.images,
-            Reading(batch_size=options.batch, fast_decode=options.fast_decode, decoder=options.decoder),
-            job.on_error,
-            job.on_count,
-            warn,
-            descriptor_dtype=options.descriptor_dtype,
-            pca=options.pca,
-        )
-    write_index(index, options.out, options.paths)
-    return Embedded(index.compact, len(index.paths))
+        index = _index_to_update(engine, options) if options.update else None
+        if index:
+            counts = asdict(update_index(index, engine, job.images, reading, *told))
+        else:
+            index = index_images(
+                engine, job.images, reading, *told, descriptor_dtype=options.descriptor_dtype, pca=options.pca
+            )
+            counts = {"added": len(index), "changed": 0, "removed": 0, "kept": 0} if options.update else {}
+    graph = _graph(index) if options.ann else None
+    write_index(index, options.out, options.paths, graph)
+    facts = {"graph_recall_at_10": graph.recall_at_10} if graph else {}
+    return Embedded(index.compact, len(index), counts, facts)
+
+
+def _index_to_update(engine: Engine, options: EmbedOptions) -> Index | None:
+    """The index at ``options.out``; None if there is none, or with a note if none of its rows can be kept."""
+    from ...search.index import read_index
+    from ...search.update import why_again
+    from ..terminal import warn
+
+    if not options.out.exists():
+        return None
+    index = read_index(options.out, exact=True)
+    if again := why_again(index, engine, options.descriptor_dtype, options.pca):
+        warn(f"{options.out}: every picture is embedded again, because {again}.")
+        return None
+    return index
+
+
+def _graph(index: Index) -> Graph:
+    from ...search.graph import Graph
+    from ..terminal import counting
+
+    with counting("Building the graph", len(index)) as on_rows:
+        return Graph.build(index.compact, index.stored, on_rows)
 
 
 def _embed_on_ray(job: Job) -> Embedded:
@@ -230,9 +278,11 @@ def _print(options: EmbedOptions, file: EngineFile, embedded: Embedded, left_out
         "descriptor_dtype": form.dtype,
         "pca": form.pca,
         "bytes_per_descriptor": form.bytes_per_descriptor,
-        **embedded.shards,
+        **embedded.counts,
+        **embedded.facts,
     }
     kept = f"{form.length} values each as {form.dtype}, {form.bytes_per_descriptor} bytes a descriptor"
-    counted = "".join(f", {number} {name}" for name, number in embedded.shards.items())
+    counted = "".join(f", {number} {name}" for name, number in embedded.counts.items())
+    counted += "".join(f", {name.replace('_', ' ')} {value}" for name, value in embedded.facts.items())
     text = f"{options.out}: {embedded.pictures} pictures, {kept}, {len(left_out)} left out{counted}"
     print_result(facts, text, options.as_json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...errors import InputError
+from ...errors import InputError, install_line
 from ..options import EngineOption, Json, Pictures, Threads
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class SearchOptions:
     engine: EngineOption
     index: Annotated[Path, typer.Option(metavar="FILE", help="An index of cgd-deploy embed.")]
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Neighbours to show.")] = 8
+    exact: Annotated[bool, typer.Option("--exact", help="Leave the graph of the index unused.")] = False
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures.")] = None
     strict: Annotated[
         bool,
@@ -51,7 +52,7 @@ def search(options: SearchOptions) -> None:
     from ..results import search_lines
     from ..terminal import good_pictures, print_result, warn, warn_all
 
-    index = read_index(options.index)
+    index = read_index(options.index, options.exact)
     left_out: list[LeftOut] = []
     listed = read_images(options.query)
     warn_all(listed.notes)
@@ -59,7 +60,9 @@ def search(options: SearchOptions) -> None:
     with load(options.engine, threads=options.threads, warm_up=False) as engine:  # few queries need few batch sizes
         _check_precision(index, engine, options.strict)
         found = _neighbours(index, engine, queries, options.k)
-    if (count := len(index.paths)) < options.k:
+    if index.slow:
+        warn(f"usearch is not installed, so a search takes longer; run `{install_line('search')}`.")
+    if (count := len(index)) < options.k:
         warn(f"{options.index} has fewer pictures than -k {options.k}: each query finds all {count}.")
     if options.html:
         _write_page(options.html, options.index, found)
@@ -85,10 +88,10 @@ def _neighbours(index: Index, engine: Engine, queries: ImageList, k: int) -> Fou
     import numpy as np
 
     descriptors = np.concatenate([part for _, part in engine.embed_list(queries)])
-    indices, similarities = index.search(engine, descriptors, min(k, len(index.paths)))
+    found = index.find(engine, descriptors, min(k, len(index)))
     return [
-        (path, [(index.paths[i], round(float(s), 5)) for i, s in zip(row, scores, strict=True)])
-        for path, row, scores in zip(queries.paths, indices, similarities, strict=True)
+        (path, [(name, round(similarity, 5)) for name, similarity in row])
+        for path, row in zip(queries.paths, found, strict=True)
     ]
 
 
