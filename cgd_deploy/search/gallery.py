@@ -19,6 +19,7 @@ from .contents import UNKNOWN, Contents
 from .exact import Found, has_usearch
 from .graph import Graph
 from .moment import Moment
+from .paths import RELATIVE
 from .retrieval import check_search
 
 ROOM = 64
@@ -46,6 +47,7 @@ class Index:
     statement   whether that engine may share a gallery with FP32, see ``Manifest``; None if nobody measured it
     contents    checksums of the pictures uint8 [N, 16], see ``contents``; None if nobody knows them
     graph       a graph over ``stored``, see ``graph``; None: every search is exact
+    paths_are   how its file stores paths, see ``paths``
 
     Any number of threads may search and change one index.
 
@@ -70,6 +72,7 @@ class Index:
     ) -> None:
         self.space_id, self.precision, self.compact, self.statement = space_id, precision, compact, statement
         removed = np.zeros(len(stored), np.bool_)
+        self.paths_are = RELATIVE
         self._room = np.empty((0, stored.shape[1]), stored.dtype)
         self._moment = Moment(compact, stored, paths, contents, self._room, [], removed, graph)
         self._written = self._moment
@@ -83,6 +86,11 @@ class Index:
     def __len__(self) -> int:
         """Number of rows; a picture with several boxes has several rows."""
         return len(self._moment)
+
+    def __contains__(self, path: object) -> bool:
+        """Whether a picture of this path is there."""
+        with self._lock:
+            return path in self._index_of_paths()
 
     @property
     def moment(self) -> Moment:

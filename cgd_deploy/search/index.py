@@ -54,10 +54,10 @@ def check_index_path(path: str | Path) -> None:
         import_pyarrow()
 
 
-def write_index(index: Index, path: str | Path, paths_are: str = RELATIVE, graph: Graph | None = None) -> Path:
+def write_index(index: Index, path: str | Path, paths_are: str | None = None, graph: Graph | None = None) -> Path:
     """Write an index with everything that was put and removed; returns its path.
 
-    paths_are   "relative" to the index's folder, or "absolute", see ``paths``
+    paths_are   "relative" to the index's folder, or "absolute", see ``paths``; None: as ``index.paths_are`` says
     graph       a graph of ``index.stored`` to write beside it; None: the graph of an older index is removed
 
     All files are complete before the first one gets its name. A full disk or a killed process leaves the index of
@@ -66,11 +66,12 @@ def write_index(index: Index, path: str | Path, paths_are: str = RELATIVE, graph
     """
     check_index_path(path)
     path, moment, projection = Path(path), index.moment, index.compact.projection
+    index.paths_are = paths_are or index.paths_are
     facts = {
         "space_id": index.space_id,
         "precision": index.precision,
         "statement": index.statement,
-        "paths_are": paths_are,
+        "paths_are": index.paths_are,
         **index.compact.facts,
     }
     written = []
@@ -138,7 +139,9 @@ def read_index(path: str | Path, exact: bool = False) -> Index:
         if contents is not None and len(contents) != len(stored):
             raise ValueError(f"{len(contents)} checksums for {len(stored)} descriptors")
         graph = None if exact else _graph(path, facts, len(stored))
-        return Index(stored, paths, facts["space_id"], facts["precision"], compact, statement, contents, graph)
+        index = Index(stored, paths, facts["space_id"], facts["precision"], compact, statement, contents, graph)
+        index.paths_are = facts.get("paths_are") or RELATIVE
+        return index
     except (OSError, KeyError, ValueError, TypeError, AttributeError, SyntaxError, RecursionError) as error:
         raise InputError(
             f"{path} is not an index of cgd-deploy embed ({in_one_line(error)}); make it again."

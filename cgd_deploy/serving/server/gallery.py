@@ -11,6 +11,7 @@ from ...errors import CgdError, InputError
 from ...runtime.descriptors import Descriptor, Descriptors
 from ...runtime.engine import Engine
 from ...search.index import Index, write_index
+from ...search.paths import index_names, paths_from_here
 from .refusals import Refused
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ class Gallery:
         """The paths and cosines of the ``k`` nearest pictures of each query; all pictures if there are fewer."""
         return await asyncio.to_thread(lambda: self.index.find(engine, queries, min(k, len(self.index))))
 
+    def listed(self, path: str) -> str:
+        """The path as ``read_index`` gives it: so a picture keeps its path when the server is started again."""
+        folder, rule = self.path.parent, self.index.paths_are
+        [found] = paths_from_here(index_names([path], folder, rule), folder, rule)
+        return found
+
     async def put(self, path: str, descriptor: Descriptor) -> None:
         """Add a picture, or replace its descriptor."""
         await asyncio.to_thread(self.index.put, path, descriptor)
@@ -49,14 +56,17 @@ class Gallery:
             raise Refused(HTTPStatus.NOT_FOUND, str(error)) from error
 
     async def save(self) -> None:
-        """Write the index if it was changed. A failure is logged, and the next call tries again."""
+        """Write the index if it was changed, without its graph. A failure is logged, and the next call tries again."""
         async with self._writing:
             if not self.index.changed:
                 return
             try:
-                await asyncio.to_thread(write_index, self.index, self.path, self.index.paths_are)
+                await asyncio.to_thread(write_index, self.index, self.path)
             except CgdError as error:
                 log.error("the changed gallery was not written: %s", error)
+                return
+            if self.index.moment.graph:
+                log.warning("%s was written without a graph; `cgd-deploy embed --update --ann` builds one.", self.path)
 
     async def keep_saving(self, seconds: float) -> None:
         """Write changes every so many seconds, until cancelled."""

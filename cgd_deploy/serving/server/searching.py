@@ -50,6 +50,7 @@ async def search(
 async def picture(service: CurrentService, path: str, model: str | None = None) -> Response:
     """A small JPEG of a picture of the gallery."""
     _, gallery = service.ready.searched(model)
+    path = gallery.listed(path)
     if path not in gallery.index:
         raise Refused(HTTPStatus.NOT_FOUND, f"the gallery has no picture {path!r}; /search tells the paths it has.")
     return Response(await asyncio.to_thread(thumbnail, path), media_type="image/jpeg")
@@ -59,6 +60,7 @@ async def picture(service: CurrentService, path: str, model: str | None = None) 
 async def put(request: Request, service: CurrentService, path: str, model: str | None = None) -> dict[str, Any]:
     """Describe the picture in the body, and add it to the gallery or replace the picture of that path."""
     named, gallery = service.ready.searched(model)
+    path = gallery.listed(path)
     pictures = await read_pictures(request, service.settings.max_body, 1)
     with named.used() as engine:
         described = await describe(request, engine, pictures)
@@ -70,5 +72,6 @@ async def put(request: Request, service: CurrentService, path: str, model: str |
 async def remove(service: CurrentService, path: str, model: str | None = None) -> dict[str, Any]:
     """Remove a picture from the gallery. The file of the picture stays."""
     _, gallery = service.ready.searched(model)
+    path = gallery.listed(path)
     await gallery.remove(path)
     return {"path": path, "pictures": len(gallery.index)}

@@ -86,16 +86,17 @@ def test_a_missing_picture_file_is_told(serving, gallery, photos):
     assert serving(gallery).get(f"/index/{path}").status_code == 422
 
 
-def test_put_and_delete_change_the_next_search(serving, gallery):
-    client = serving(gallery, keys=KEYS)
+def test_put_and_delete_change_the_next_search(serving, gallery, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    client, path = serving(gallery, keys=KEYS), f"{tmp_path}/new/picture.jpg"
     answer = client.put("/index/new/picture.jpg", content=jpeg(40), headers=BOSS)
-    assert answer.json() == {"path": "new/picture.jpg", "pictures": 9, "space_id": FAKE_SPEC.space_id}
-    assert paths(client.post("/search?k=1", content=jpeg(40), headers=BOSS)) == [["new/picture.jpg"]]
-    client.put("/index/new/picture.jpg", content=jpeg(41), headers=BOSS)
-    assert paths(client.post("/search?k=1", content=jpeg(41), headers=BOSS)) == [["new/picture.jpg"]]
+    assert answer.json() == {"path": path, "pictures": 9, "space_id": FAKE_SPEC.space_id}
+    assert paths(client.post("/search?k=1", content=jpeg(40), headers=BOSS)) == [[path]]
+    client.put(f"/index/{path}", content=jpeg(41), headers=BOSS)  # the same picture
+    assert paths(client.post("/search?k=1", content=jpeg(41), headers=BOSS)) == [[path]]
     assert client.delete("/index/new/picture.jpg", headers=BOSS).json()["pictures"] == 8
     assert client.delete("/index/new/picture.jpg", headers=BOSS).status_code == 404
-    assert "new/picture.jpg" not in paths(client.post("/search", content=jpeg(41), headers=BOSS))[0]
+    assert path not in paths(client.post("/search", content=jpeg(41), headers=BOSS))[0]
 
 
 def test_put_takes_one_picture(serving, gallery):
@@ -109,11 +110,11 @@ def test_a_changed_gallery_is_written_and_an_unchanged_one_is_not(serving, galle
     before = index_file.stat().st_mtime_ns
     asyncio.run(model.gallery.save())
     assert index_file.stat().st_mtime_ns == before
-    client.put("/index/new.jpg", content=jpeg(40), headers=BOSS)
+    path = client.put("/index/new.jpg", content=jpeg(40), headers=BOSS).json()["path"]
     asyncio.run(model.gallery.save())
     again = read_index(index_file)
     assert len(again) == 9
-    assert again.paths[-1] == "new.jpg"
+    assert again.paths[-1] == path
     assert np.allclose(again.descriptors, gallery.descriptors)
 
 
