@@ -39,7 +39,12 @@ class Gallery:
         return await asyncio.to_thread(lambda: self.index.find(engine, queries, min(k, len(self.index))))
 
     def listed(self, path: str) -> str:
-        """The path as ``read_index`` gives it: so a picture keeps its path when the server is started again."""
+        """The path as ``read_index`` gives it: so a picture keeps its path when the server is started again.
+
+        Raises Refused for an empty path.
+        """
+        if not path:
+            raise Refused(HTTPStatus.NOT_FOUND, "the path of the picture is missing; ask for /index/PATH.")
         folder, rule = self.path.parent, self.index.paths_are
         [found] = paths_from_here(index_names([path], folder, rule), folder, rule)
         return found
