@@ -60,7 +60,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of eight JPEG files, jpeg(0) to jpeg(7)."""
-    folder = tmp_path / "photos"
+    folder = tmp_path / "photos-in-a-folder-whose-name-is-longer-than-a-phone-is-wide"
     folder.mkdir()
     for number in range(8):
         (folder / f"{number}.jpg").write_bytes(jpeg(number))
