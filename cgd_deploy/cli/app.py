@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
-from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +13,7 @@ import typer
 from ..errors import CgdError
 from ..hardware.packages import package_version
 from ..limits import Limits, parse_limit, set_limits
-from . import stdio
+from . import logs, stdio
 from .commands.bench import bench
 from .commands.build_engine import build_engine
 from .commands.demo import demo
@@ -55,28 +53,6 @@ for title, group in GROUPS.items():
         app.command(name, cls=Command, rich_help_panel=title)(parsed(command))
 
 
-class LogLevel(str, Enum):
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class StderrHandler(logging.Handler):
-    """Prints to the current ``sys.stderr``: a progress bar replaces it while the bar is drawn."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
-
-
-def log_to_stderr(level: LogLevel) -> None:
-    handler = StderrHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("cgd_deploy")
-    logger.handlers = [handler]
-    logger.setLevel(level.name)
-
-
 def show_version(wanted: bool) -> None:
     if wanted:
         print(f"cgd-deploy {package_version('cgd-deploy') or 'from a checkout that is not installed'}")
@@ -97,7 +73,7 @@ def common(
         bool, typer.Option("--quiet", help="Show only results and errors, no progress and notes.")
     ] = False,
     log_level: Annotated[
-        LogLevel | None,
+        logs.Level | None,
         typer.Option(metavar="LEVEL", help="Log to stderr: debug, info, warning or error.", show_default="no log"),
     ] = None,
     version: Annotated[
@@ -107,7 +83,7 @@ def common(
     for text in limit or ():
         set_limits(**parse_limit(text))
     if log_level:
-        log_to_stderr(log_level)
+        logs.log_to_stderr(log_level)
     if quiet:
         from .terminal import errors
 

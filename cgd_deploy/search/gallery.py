@@ -140,9 +140,14 @@ class Index:
     def find(self, engine: Engine, queries: Descriptors, k: int) -> list[list[tuple[str, float]]]:
         """For each query, the paths and cosine similarities of its k nearest pictures, best first.
 
-        Takes arguments and raises as ``search`` does. The paths are right whatever other threads change meanwhile.
+        Gives fewer pictures if the gallery has fewer; takes other arguments and raises as ``search`` does. The paths
+        are right whatever other threads change meanwhile.
         """
         moment = self._moment
+        if not len(moment):
+            self._check_space(engine)
+            return [[] for _ in queries]
+        k = min(k, len(moment))
         numbers, similarities = self._nearest(moment, engine, queries, k)
         return [
             [(moment.path(number), similarity) for number, similarity in zip(row, similar, strict=True)]

@@ -94,12 +94,14 @@ def serve(options: ServeOptions) -> None:
         from ...serving.server.run import listen, run_server
     except ModuleNotFoundError as error:
         raise not_installed(error, "serve") from error
+    from ..logs import log_warnings
     from ..terminal import errors
 
     named, settings, load = named_files(options.engines), _settings(options), _loader(options)
     opened = listen(options.host, options.port)
     host, port = opened.getsockname()[:2]
     errors.print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}; loading {', '.join(named)}")
+    log_warnings()
     log_to_stdout()
 
     def load_models() -> Models:

@@ -35,8 +35,8 @@ class Gallery:
             log.warning("%s: %s.", self.path, mixing.told)
 
     async def find(self, engine: Engine, queries: Descriptors, k: int) -> list[list[tuple[str, float]]]:
-        """The paths and cosines of the ``k`` nearest pictures of each query; all pictures if there are fewer."""
-        return await asyncio.to_thread(lambda: self.index.find(engine, queries, min(k, len(self.index))))
+        """The paths and cosines of the ``k`` nearest pictures of each query; fewer if the gallery has fewer."""
+        return await asyncio.to_thread(self.index.find, engine, queries, k)
 
     def listed(self, path: str) -> str:
         """The path as ``read_index`` gives it: so a picture keeps its path when the server is started again.

@@ -8,21 +8,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 
-from .bodies import json_body, read_json
 from .embeddings import facts_of
 from .service import Admin, CurrentService, User
 
 PAGE = Path(__file__).parent / "page.html"
 
 router = APIRouter()
-
-
-class ReloadRequest(BaseModel):
-    """Which engine to load again; the first one if left out."""
-
-    model: str | None = None
 
 
 @router.get("/livez", tags=["health"])
@@ -43,13 +35,12 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(request.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.post("/admin/reload", dependencies=[Admin], openapi_extra=json_body(ReloadRequest))
-async def reload(request: Request, service: CurrentService) -> dict[str, Any]:
+@router.post("/admin/reload", dependencies=[Admin])
+async def reload(service: CurrentService, model: str | None = None) -> dict[str, Any]:
     """Load an engine's file again and let it take over. No request is lost; both engines are in memory meanwhile."""
-    asked = await read_json(request, ReloadRequest, service.settings.max_body)
-    model = service.ready.named(asked.model)
-    await model.reload()
-    return facts_of(model)
+    named = service.ready.named(model)
+    await named.reload()
+    return facts_of(named)
 
 
 @router.get("/", include_in_schema=False)

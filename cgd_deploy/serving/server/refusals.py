@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -34,9 +35,9 @@ def status_of(error: CgdError) -> int:
     return HTTPStatus.SERVICE_UNAVAILABLE if isinstance(error, EngineError) else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def answer(status: int, message: str, kind: str) -> JSONResponse:
-    """The answer to a request that failed; the caller may try an overloaded server again."""
-    headers = {}
+def answer(status: int, message: str, kind: str, more: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer to a request that failed, with more headers; the caller may try an overloaded server again."""
+    headers = dict(more or {})
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_SECONDS)
     if status == HTTPStatus.UNAUTHORIZED:
@@ -62,7 +63,7 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def starlettes(request: Request, error: HTTPException) -> JSONResponse:
         told = f"{request.method} {request.url.path}: {error.detail}; see /docs for what this server answers."
-        return answer(error.status_code, told, "HTTPException")
+        return answer(error.status_code, told, "HTTPException", error.headers)
 
     @app.exception_handler(Exception)
     async def bugs(_: Request, error: Exception) -> JSONResponse:

@@ -52,7 +52,7 @@ def test_a_reload_takes_the_new_file_and_closes_the_old_engine(serving, fake_eng
     [model] = client.app.state.service.models
     old = model.engine
     write_fake_engine(fake_engine, replace(FAKE_SPEC, dim=30, space_id="fedcba9876543210"))
-    answer = client.post("/admin/reload", json={"model": "fake"}, headers=BOSS)
+    answer = client.post("/admin/reload?model=fake", headers=BOSS)
     assert (answer.status_code, answer.json()["dim"], answer.json()["space_id"]) == (200, 30, "fedcba9876543210")
     assert model.engine is not old
     assert "closed" in repr(old)
@@ -67,7 +67,7 @@ def test_a_reload_loses_no_request(serving, gate):
     gate.shut()
     with running(lambda: client.post("/embed", content=PICTURE, headers=BOSS)) as held:
         assert gate.entered.acquire(timeout=SOON)
-        with running(lambda: client.post("/admin/reload", json={}, headers=BOSS)) as reloaded:
+        with running(lambda: client.post("/admin/reload", headers=BOSS)) as reloaded:
             assert gate.entered.acquire(timeout=SOON)  # the new engine replays its golden pictures
             assert model.engine is old
             gate.open.set()
@@ -102,7 +102,7 @@ def test_a_bad_file_leaves_the_old_engine_in_place(serving, fake_engine, damage,
         fake_engine.write_bytes(fake_engine.read_bytes()[:-100])
     else:
         monkeypatch.setattr("cgd_deploy.runtime.engine.cosines", lambda *_: np.zeros(3))
-    answer = client.post("/admin/reload", json={}, headers=BOSS)
+    answer = client.post("/admin/reload", headers=BOSS)
     assert answer.status_code == 409
     assert "fake was not replaced" in answer.json()["error"]["message"]
     assert client.post("/embed", content=PICTURE, headers=BOSS).status_code == 200
@@ -111,7 +111,7 @@ def test_a_bad_file_leaves_the_old_engine_in_place(serving, fake_engine, damage,
 def test_an_engine_of_another_space_than_the_gallery_is_refused(serving, fake_engine, index_file):
     client = serving(read_index(index_file), keys=KEYS)
     write_fake_engine(fake_engine, replace(FAKE_SPEC, space_id="fedcba9876543210"))
-    answer = client.post("/admin/reload", json={}, headers=BOSS)
+    answer = client.post("/admin/reload", headers=BOSS)
     assert answer.status_code == 409
     assert "the index describes space" in answer.json()["error"]["message"]
 
@@ -120,9 +120,9 @@ def test_one_reload_at_a_time(serving, gate):
     client = serving(keys=KEYS)
     [model] = client.app.state.service.models
     gate.shut()
-    with running(lambda: client.post("/admin/reload", json={}, headers=BOSS)) as first:
+    with running(lambda: client.post("/admin/reload", headers=BOSS)) as first:
         assert gate.entered.acquire(timeout=SOON)
-        assert client.post("/admin/reload", json={}, headers=BOSS).status_code == 409
+        assert client.post("/admin/reload", headers=BOSS).status_code == 409
         gate.open.set()
     assert first[0].status_code == 200
     until(lambda: model.engine.stats().waiting == 0)

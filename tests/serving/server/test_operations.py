@@ -79,6 +79,11 @@ def test_unknown_paths_are_one_time_series(serving):
     assert found["cgd_http_requests_total", ("route", "unknown"), ("status", "404")] == 2
 
 
+def test_another_method_is_refused_with_those_that_are_allowed(serving):
+    answer = serving().get("/embed")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
 def test_the_documentation_loads_nothing_from_elsewhere(serving):
     client = serving()
     page = client.get("/docs").text

@@ -99,6 +99,23 @@ def test_put_and_delete_change_the_next_search(serving, gallery, monkeypatch, tm
     assert path not in paths(client.post("/search", content=jpeg(41), headers=BOSS))[0]
 
 
+def test_a_gallery_may_become_empty_and_grow_again(serving, gallery, index_file, fake_engine):
+    client = serving(gallery, keys=KEYS)
+    [model] = client.app.state.service.models
+    for path in list(gallery.paths):
+        assert client.delete(f"/index/{path}", headers=BOSS).status_code == 200
+    assert paths(client.post("/search", content=jpeg(0), headers=BOSS)) == [[]]
+    asyncio.run(model.gallery.save())
+    again = read_index(index_file)
+    assert len(again) == 0
+    with load(fake_engine) as engine:
+        [descriptor] = engine.embed([jpeg(0)])
+        assert again.find(engine, descriptor[None], 3) == [[]]
+        again.put("a.jpg", descriptor)
+        [[(path, similarity)]] = again.find(engine, descriptor[None], 3)
+    assert (path, similarity) == ("a.jpg", pytest.approx(1))
+
+
 def test_put_takes_one_picture(serving, gallery):
     files = [("files", (f"{number}.jpg", jpeg(number))) for number in range(2)]
     assert serving(gallery, keys=KEYS).put("/index/a.jpg", files=files, headers=BOSS).status_code == 422
