@@ -24,7 +24,7 @@ import pytest
 from conftest import FAKE_SPEC, write_fake_engine
 from served import SOON, jpeg, until
 
-from cgd_deploy import load
+from cgd_deploy import load, read_index
 
 pytest.importorskip("fastapi", reason="the server is not installed")
 httpx = pytest.importorskip("httpx")
@@ -177,6 +177,25 @@ def test_a_signal_loses_no_admitted_picture(engine_file):
         assert all(line["status"] == 200 for line in admitted)
         assert answers.count(200) == len(admitted)
         assert "Traceback" not in process.errors
+
+
+def test_a_large_body_is_refused_before_it_is_sent(server):
+    with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=SOON) as connection:
+        connection.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413")
+
+
+def test_a_changed_gallery_is_written_at_the_end(engine_file, index_file, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("boss admin", encoding="utf-8")
+    with served(engine_file, "--index", index_file, "--api-keys", keys) as process:
+        process.wait_until_ready()
+        headers = {"Authorization": "Bearer boss"}
+        answer = httpx.put(f"{process.url}/index/new.jpg", content=jpeg(40), headers=headers)
+        assert answer.json()["pictures"] == 9
+        assert len(read_index(index_file)) == 8
+        assert process.end() == 0
+    assert len(read_index(index_file)) == 9
 
 
 def test_ctrl_c_ends_it_without_a_traceback(engine_file):
