@@ -29,7 +29,7 @@ class Updated:
 
 
 def why_again(index: Index, engine: Engine, descriptor_dtype: str, pca: int | None) -> str | None:
-    """Why ``update_index`` cannot keep a row of this index, as a clause; None if it can."""
+    """Why ``update_index`` cannot keep a row of this index in the form that is wanted, as a clause; None if it can."""
     compact = index.compact
     if index.moment.contents is None:
         return "it has no checksums of its pictures"

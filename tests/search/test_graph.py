@@ -52,6 +52,7 @@ def test_a_graph_finds_most_of_what_an_exact_search_finds(descriptors, dtype):
         assert sorted(similarities, reverse=True) == similarities.tolist()
     one = graph.nearest(rows, descriptors[:1], 3)
     assert one[0].shape == (1, 3) and one[0][0, 0] == 0
+    assert graph.nearest(rows, descriptors[:0], 3)[0].shape == (0, 3)
 
 
 def test_recall_counts_neighbours_that_are_missing(descriptors, monkeypatch):

@@ -247,6 +247,8 @@ def test_the_command_embeds_again_in_another_form_and_says_so(cli, fake_engine, 
     told, err = embed(cli, folder, out, "--update", "--descriptor-dtype", "int8")
     assert "every picture is embedded again, because it keeps float32 and not int8" in " ".join(err.split())
     assert [told[name] for name in COUNTS] == [6, 0, 0, 0] and read_index(out).compact.dtype == "int8"
+    told, err = embed(cli, folder, out, "--update")  # keeps the form of the index
+    assert [told[name] for name in COUNTS] == [0, 0, 0, 6] and told["descriptor_dtype"] == "int8" and err == ""
 
 
 @pytest.mark.parametrize("option", ["--update", "--ann"])

@@ -16,7 +16,6 @@ from ..options import EngineOption, Json, Pictures, Streams, Strict, Threads
 if TYPE_CHECKING:
     from ...datasets.left_out import LeftOut
     from ...pictures.images import ImageList
-    from ...runtime.engine import Engine
     from ...runtime.enginefile import EngineFile
     from ...search.compact import Compact
     from ...search.gallery import Index
@@ -57,8 +56,13 @@ class EmbedOptions:
     as_json: Json = False
 
     descriptor_dtype: Annotated[
-        str, IndexOption(metavar="TYPE", help="Type of the stored values: float32, float16, int8 or binary.")
-    ] = "float32"
+        str | None,
+        IndexOption(
+            metavar="TYPE",
+            help="Type of the stored values: float32, float16, int8 or binary.",
+            show_default="float32; with --update, as in the index",
+        ),
+    ] = None
     pca: Annotated[
         int | None, IndexOption(metavar="N", help="Store only the first N principal components of the descriptors.")
     ] = None
@@ -190,44 +194,38 @@ def _tuned(options: EmbedOptions, file: EngineFile) -> EmbedOptions:
     return replace(options, threads=tuned.threads, streams=tuned.streams)
 
 
+def _form(options: EmbedOptions, older: Index | None) -> tuple[str, int | None]:
+    """The type and the PCA to store: as the user says, else as in the older index, else float32 without a PCA."""
+    dtype, pca = (older.compact.dtype, older.compact.pca) if older else ("float32", None)
+    return options.descriptor_dtype or dtype, options.pca or pca
+
+
 def _embed_here(job: Job) -> Embedded:
     """Embed in this process and write an index, or update the index that is there."""
     from ...runtime.engine import open_engine
-    from ...search.index import Reading, index_images, write_index
-    from ...search.update import update_index
+    from ...search.embedding import Reading, index_images
+    from ...search.index import read_index, write_index
+    from ...search.update import Updated, update_index, why_again
     from ..terminal import warn
 
     options = job.options
     reading = Reading(batch_size=options.batch, fast_decode=options.fast_decode, decoder=options.decoder)
     told = (job.on_error, job.on_count, warn)
+    older = read_index(options.out, exact=True) if options.update and options.out.exists() else None
+    dtype, pca = _form(options, older)
     with open_engine(job.file, threads=options.threads, streams=options.streams) as engine:
-        index = _index_to_update(engine, options) if options.update else None
-        if index:
-            counts = asdict(update_index(index, engine, job.images, reading, *told))
+        if older and (again := why_again(older, engine, dtype, pca)):
+            warn(f"{options.out}: every picture is embedded again, because {again}.")
+            older = None
+        if older:
+            index, updated = older, update_index(older, engine, job.images, reading, *told)
         else:
-            index = index_images(
-                engine, job.images, reading, *told, descriptor_dtype=options.descriptor_dtype, pca=options.pca
-            )
-            counts = {"added": len(index), "changed": 0, "removed": 0, "kept": 0} if options.update else {}
+            index = index_images(engine, job.images, reading, *told, descriptor_dtype=dtype, pca=pca)
+            updated = Updated(added=len(index), changed=0, removed=0, kept=0)
     graph = _graph(index) if options.ann else None
     write_index(index, options.out, options.paths, graph)
-    facts = {"graph_recall_at_10": graph.recall_at_10} if graph else {}
-    return Embedded(index.compact, len(index), counts, facts)
-
-
-def _index_to_update(engine: Engine, options: EmbedOptions) -> Index | None:
-    """The index at ``options.out``; None if there is none, or with a note if none of its rows can be kept."""
-    from ...search.index import read_index
-    from ...search.update import why_again
-    from ..terminal import warn
-
-    if not options.out.exists():
-        return None
-    index = read_index(options.out, exact=True)
-    if again := why_again(index, engine, options.descriptor_dtype, options.pca):
-        warn(f"{options.out}: every picture is embedded again, because {again}.")
-        return None
-    return index
+    counts = asdict(updated) if options.update else {}
+    return Embedded(index.compact, len(index), counts, {"graph_recall_at_10": graph.recall_at_10} if graph else {})
 
 
 def _graph(index: Index) -> Graph:
@@ -245,10 +243,11 @@ def _embed_on_ray(job: Job) -> Embedded:
     from ..terminal import first_few
 
     options = job.options
+    dtype, _ = _form(options, None)
     settings = RayOptions(
         batch_size=options.batch,
         fast_decode=options.fast_decode,
-        descriptor_dtype=options.descriptor_dtype,
+        descriptor_dtype=dtype,
         paths_are=options.paths,
         shard=options.shard or SHARD,
         workers=options.workers,
@@ -263,7 +262,7 @@ def _embed_on_ray(job: Job) -> Embedded:
 
         written = embed_on_ray(job.images, job.file, options.out, settings, job.on_error, job.on_count, on_killed)
     shards = {name: getattr(written, name) for name in ("shards", "resumed", "redone", "killed")}
-    return Embedded(Compact(options.descriptor_dtype, job.file.manifest.spec.dim), written.pictures, shards)
+    return Embedded(Compact(dtype, job.file.manifest.spec.dim), written.pictures, shards)
 
 
 def _print(options: EmbedOptions, file: EngineFile, embedded: Embedded, left_out: list[LeftOut]) -> None:

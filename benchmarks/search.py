@@ -1,0 +1,219 @@
+"""Exact and approximate search of made galleries, against FAISS: memory, time for a query, and recall@10.
+
+    python benchmarks/search.py --sizes 10000 100000 1000000 -o benchmarks/results/search.json
+
+A process of its own searches for each row, so that its memory holds one gallery. Descriptors are cluster centres with
+noise; queries are further members of the clusters. Recall is against exact search in float32. FAISS is in the package
+faiss-cpu. Graphs of a million rows take hours to build on two cores; --contestants leaves them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import psutil
+
+import running
+from cgd_deploy.cli.terminal import warn_of_load
+from cgd_deploy.errors import InputError
+from cgd_deploy.hardware.cpu import available_threads, cpu_clock, cpu_name
+from cgd_deploy.hardware.packages import package_version
+from cgd_deploy.hardware.timing import load_between
+from cgd_deploy.quality.contestants import OnProgress
+from cgd_deploy.runtime.descriptors import Descriptors
+from cgd_deploy.search.compact import DTYPES, Compact
+from cgd_deploy.search.exact import Rows, merged, nearest, nothing
+from cgd_deploy.search.graph import Graph
+from cgd_deploy.search.index import Index, read_index, write_index
+from cgd_deploy.search.retrieval import NEIGHBOURS, Indices
+
+BLOCK = 8192
+QUERIES, BATCH = 256, 32
+FAISS = {
+    "faiss flat": "IndexFlatIP",
+    "faiss sq8": "IndexScalarQuantizer, QT_8bit",
+    "faiss hnsw": "IndexHNSWFlat, 32 links, ef 128 to build and 256 to search",
+}
+OURS = [f"cgd-deploy {dtype}{kind}" for dtype in DTYPES for kind in ("", " graph")]
+CONTESTANTS = (*OURS, *FAISS)
+Search = Callable[[Descriptors], Indices]
+"""Queries float32 [Q, dim] -> numbers of the NEIGHBOURS nearest rows, int64 [Q, NEIGHBOURS]."""
+
+
+def made(options: argparse.Namespace, count: int, seed: int = 0) -> Iterator[Descriptors]:
+    """``count`` unit descriptors, BLOCK at a time; the same for the same options."""
+    centres = np.random.default_rng(0).standard_normal((options.clusters, options.dim), dtype=np.float32)
+    for start in range(0, count, BLOCK):
+        random = np.random.default_rng((1, seed, start))
+        rows = min(BLOCK, count - start)
+        values = centres[random.integers(len(centres), size=rows)]
+        values += options.noise * random.standard_normal(values.shape, dtype=np.float32)
+        yield values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def made_queries(options: argparse.Namespace) -> Descriptors:
+    return next(made(options, QUERIES, seed=1))
+
+
+def truth(options: argparse.Namespace, size: int) -> Indices:
+    """The NEIGHBOURS nearest rows of each query in float32, exactly."""
+    queries, start = made_queries(options), 0
+    best = nothing(len(queries), NEIGHBOURS)
+    for block in made(options, size):
+        rows = Rows(Compact("float32", options.dim), block, np.zeros(len(block), np.bool_))
+        indices, similarities = nearest(rows, queries, min(NEIGHBOURS, len(block)))
+        best = merged(best, (indices + start, similarities), NEIGHBOURS)
+        start += len(block)
+    return best[0]
+
+
+def ours(options: argparse.Namespace, name: str, size: int) -> tuple[Search, dict[str, float]]:
+    """An index that was written and is read again, and the seconds to open it."""
+    path = options.folder / f"{name}-{size}.npy"
+    if not path.exists():
+        # Another process writes it: its memory would count for this one.
+        _run_row(options, name, size, "--write")
+    began = time.perf_counter()
+    index = read_index(path)
+    opened = time.perf_counter() - began
+    return lambda queries: index.moment.nearest(queries, NEIGHBOURS)[0], {"open_seconds": round(opened, 2)}
+
+
+def write(options: argparse.Namespace, name: str, size: int) -> None:
+    """Write the index of a contestant of ours, with its graph if it has one."""
+    compact = Compact(name.split()[1], options.dim)
+    values = np.dtype(compact.store(made_queries(options)[:1]).dtype)
+    width = compact.bytes_per_descriptor // values.itemsize
+    stored = np.memmap(options.folder / "stored.bin", values, "w+", shape=(size, width))
+    for start, block in zip(range(0, size, BLOCK), made(options, size), strict=True):
+        stored[start : start + BLOCK] = compact.store(block)
+    index = Index(stored, [f"pictures/{number:08d}.jpg" for number in range(size)], "made", "fp32", compact)
+    graph = Graph.build(compact, stored) if name.endswith("graph") else None
+    write_index(index, options.folder / f"{name}-{size}.npy", graph=graph)
+
+
+def faiss_search(options: argparse.Namespace, name: str, size: int) -> tuple[Search, dict[str, float]]:
+    """An index of FAISS in memory, and the seconds to build it."""
+    import faiss
+
+    faiss.omp_set_num_threads(available_threads())
+    product = faiss.METRIC_INNER_PRODUCT
+    if name == "faiss sq8":
+        index = faiss.IndexScalarQuantizer(options.dim, faiss.ScalarQuantizer.QT_8bit, product)
+        index.train(next(made(options, min(size, BLOCK))))
+    elif name == "faiss hnsw":
+        index = faiss.IndexHNSWFlat(options.dim, 32, product)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 128, 256
+    else:
+        index = faiss.IndexFlatIP(options.dim)
+    began = time.perf_counter()
+    for block in made(options, size):
+        index.add(block)
+    built = time.perf_counter() - began
+    return lambda queries: index.search(queries, NEIGHBOURS)[1], {"build_seconds": round(built, 2)}
+
+
+def row(options: argparse.Namespace, name: str, size: int) -> dict[str, Any]:
+    """Open or build the gallery in this process, and search it by one query and by BATCH queries at a time."""
+    queries = made_queries(options)
+    memory = psutil.Process().memory_info
+    before = memory().rss
+    search, facts = (faiss_search if name in FAISS else ours)(options, name, size)
+    found = np.concatenate([search(queries[start : start + BATCH]) for start in range(0, QUERIES, BATCH)])
+    return {
+        "name": name,
+        "rows": size,
+        **facts,
+        "milliseconds": {
+            str(batch): _milliseconds(search, queries, batch, options.seconds / 2) for batch in (1, BATCH)
+        },
+        "resident_bytes": memory().rss - before,
+        "found": found.tolist(),
+    }
+
+
+def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    """Every contestant at every size; raises InputError for an unknown contestant."""
+    if unknown := set(options.contestants) - set(CONTESTANTS):
+        raise InputError(f"{min(unknown)!r} is no contestant; expected some of {', '.join(CONTESTANTS)}.")
+    rows, began = [], cpu_clock()
+    with TemporaryDirectory(dir=options.folder) as folder:
+        options.folder = Path(folder)
+        for size in options.sizes:
+            expected = truth(options, size)
+            for number, name in enumerate(options.contestants):
+                on_progress(f"{size} rows", number / len(options.contestants))
+                one = json.loads(_run_row(options, name, size))
+                hits = [np.isin(a, b).mean() for a, b in zip(expected, one.pop("found"), strict=True)]
+                rows.append({**one, "recall_at_10": round(float(np.mean(hits)), 4)})
+                for file in options.folder.iterdir():
+                    file.unlink()
+    load = load_between(began, cpu_clock(), available_threads())
+    return {
+        "schema": 1,
+        "cpu": cpu_name(),
+        "threads": available_threads(),
+        "versions": {name: package_version(name) for name in ("cgd-deploy", "numpy", "usearch", "faiss-cpu")},
+        "load": load,
+        "data": {"dim": options.dim, "clusters": options.clusters, "noise": options.noise, "queries": QUERIES},
+        "faiss": FAISS,
+        "rows": rows,
+    }
+
+
+def _milliseconds(search: Search, queries: Descriptors, batch: int, seconds: float) -> float:
+    """The median time for a query, in batches of ``batch``, over at least 5 batches."""
+    taken: list[float] = []
+    while len(taken) < 5 or sum(taken) < seconds:
+        start = len(taken) * batch % (QUERIES - batch + 1)
+        began = time.perf_counter()
+        search(queries[start : start + batch])
+        taken.append(time.perf_counter() - began)
+    return round(float(np.median(taken)) / batch * 1e3, 3)
+
+
+def _run_row(options: argparse.Namespace, name: str, size: int, *more: str) -> str:
+    """What another process prints for a row."""
+    facts = {key: getattr(options, key) for key in ("dim", "clusters", "noise", "seconds", "folder")}
+    settings = [word for key, value in facts.items() for word in (f"--{key}", str(value))]
+    command = [sys.executable, __file__, "--contestants", name, "--sizes", str(size), *settings, "--row", *more]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise InputError(f"{name} with {size} rows ended with status {done.returncode}; see its message above.")
+    return done.stdout
+
+
+def main() -> None:
+    parser = running.parser(__doc__, "search.json")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="rows of the galleries")
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), metavar="NAME", help="some of them")
+    parser.add_argument("--dim", type=int, default=1536)
+    parser.add_argument("--clusters", type=int, default=20_000)
+    parser.add_argument("--noise", type=float, default=0.7, help="standard deviation, in that of the centres")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each row [default: 10]")
+    parser.add_argument("--folder", type=Path, help="for the galleries, while they are measured")
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write:
+        write(options, options.contestants[0], options.sizes[0])
+    elif options.row:
+        print(json.dumps(row(options, options.contestants[0], options.sizes[0])))
+    else:
+        result = running.run(measure, options)
+        warn_of_load(result["load"])
+        for one in result["rows"]:
+            print(json.dumps(one))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""benchmarks/search.py on small galleries: each contestant in a process of its own, and recall worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import script
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Namespace:
+    return Namespace(dim=32, clusters=20, noise=0.5, seconds=0.0, folder=tmp_path)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, out: Path, *contestants: str) -> dict:
+    settings = ["--sizes", "3000", "--dim", "32", "--clusters", "100", "--seconds", "0", "--folder", str(out.parent)]
+    monkeypatch.setattr(sys, "argv", ["search.py", "-o", str(out), *settings, "--contestants", *contestants])
+    script("search").main()
+    return json.loads(out.read_text())
+
+
+def test_truth_is_what_loops_find(options):
+    module = script("search")
+    rows, queries = np.concatenate(list(module.made(options, 400))), module.made_queries(options)
+    assert rows.dtype == np.float32 and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert np.array_equal(rows, np.concatenate(list(module.made(options, 400))))
+    for query, found in zip(queries[:20], module.truth(options, 400), strict=False):
+        assert found.tolist() == sorted(range(400), key=lambda number: -float(query @ rows[number]))[:10]
+
+
+def test_truth_of_several_blocks(options, monkeypatch):
+    module = script("search")
+    monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(module, "QUERIES", 16)
+    rows = np.concatenate(list(module.made(options, 200)))
+    expected = np.argsort(-(module.made_queries(options) @ rows.T), axis=1, kind="stable")[:, :10]
+    assert np.array_equal(module.truth(options, 200), expected)
+
+
+@pytest.mark.slow
+def test_our_rows(monkeypatch, tmp_path):
+    pytest.importorskip("usearch", reason="usearch is not installed")
+    contestants = ("cgd-deploy float32", "cgd-deploy int8", "cgd-deploy int8 graph")
+    result = run(monkeypatch, tmp_path / "search.json", *contestants)
+    rows = {one["name"]: one for one in result["rows"]}
+    assert tuple(rows) == contestants and result["data"]["dim"] == 32
+    assert rows["cgd-deploy float32"]["recall_at_10"] == 1 and rows["cgd-deploy int8"]["recall_at_10"] > 0.9
+    for one in rows.values():
+        assert one["rows"] == 3000 and set(one["milliseconds"]) == {"1", "32"} and one["open_seconds"] < 60
+    assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
+
+
+@pytest.mark.slow
+def test_rows_of_faiss(monkeypatch, tmp_path):
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    result = run(monkeypatch, tmp_path / "search.json", "faiss flat", "faiss sq8", "faiss hnsw")
+    recalls = {one["name"]: one["recall_at_10"] for one in result["rows"]}
+    assert recalls["faiss flat"] == 1 and min(recalls.values()) > 0.8
+
+
+def test_an_unknown_contestant_is_refused(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, tmp_path / "search.json", "annoy")
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith(
+        "'annoy' is no contestant; expected some of cgd"
+    )
