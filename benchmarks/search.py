@@ -4,7 +4,8 @@
 
 A process of its own searches for each row, so that its memory holds one gallery. Descriptors are cluster centres with
 noise; queries are further members of the clusters. Recall is against exact search in float32. FAISS is in the package
-faiss-cpu. Graphs of a million rows take hours to build on two cores; --contestants leaves them out.
+faiss-cpu. Graphs of a million rows take hours to build on two cores; --contestants leaves them out. Rows of an earlier
+run with the same data on the same CPU stay in the JSON file unless they are measured again.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
                 for file in options.folder.iterdir():
                     file.unlink()
     load = load_between(began, cpu_clock(), available_threads())
-    return {
+    result = {
         "schema": 1,
         "cpu": cpu_name(),
         "threads": available_threads(),
@@ -166,8 +167,20 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         "load": load,
         "data": {"dim": options.dim, "clusters": options.clusters, "noise": options.noise, "queries": QUERIES},
         "faiss": FAISS,
-        "rows": rows,
     }
+    again = {(one["name"], one["rows"]) for one in rows}
+    kept = [one for one in _earlier(options.output, result) if (one["name"], one["rows"]) not in again]
+    order = {name: number for number, name in enumerate(CONTESTANTS)}
+    return {**result, "rows": sorted(kept + rows, key=lambda one: (one["rows"], order[one["name"]]))}
+
+
+def _earlier(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run, if it had the same data, versions and CPU."""
+    if not path.is_file():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    same = all(earlier[name] == result[name] for name in ("schema", "cpu", "threads", "versions", "data", "faiss"))
+    return earlier["rows"] if same else []
 
 
 def _milliseconds(search: Search, queries: Descriptors, batch: int, seconds: float) -> float:

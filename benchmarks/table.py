@@ -124,6 +124,28 @@ def load_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def search_table(result: dict[str, Any]) -> str:
+    """Markdown with one line per contestant and size: memory, time for a query, and recall@10."""
+    bytes_of_float32 = 4 * result["data"]["dim"]
+    lines = [
+        "| gallery | rows | memory, MB | x float32 | ms a query, alone | ms a query, of 32 | recall@10 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in result["rows"]:
+        alone, together = (one["milliseconds"][batch] for batch in ("1", "32"))
+        cells = [
+            f"**{one['name']}**" if one["name"].startswith("cgd") else one["name"],
+            f"{one['rows']:,}",
+            f"{one['resident_bytes'] / 1e6:,.0f}",
+            f"{one['resident_bytes'] / one['rows'] / bytes_of_float32:.2f}",
+            f"{alone:.2f}",
+            f"{together:.2f}",
+            f"{one['recall_at_10']:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def batching_table(result: dict[str, Any]) -> str:
     """Markdown with one line per device and policy at the largest delay: p99 of latency, and rows a batch."""
     delay = max(one["max_delay_ms"] for one in result["simulated"])
@@ -153,6 +175,7 @@ def tables() -> dict[str, str]:
         "cpu-amd": cpu_table,
         "load": load_table,
         "recipes": recipes_table,
+        "search": search_table,
     }
     found = {name: RESULTS / f"{name}.json" for name in made}
     tables = {name: made[name](json.loads(path.read_text())) for name, path in found.items() if path.is_file()}

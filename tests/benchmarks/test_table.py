@@ -94,3 +94,11 @@ def test_the_ablation_has_its_chart_once_there_is_one(table: ModuleType, tmp_pat
     assert table.tables()["ablation"] == "made"
     (tmp_path / "ablation.svg").touch()
     assert table.tables()["ablation"] == "made\n\n![recall and cost of each model](results/ablation.svg)"
+
+
+def test_the_search_table_compares_memory_with_float32(table: ModuleType) -> None:
+    row = {"name": "cgd-deploy int8", "rows": 1000, "resident_bytes": 1.6e6, "recall_at_10": 0.98765}
+    result = {"data": {"dim": 1536}, "rows": [{**row, "milliseconds": {"1": 1.234, "32": 0.5}}]}
+    assert table.search_table(result).splitlines()[2] == (
+        "| **cgd-deploy int8** | 1,000 | 2 | 0.26 | 1.23 | 0.50 | 0.988 |"
+    )
