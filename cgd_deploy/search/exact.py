@@ -1,19 +1,19 @@
 """Exact nearest neighbours among stored descriptors. Restores a few rows at a time; knows no file and no path.
 
-Measured on 100,000 x 1,536 values with two cores, see ``benchmarks/search.py``: to find the neighbours of one query,
-usearch is 30 times as fast as to restore all int8 or float16 rows. For many queries, restoring costs little for each.
+Measured on 100,000 x 1,536 values with two cores, see ``benchmarks/search.py``: for one query, usearch is six times as
+fast as to restore all int8 or float16 rows. For many queries, restoring costs little for each.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..hardware.cpu import available_threads
+from ..hardware.packages import package_version
 from ..runtime.descriptors import Descriptor, Descriptors
 from .compact import Compact, Stored
 from .retrieval import CHUNK, Indices
@@ -25,7 +25,7 @@ FEW = 128
 SHORTLIST, WIDEST, WIDER = 64, 1024, 4
 """Rows that usearch proposes for a query at first and at most, and the factor between two tries."""
 HAMMING = 2048
-"""Rows that usearch proposes for a query of a binary gallery: recall@10 is 0.99 in 100,000 rows."""
+"""Rows of a binary gallery whose bits are most like the bits of a query: recall@10 is 0.99 in 100,000 rows."""
 ARITHMETIC = 1e-5
 """More than usearch's own error in a similarity, which was 2e-7 at most."""
 
@@ -57,7 +57,7 @@ def nearest(rows: Rows, queries: Descriptors, k: int) -> Found:
     k         at most ``rows.offered``
 
     The result is the result of ``retrieval.neighbours`` among the restored rows, up to the rounding of float32. In a
-    binary gallery with usearch, fewer than FEW queries may miss a neighbour, see HAMMING.
+    binary gallery, fewer than FEW queries may miss a neighbour, see HAMMING.
     """
     several = [_nearest(rows, queries[start : start + CHUNK], k) for start in range(0, len(queries), CHUNK)]
     several = several or [nothing(0, k)]
@@ -87,15 +87,22 @@ def nothing(queries: int, k: int) -> Found:
 
 @cache
 def has_usearch() -> bool:
-    """Whether usearch is installed. Without it, small numbers of queries take longer in a compact gallery."""
-    return find_spec("usearch") is not None
+    """Whether a release of usearch is installed that works here.
+
+    If releases from 2.26.2 on are imported before ONNX Runtime or torch, these two crash or compute nonsense.
+    """
+    version = package_version("usearch")
+    return version is not None and [int(part) for part in version.split(".")[:2]] < [2, 26]
 
 
 def _nearest(rows: Rows, queries: Descriptors, k: int) -> Found:
     # float32 rows need no restoring, so NumPy reads them as fast as usearch does.
-    if rows.compact.dtype == "float32" or len(queries) >= FEW or not has_usearch():
+    dtype = rows.compact.dtype
+    if dtype == "float32" or len(queries) >= FEW:
         return _by_products(rows, queries, k)
-    return _by_shortlist(rows, queries, k)
+    if dtype == "binary":
+        return _by_bits(rows, queries, k)
+    return _by_shortlist(rows, queries, k) if has_usearch() else _by_products(rows, queries, k)
 
 
 def _by_products(rows: Rows, queries: Descriptors, k: int) -> Found:
@@ -119,18 +126,17 @@ def _by_shortlist(rows: Rows, queries: Descriptors, k: int) -> Found:
     without this proof get a longer shortlist, and at last all rows.
     """
     indices, similarities = nothing(len(queries), k)
-    exact = rows.compact.dtype != "binary"
-    count = max(SHORTLIST if exact else HAMMING, 4 * k)
+    count = max(SHORTLIST, 4 * k)
     waiting = np.arange(len(queries))
-    while len(waiting) and count <= max(WIDEST if exact else HAMMING, 4 * k) and 2 * count <= len(rows.stored):
+    while len(waiting) and count <= WIDEST and 2 * count <= len(rows.stored):
         asking = queries[waiting]
         rounded = rows.compact.encode(asking)
         error = np.linalg.norm(asking - rows.compact.restore(rounded), axis=1) + ARITHMETIC
-        proposed, last = _propose(rows, rounded, count)
+        proposed, last = _propose(rows.stored, rounded, count)
         unproven = []
-        for number, query, wrong, row, bound in zip(waiting, asking, error, proposed, last, strict=True):
-            found, similar = ranked(rows, query, row, k)
-            if len(found) == k and (not exact or similar[-1] > bound + wrong):
+        for number, row, bound in zip(waiting, proposed, last + error, strict=True):
+            found, similar = ranked(rows, queries[number], row, k)
+            if len(found) == k and similar[-1] > bound:
                 indices[number], similarities[number] = found, similar
             else:
                 unproven.append(number)
@@ -140,14 +146,33 @@ def _by_shortlist(rows: Rows, queries: Descriptors, k: int) -> Found:
     return indices, similarities
 
 
-def _propose(rows: Rows, rounded: Stored, count: int) -> Found:
-    """For each rounded query [Q, W], ``count`` row numbers [Q, count], and its similarity to the last one [Q].
-
-    Of a binary gallery, the similarities are no cosines.
-    """
+def _propose(stored: Stored, rounded: Stored, count: int) -> Found:
+    """For each rounded query [Q, W], the ``count`` nearest rows [Q, count], and its similarity to the last one [Q]."""
     from usearch.index import MetricKind, search
 
-    metric = MetricKind.Hamming if rows.compact.dtype == "binary" else MetricKind.Cos
-    found = search(rows.stored, rounded, count, metric, exact=True, threads=available_threads())
-    shape = (len(rounded), count)
+    found = search(stored, rounded, count, MetricKind.Cos, exact=True, threads=available_threads())
+    shape = (len(rounded), count)  # usearch leaves the first dimension out for one query
     return found.keys.reshape(shape).astype(np.int64), 1 - found.distances.reshape(shape)[:, -1]
+
+
+def _by_bits(rows: Rows, queries: Descriptors, k: int) -> Found:
+    """Rank the rows with the most bits equal to those of the query, or all rows if these are not many more."""
+    count = max(HAMMING, 4 * k)
+    if 2 * count > rows.offered:
+        return _by_products(rows, queries, k)
+    indices, similarities = nothing(len(queries), k)
+    for number, (query, bits) in enumerate(zip(queries, rows.compact.encode(queries), strict=True)):
+        different = _different_bits(rows.stored, bits)
+        different[rows.removed] = np.iinfo(different.dtype).max
+        indices[number], similarities[number] = ranked(rows, query, np.argpartition(different, count)[:count], k)
+    return indices, similarities
+
+
+def _different_bits(stored: Stored, bits: Stored) -> NDArray[np.uint32]:
+    """How many bits of each row uint8 [N, W] differ from ``bits`` [W]: uint32 [N]."""
+    words = np.uint64 if stored.shape[1] % 8 == 0 else np.uint8
+    different = np.empty(len(stored), np.uint32)
+    for start in range(0, len(stored), CHUNK):
+        block = stored[start : start + CHUNK].view(words)
+        different[start : start + CHUNK] = np.bitwise_count(block ^ bits.view(words)).sum(axis=1, dtype=np.uint32)
+    return different

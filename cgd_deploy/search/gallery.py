@@ -105,7 +105,7 @@ class Index:
     @property
     def slow(self) -> bool:
         """Whether searches would take a fraction of the time if usearch were installed."""
-        return self.compact.dtype != "float32" and not has_usearch()
+        return self.compact.dtype in ("float16", "int8") and not has_usearch()
 
     @property
     def stored(self) -> Stored:
@@ -160,7 +160,7 @@ class Index:
         path         compared with ``paths`` as text
         descriptor   unit float32 [dim], from an engine of this space
 
-        The first change of an index lists its paths, which takes a second for a million; others cost far less than a
+        The first change of an index lists its paths, which takes seconds for a million; others cost far less than a
         search. Raises InputError for a descriptor of another shape or with values that are not finite.
         """
         descriptors = np.asarray(descriptor, np.float32)[None]

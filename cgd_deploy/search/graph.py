@@ -16,7 +16,7 @@ from ..errors import InputError, MissingDependency, install_line
 from ..hardware.cpu import available_threads
 from ..runtime.descriptors import Descriptors
 from .compact import Compact, Stored
-from .exact import Found, Rows, nearest, nothing, ranked
+from .exact import Found, Rows, has_usearch, nearest, nothing, ranked
 from .retrieval import CHUNK, NEIGHBOURS
 
 KINDS = {"float32": "f32", "float16": "f16", "int8": "i8", "binary": "b1"}
@@ -119,11 +119,11 @@ class Graph:
 
 
 def import_usearch() -> Any:
-    """Import usearch.index. Raises MissingDependency without usearch."""
-    try:
-        import usearch.index
-    except ModuleNotFoundError as error:
+    """Import usearch.index. Raises MissingDependency without a release of usearch that works."""
+    if not has_usearch():
         raise MissingDependency(
-            f"a graph of a gallery needs usearch; run `{install_line('search')}`, or search with --exact."
-        ) from error
+            f"a graph needs usearch of a release before 2.26; run `{install_line('search')}`, or search with --exact."
+        )
+    import usearch.index
+
     return usearch.index

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from ..errors import InputError
@@ -37,5 +38,11 @@ def paths_from_here(names: list[str], folder: Path, paths_are: str | None) -> li
         return names
     if paths_are not in RULES:
         raise ValueError(f"paths_are is {paths_are!r:.60}")
-    paths = (os.path.normpath(os.path.join(folder, name)) for name in names)
-    return [os.path.abspath(path) if path.startswith(os.pardir) else path for path in paths]
+
+    @cache  # a gallery of a million pictures has few folders
+    def prefix(name: str) -> str:
+        path = os.path.normpath(os.path.join(folder, name))
+        path = os.path.abspath(path) if path.startswith(os.pardir) else path
+        return "" if path == os.curdir else os.path.join(path, "")
+
+    return [prefix(name) + picture for name, picture in map(os.path.split, names)]

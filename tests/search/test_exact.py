@@ -16,8 +16,8 @@ WAYS = [pytest.param(way, id=name) for way, name in ((True, "usearch"), (False, 
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch) -> bool:
-    if request.param:
-        pytest.importorskip("usearch")
+    if request.param and not exact.has_usearch():
+        pytest.skip("no usearch before 2.26 is installed")
     monkeypatch.setattr(exact, "has_usearch", lambda: request.param)
     return request.param
 
@@ -64,20 +64,34 @@ def test_the_reference_finds_the_same(way, count, dtype, pca):
     same(found, rows, queries, 10)
 
 
-def test_binary_rows_without_usearch_are_searched_exactly(monkeypatch):
-    monkeypatch.setattr(exact, "has_usearch", lambda: False)
-    descriptors = gallery(700)
-    rows, queries = rows_of(Compact("binary", 48), descriptors), gallery(5, seed=1)
-    same(nearest(rows, queries, 8), rows, queries, 8)
+def test_few_binary_rows_and_many_queries_are_searched_exactly():
+    for count, queries in ((700, 5), (3 * HAMMING, exact.FEW)):
+        descriptors = gallery(count)
+        rows = rows_of(Compact("binary", 48), descriptors)
+        expected = neighbours(descriptors[:queries], rows.compact.restore(rows.stored), 8)[1]
+        assert np.allclose(nearest(rows, descriptors[:queries], 8)[1], expected, atol=1e-6)
 
 
-def test_binary_rows_with_usearch_are_found_nearly_all():
-    pytest.importorskip("usearch")
-    descriptors = gallery(3 * HAMMING, dim=256)
-    rows, queries = rows_of(Compact("binary", 256), descriptors), descriptors[:20]
-    expected = neighbours(queries, rows.compact.restore(rows.stored), 10)[0]
-    found = nearest(rows, queries, 10)[0]
+@pytest.mark.parametrize("dim", [128, 200])
+def test_few_queries_find_nearly_all_of_many_binary_rows(dim):
+    descriptors = gallery(3 * HAMMING, dim)
+    removed = list(range(0, 3 * HAMMING, 7))
+    rows, queries = rows_of(Compact("binary", dim), descriptors, removed), descriptors[:20]
+    restored = rows.compact.restore(rows.stored)
+    restored[removed] = -queries[0]
+    found, similarities = nearest(rows, queries, 10)
+    expected = [np.setdiff1d(np.argsort(-(restored @ query)), removed, assume_unique=True)[:10] for query in queries]
+    assert not rows.removed[found].any()
     assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(expected, found, strict=True)]) >= 0.99
+    assert np.allclose(similarities[0], restored[found[0]] @ queries[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [3, 8, 16])
+def test_different_bits_are_counted(width):
+    random = np.random.default_rng(width)
+    rows, bits = random.integers(0, 256, (50, width), np.uint8), random.integers(0, 256, width, np.uint8)
+    expected = [sum((int(a) ^ int(b)).bit_count() for a, b in zip(row, bits, strict=True)) for row in rows]
+    assert exact._different_bits(rows, bits).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -106,7 +120,8 @@ def test_equal_rows_come_by_their_numbers(way, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_neighbour_that_rounding_moves_far_back_is_found(dtype):
     """Rows so close to each other that a rounded query takes them in any order."""
-    pytest.importorskip("usearch")
+    if not exact.has_usearch():
+        pytest.skip("no usearch before 2.26 is installed")
     random = np.random.default_rng(5)
     centre = random.normal(size=32)
     descriptors = unit(centre + random.normal(0, 2e-3, (4000, 32)))
@@ -116,7 +131,8 @@ def test_a_neighbour_that_rounding_moves_far_back_is_found(dtype):
 
 
 def test_usearch_proposes_for_few_queries_of_compact_rows_alone(monkeypatch):
-    pytest.importorskip("usearch")
+    if not exact.has_usearch():
+        pytest.skip("no usearch before 2.26 is installed")
     asked = []
     real = exact._propose
     monkeypatch.setattr(
@@ -164,3 +180,11 @@ def test_ranking_leaves_removed_rows_out_and_may_find_fewer():
     rows = rows_of(Compact("float32", 48), descriptors, [2])
     indices, similar = ranked(rows, descriptors[3], np.array([3, 2, 1]), 3)
     assert indices.tolist() == [3, 1] and similar[0] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("version", "works"), [(None, False), ("2.23.0", True), ("2.25.3", True), ("2.26.6", False), ("3.0.0", False)]
+)
+def test_releases_of_usearch_that_break_others_are_not_used(monkeypatch, version, works):
+    monkeypatch.setattr(exact, "package_version", lambda name: version)
+    assert exact.has_usearch.__wrapped__() is works

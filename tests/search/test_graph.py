@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-pytest.importorskip("usearch", reason="usearch is not installed")
-
 from cgd_deploy.errors import InputError, MissingDependency
 from cgd_deploy.runtime.engine import load
 from cgd_deploy.search import graph as module
 from cgd_deploy.search.compact import DTYPES, Compact
-from cgd_deploy.search.exact import Rows, nearest
+from cgd_deploy.search.exact import Rows, has_usearch, nearest
 from cgd_deploy.search.graph import Graph
 from cgd_deploy.search.index import graph_file, index_images, read_index, sidecar, write_index
+
+if not has_usearch():
+    pytest.skip("no usearch before 2.26 is installed", allow_module_level=True)
 
 DIM = 64
 
@@ -144,8 +146,8 @@ def test_a_graph_that_usearch_cannot_read_is_refused(tmp_path, index):
 
 def test_without_usearch_the_error_says_what_to_install(index, path, monkeypatch):
     write_index(index, path, graph=Graph.build(index.compact, index.stored))
-    monkeypatch.setitem(sys.modules, "usearch.index", None)
-    with pytest.raises(MissingDependency, match=r"needs usearch; run `pip install 'usearch>=.*--exact"):
+    monkeypatch.setattr(module, "has_usearch", lambda: False)
+    with pytest.raises(MissingDependency, match=r"needs usearch .*; run `pip install 'usearch.*--exact"):
         read_index(path)
     assert len(read_index(path, exact=True)) == 30
 
@@ -177,7 +179,17 @@ def module_checksum(out):
 
 
 def test_a_graph_cannot_be_asked_for_without_usearch(cli, fake_engine, pictures, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    monkeypatch.setattr(module, "has_usearch", lambda: False)
     code, _, err = cli("embed", pictures, "-e", fake_engine, "-o", tmp_path / "index.npy", "--ann")
     assert code == 2 and "needs usearch" in err and not (tmp_path / "index.npy").exists()
     assert module.KINDS.keys() == set(DTYPES)
+
+
+@pytest.mark.parametrize("other", ["onnxruntime", "torch"])
+def test_other_libraries_work_after_usearch(other):
+    """From 2.26.2 on, usearch breaks the C++ library of what is imported later."""
+    pytest.importorskip(other)
+    check = {"onnxruntime": "", "torch": "assert str(torch.ops.aten.sub.Tensor._schema).endswith('alpha=1) -> Tensor')"}
+    code = f"import usearch.index, {other}; {check[other]}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -427,7 +427,7 @@ def test_every_failure_of_an_index_has_its_status_and_a_sentence(library, opened
         (lambda: library.open_index(tmp_path / "no.npy")[0], "CGD_BAD_INDEX", "no.npy"),
         (lambda: library.open_index(tmp_path / "no.txt")[0], "CGD_BAD_INDEX", ".parquet"),
         (lambda: library.status(library.index_open(None, None)), "CGD_INVALID_ARGUMENT", "NULL"),
-        (lambda: told(sha256="0"), "CGD_BAD_INDEX", "different runs"),
+        (lambda: told(sampled_sha256="0"), "CGD_BAD_INDEX", "different runs"),
         (lambda: told(paths=["a\0b", *paths[1:]]), "CGD_BAD_INDEX", "a\\x00b'"),
         (lambda: told(space_id="\ud800"), "CGD_BAD_INDEX", "'\\ud800'"),
         (lambda: library.search_index(index, other, queries, 1)[0], "CGD_BAD_INDEX", "another"),

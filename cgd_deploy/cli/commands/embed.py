@@ -197,7 +197,7 @@ def _tuned(options: EmbedOptions, file: EngineFile) -> EmbedOptions:
 def _form(options: EmbedOptions, older: Index | None) -> tuple[str, int | None]:
     """The type and the PCA to store: as the user says, else as in the older index, else float32 without a PCA."""
     dtype, pca = (older.compact.dtype, older.compact.pca) if older else ("float32", None)
-    return options.descriptor_dtype or dtype, options.pca or pca
+    return options.descriptor_dtype or dtype, pca if options.pca is None else options.pca
 
 
 def _embed_here(job: Job) -> Embedded:
