@@ -74,17 +74,20 @@ class Client:
         self._pool = ThreadPoolExecutor(threads)
 
     def ask(self, route: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """POST; the status and the body of an answer. A connection that broke is opened again."""
+        """POST; the status and the body of an answer. A connection that the server had closed is opened again."""
         if not hasattr(self._own, "connection"):
             self._own.connection = HTTPConnection(self._address, timeout=START_SECONDS)
             self._connections.append(self._own.connection)
+        connection, idle = self._own.connection, self._own.connection.sock is not None
         try:
-            self._own.connection.request("POST", route, body, headers)
-            answer = self._own.connection.getresponse()
+            connection.request("POST", route, body, headers)
+            answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, HTTPException):
-            self._own.connection.close()
-            raise
+            connection.close()
+            if not idle:
+                raise
+        return self.ask(route, body, headers)
 
     def describe(self, picture: bytes) -> NDArray[np.float32]:
         """The descriptor of a JPEG file. Raises Overloaded if the server has no room, InputError for other refusals."""

@@ -17,6 +17,8 @@ from .models import Models
 from .service import Service
 from .settings import ServerSettings
 
+KEEP_ALIVE_SECONDS = 75
+"""A proxy that closes idle connections after the usual 60 seconds does so first, so it never sends on a closed one."""
 GRACE_SECONDS = 5
 """After the timeout of the requests; then connections that still send or receive are cut."""
 
@@ -77,6 +79,7 @@ def run_server(
         access_log=False,
         log_config=None,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.timeout_ms / 1000) + GRACE_SECONDS,
     )
     server = uvicorn.Server(config)
