@@ -12,7 +12,7 @@ import pytest
 from conftest import listing
 
 from cgd_deploy.errors import InputError
-from cgd_deploy.files import ABANDONED, replacing, sha256_bytes, sha256_file, write_text
+from cgd_deploy.files import ABANDONED, BLOCK, BLOCKS, replacing, sampled_sha256, sha256_bytes, sha256_file, write_text
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -129,3 +129,20 @@ def test_checksums(tmp_path):
     data = bytes(range(256)) * 5000
     (tmp_path / "data").write_bytes(data)
     assert sha256_file(tmp_path / "data") == sha256_bytes(data) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_sampled_checksum_reads_a_part_and_sees_size_and_both_ends(tmp_path):
+    path = tmp_path / "large"
+    data = bytearray(range(256)) * (3 * BLOCKS * BLOCK // 256)
+    path.write_bytes(data)
+    before = sampled_sha256(path)
+    for place in (0, len(data) - 1, BLOCK - 1):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert sampled_sha256(path) != before
+    path.write_bytes(data + b"x")
+    assert sampled_sha256(path) != before
+    for size in (0, 1, BLOCK, BLOCK + 1):
+        path.write_bytes(data[:size])
+        assert len(sampled_sha256(path)) == 64

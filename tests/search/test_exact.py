@@ -188,3 +188,27 @@ def test_ranking_leaves_removed_rows_out_and_may_find_fewer():
 def test_releases_of_usearch_that_break_others_are_not_used(monkeypatch, version, works):
     monkeypatch.setattr(exact, "package_version", lambda name: version)
     assert exact.has_usearch.__wrapped__() is works
+
+
+def test_a_shortlist_that_proves_nothing_is_not_believed(monkeypatch):
+    descriptors = gallery(2000)
+    rows = rows_of(Compact("int8", 48), descriptors)
+    worst = np.argsort(rows.compact.restore(rows.stored) @ descriptors[0])
+    asked = []
+
+    def propose(stored: np.ndarray, rounded: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(count)
+        return worst[None, :count], np.ones(1, np.float32)
+
+    monkeypatch.setattr(exact, "has_usearch", lambda: True)
+    monkeypatch.setattr(exact, "_propose", propose)
+    same(nearest(rows, descriptors[:1], 10), rows, descriptors[:1], 10)
+    assert asked == [64, 256]  # 1,024 would be more than half of the rows
+
+
+def test_removed_binary_rows_take_no_place_in_a_shortlist():
+    query = gallery(1, 128)
+    descriptors = np.vstack([np.repeat(query, 2 * HAMMING, axis=0), gallery(2 * HAMMING, 128, seed=1)])
+    rows = rows_of(Compact("binary", 128), descriptors, list(range(2 * HAMMING)))
+    indices, _ = nearest(rows, query, 10)
+    assert (indices >= 2 * HAMMING).all() and len(set(indices[0].tolist())) == 10

@@ -423,3 +423,36 @@ def test_pictures_that_were_left_out_do_not_count_for_pca(engine, some_bad):
     assert index_images(engine, some_bad, on_error=lambda *_: None, pca=2).descriptors.shape == (3, 2)
     with pytest.raises(InputError, match=r"pca=3 .* 3 x 24 values; pass 1 to 2"):
         index_images(engine, some_bad, on_error=lambda *_: None, pca=3)
+
+
+def test_a_descriptor_that_is_not_finite_is_refused_with_its_picture(index, engine, picture_list, monkeypatch, path):
+    real = engine.embed_list
+
+    def broken(*arguments):
+        for numbers, descriptors in real(*arguments):
+            descriptors[[number == 7 for number in numbers], 3] = np.nan
+            yield numbers, descriptors
+
+    monkeypatch.setattr(engine, "embed_list", broken)
+    with pytest.raises(InputError, match=f"the descriptor of {picture_list.path(7)} is not finite"):
+        index_images(engine, picture_list, on_error=lambda *_: None)
+    index.stored[9, 0] = np.inf
+    with pytest.raises(InputError, match=f"the descriptor of {picture_list.path(9)} is not finite"):
+        write_index(index, path)
+    assert not path.exists()
+
+
+def test_an_npy_index_is_mapped_into_memory_and_not_read_whole(index, tmp_path, monkeypatch):
+    path = write_index(index, tmp_path / "index.npy")
+    monkeypatch.setattr(module, "sha256_file", lambda _: pytest.fail("it read the whole file"))
+    assert isinstance(read_index(path).stored, np.memmap)
+
+
+def test_an_index_without_a_checksum_of_samples_is_checked_whole(index, tmp_path):
+    path = write_index(index, tmp_path / "index.npy")
+    facts = json.loads(sidecar(path).read_text())
+    del facts["sampled_sha256"]
+    sidecar(path).write_text(json.dumps(facts))
+    assert np.array_equal(read_index(path).stored, index.stored)
+    sidecar(path).write_text(json.dumps({**facts, "sha256": "0"}))
+    refused(path, "belong to different runs")

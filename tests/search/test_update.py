@@ -163,6 +163,14 @@ def test_what_was_put_has_no_checksum_and_is_embedded_again(engine, folder, embe
     same(index, index_images(engine, read_images(folder)))
 
 
+def test_a_picture_that_cannot_be_read_is_not_the_one_that_was_put(engine, folder):
+    index = index_images(engine, read_images(folder))
+    index.put(folder / "1.jpg", engine.embed([folder / "5.jpg"])[0])
+    (folder / "1.jpg").unlink()
+    updated = update_index(index, engine, listed(folder), on_error=lambda *_: None)
+    assert updated == Updated(added=0, changed=0, removed=1, kept=5)
+
+
 def test_reasons_to_embed_everything_again(engine, folder, tmp_path):
     path = write_index(index_images(engine, read_images(folder), descriptor_dtype="int8"), tmp_path / "index.npy")
     index = read_index(path)
