@@ -66,6 +66,16 @@ def test_rows_of_faiss(monkeypatch, tmp_path):
     assert recalls["faiss flat"] == 1 and min(recalls.values()) > 0.8
 
 
+def test_rows_of_an_earlier_run_stay(monkeypatch, tmp_path):
+    out = tmp_path / "search.json"
+    first = run(monkeypatch, out, "cgd-deploy float32")
+    out.write_text(json.dumps({**first, "rows": [{**first["rows"][0], "rows": 7}, first["rows"][0]]}))
+    again = run(monkeypatch, out, "cgd-deploy float32")
+    assert [one["rows"] for one in again["rows"]] == [7, 3000]
+    out.write_text(json.dumps({**again, "cpu": "another"}))
+    assert [one["rows"] for one in run(monkeypatch, out, "cgd-deploy float32")["rows"]] == [3000]
+
+
 def test_an_unknown_contestant_is_refused(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, tmp_path / "search.json", "annoy")

@@ -259,6 +259,19 @@ def test_the_command_embeds_again_in_another_form_and_says_so(cli, fake_engine, 
     assert [told[name] for name in COUNTS] == [0, 0, 0, 6] and told["descriptor_dtype"] == "int8" and err == ""
 
 
+@pytest.mark.parametrize("form", [(), ("--descriptor-dtype", "int8")])
+def test_the_command_keeps_the_rule_of_paths(cli, fake_engine, folder, tmp_path, form):
+    out = tmp_path / "index.npy"
+    embed(cli, folder, out, "--paths", "absolute")
+    embed(cli, folder, out, "--update", *form)
+    assert json.loads(sidecar(out).read_text())["paths_are"] == "absolute"
+    embed(cli, folder, out, "--update", "--paths", "relative")
+    assert json.loads(sidecar(out).read_text())["paths_are"] == "relative"
+    embed(cli, folder, out, "--paths", "absolute")
+    embed(cli, folder, out)
+    assert json.loads(sidecar(out).read_text())["paths_are"] == "relative"
+
+
 @pytest.mark.parametrize("option", ["--update", "--ann"])
 def test_a_folder_of_shards_is_not_updated(cli, fake_engine, folder, tmp_path, option):
     out = tmp_path / "index.parquet"

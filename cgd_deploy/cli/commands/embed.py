@@ -67,9 +67,13 @@ class EmbedOptions:
         int | None, IndexOption(metavar="N", help="Store only the first N principal components of the descriptors.")
     ] = None
     paths: Annotated[
-        str,
-        IndexOption(metavar="RULE", help="Paths of the pictures in the index: relative (to the index) or absolute."),
-    ] = "relative"
+        str | None,
+        IndexOption(
+            metavar="RULE",
+            help="Paths of the pictures in the index: relative (to the index) or absolute.",
+            show_default="relative, or with --update as they are",
+        ),
+    ] = None
 
     update: Annotated[
         bool,
@@ -144,7 +148,8 @@ def embed(options: EmbedOptions) -> None:
     check_index_path(options.out)
     if options.ann:
         import_usearch()
-    check_paths_are(options.paths)
+    if options.paths:
+        check_paths_are(options.paths)
     check_decoder(options.decoder, options.fast_decode)
     images = read_images(options.images)
     warn_all(images.notes)
@@ -213,6 +218,7 @@ def _embed_here(job: Job) -> Embedded:
     told = (job.on_error, job.on_count, warn)
     older = read_index(options.out, exact=True) if options.update and options.out.exists() else None
     dtype, pca = _form(options, older)
+    paths_are = options.paths or (older.paths_are if older else None)
     with open_engine(job.file, threads=options.threads, streams=options.streams) as engine:
         if older and (again := why_again(older, engine, dtype, pca)):
             warn(f"{options.out}: every picture is embedded again, because {again}.")
@@ -223,7 +229,7 @@ def _embed_here(job: Job) -> Embedded:
             index = index_images(engine, job.images, reading, *told, descriptor_dtype=dtype, pca=pca)
             updated = Updated(added=len(index), changed=0, removed=0, kept=0)
     graph = _graph(index) if options.ann else None
-    write_index(index, options.out, options.paths, graph)
+    write_index(index, options.out, paths_are, graph)
     counts = asdict(updated) if options.update else {}
     return Embedded(index.compact, len(index), counts, {"graph_recall_at_10": graph.recall_at_10} if graph else {})
 
@@ -239,6 +245,7 @@ def _graph(index: Index) -> Graph:
 def _embed_on_ray(job: Job) -> Embedded:
     """Embed with Ray workers and write a folder of shards."""
     from ...search.compact import Compact
+    from ...search.paths import RELATIVE
     from ...serving.scale import SHARD, RayOptions, embed_on_ray
     from ..terminal import first_few
 
@@ -248,7 +255,7 @@ def _embed_on_ray(job: Job) -> Embedded:
         batch_size=options.batch,
         fast_decode=options.fast_decode,
         descriptor_dtype=dtype,
-        paths_are=options.paths,
+        paths_are=options.paths or RELATIVE,
         shard=options.shard or SHARD,
         workers=options.workers,
         threads=options.threads,

@@ -61,7 +61,7 @@ def search(options: SearchOptions) -> None:
         _check_precision(index, engine, options.strict)
         found = _neighbours(index, engine, queries, options.k)
     if index.slow:
-        warn(f"without usearch before 2.26, a search takes longer; run `{install_line('search')}`.")
+        warn(f"{options.index} is searched slowly without usearch 2.25; run `{install_line('search')}`.")
     if (count := len(index)) < options.k:
         warn(f"{options.index} has fewer pictures than -k {options.k}: each query finds all {count}.")
     if options.html:

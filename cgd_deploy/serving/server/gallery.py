@@ -7,7 +7,7 @@ import logging
 from http import HTTPStatus
 from pathlib import Path
 
-from ...errors import CgdError, InputError
+from ...errors import CgdError, InputError, install_line
 from ...runtime.descriptors import Descriptor, Descriptors
 from ...runtime.engine import Engine
 from ...search.index import Index, write_index
@@ -29,7 +29,9 @@ class Gallery:
         self._writing = asyncio.Lock()
 
     def check(self, engine: Engine) -> None:
-        """Raise InputError if ``engine`` describes another space; log if the precisions should not be mixed."""
+        """Raise InputError if ``engine`` describes another space; log unsafe precisions, and a missing usearch."""
+        if self.index.slow:
+            log.warning("%s is searched slowly without usearch 2.25; run `%s`.", self.path, install_line("search"))
         mixing = self.index.mixing(engine)
         if mixing and not mixing.safe:
             log.warning("%s: %s.", self.path, mixing.told)

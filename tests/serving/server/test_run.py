@@ -179,6 +179,33 @@ def test_a_signal_loses_no_admitted_picture(engine_file):
         assert "Traceback" not in process.errors
 
 
+def test_reloads_under_load_lose_no_request(engine_file, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("boss admin", encoding="utf-8")
+    headers = {"Authorization": "Bearer boss"}
+    with served(engine_file, "--api-keys", keys, seconds=0.01) as process:
+        process.wait_until_ready()
+        statuses: list[int] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            with httpx.Client(headers=headers, timeout=SOON) as client:
+                while not over.is_set():
+                    statuses.append(client.post(f"{process.url}/embed", content=PICTURES[0]).status_code)
+
+        clients = [threading.Thread(target=ask) for _ in range(4)]
+        for client in clients:
+            client.start()
+        for _ in range(5):
+            answer = httpx.post(f"{process.url}/admin/reload", headers=headers, timeout=SOON)
+            assert answer.status_code == 200
+        over.set()
+        for client in clients:
+            client.join(SOON)
+        assert len(statuses) > 20
+        assert set(statuses) == {200}
+
+
 def test_a_large_body_is_refused_before_it_is_sent(server):
     with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=SOON) as connection:
         connection.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
