@@ -49,7 +49,11 @@ class Service:
         return self.models
 
 
-def service_of(request: Request) -> Service:
+# Dependencies are coroutines although they wait for nothing: FastAPI calls plain functions in a thread, and on a busy
+# CPU each change of threads takes milliseconds.
+
+
+async def service_of(request: Request) -> Service:
     return request.app.state.service
 
 
@@ -57,16 +61,16 @@ CurrentService = Annotated[Service, Depends(service_of)]
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
 
-def check_user(service: CurrentService, credentials: Credentials) -> None:
+async def check_user(service: CurrentService, credentials: Credentials) -> None:
     """Raise Refused if the server has keys and the request brings none of them."""
     keys = service.settings.keys
     if keys and not (credentials and keys.is_user(credentials.credentials)):
         raise Refused(HTTPStatus.UNAUTHORIZED, "the key is missing or unknown; send Authorization: Bearer KEY.")
 
 
-def check_admin(service: CurrentService, credentials: Credentials) -> None:
+async def check_admin(service: CurrentService, credentials: Credentials) -> None:
     """Raise Refused unless the request brings a key that may change the server."""
-    check_user(service, credentials)
+    await check_user(service, credentials)
     keys = service.settings.keys
     if not (keys and credentials and keys.is_admin(credentials.credentials)):
         raise Refused(
@@ -103,7 +107,7 @@ async def describe(request: Request, engine: Engine, pictures: Sequence[bytes]) 
     All pictures are admitted or none. If the client goes away, its pictures free their places.
     Raises InputError that names a bad picture, Overloaded for a full queue, or if the time is over.
     """
-    timeout_ms = _timeout(request, service_of(request).settings.timeout_ms)
+    timeout_ms = _timeout(request, (await service_of(request)).settings.timeout_ms)
     futures: list[Submitted] = []
     try:
         for picture in pictures:
