@@ -130,13 +130,14 @@ def row(options: argparse.Namespace, name: str, size: int) -> dict[str, Any]:
     before = memory().rss
     search, facts = (faiss_search if name in FAISS else ours)(options, name, size)
     found = np.concatenate([search(queries[start : start + BATCH]) for start in range(0, QUERIES, BATCH)])
+    began = cpu_clock()
+    milliseconds = {str(batch): _milliseconds(search, queries, batch, options.seconds / 2) for batch in (1, BATCH)}
     return {
         "name": name,
         "rows": size,
         **facts,
-        "milliseconds": {
-            str(batch): _milliseconds(search, queries, batch, options.seconds / 2) for batch in (1, BATCH)
-        },
+        "milliseconds": milliseconds,
+        "load": load_between(began, cpu_clock(), available_threads()),
         "resident_bytes": memory().rss - before,
         "found": found.tolist(),
     }
@@ -146,7 +147,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
     """Every contestant at every size; raises InputError for an unknown contestant."""
     if unknown := set(options.contestants) - set(CONTESTANTS):
         raise InputError(f"{min(unknown)!r} is no contestant; expected some of {', '.join(CONTESTANTS)}.")
-    rows, began = [], cpu_clock()
+    rows: list[dict[str, Any]] = []
     with TemporaryDirectory(dir=options.folder) as folder:
         options.folder = Path(folder)
         for size in options.sizes:
@@ -158,13 +159,11 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
                 rows.append({**one, "recall_at_10": round(float(np.mean(hits)), 4)})
                 for file in options.folder.iterdir():
                     file.unlink()
-    load = load_between(began, cpu_clock(), available_threads())
     result = {
         "schema": 1,
         "cpu": cpu_name(),
         "threads": available_threads(),
         "versions": {name: package_version(name) for name in ("cgd-deploy", "numpy", "usearch", "faiss-cpu")},
-        "load": load,
         "data": {"dim": options.dim, "clusters": options.clusters, "noise": options.noise, "queries": QUERIES},
         "faiss": FAISS,
     }
@@ -223,9 +222,9 @@ def main() -> None:
         print(json.dumps(row(options, options.contestants[0], options.sizes[0])))
     else:
         result = running.run(measure, options)
-        warn_of_load(result["load"])
         for one in result["rows"]:
             print(json.dumps(one))
+            warn_of_load(one["load"])
 
 
 if __name__ == "__main__":
