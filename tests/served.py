@@ -6,7 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def serving(fake_engine: Path) -> Iterator[Callable[..., Any]]:
     from cgd_deploy.serving.server.settings import ServerSettings
 
     models: list[Model] = []
+    clients = ExitStack()
 
     def start(index: Index | None = None, batching: Batching | None = None, **settings: Any) -> TestClient:
         def opener(path: Path) -> Any:
@@ -100,9 +101,11 @@ def serving(fake_engine: Path) -> Iterator[Callable[..., Any]]:
         models.append(Model("fake", fake_engine, opener(fake_engine), opener, gallery))
         service = Service(ServerSettings(**settings))
         service.models = Models([models[-1]])
-        return TestClient(create_app(service), raise_server_exceptions=False)
+        client = TestClient(create_app(service), raise_server_exceptions=False)
+        return clients.enter_context(client)  # inside, all its requests share one event loop, as in a server
 
-    yield start
+    with clients:
+        yield start
     for model in models:
         model.engine.close(drain=False)
 

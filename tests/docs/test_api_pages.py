@@ -19,7 +19,7 @@ def test_every_public_name_is_described_once_and_listed_in_the_overview():
 
 def test_names_are_grouped_by_their_module_and_functions_come_first():
     names = api_pages.names()
-    assert names["Engines"] == ["load", "Batching", "Engine"]
+    assert names["Engines"] == ["load", "Batching", "Engine", "Stats"]
     assert {"InputError", "Overloaded"} <= set(names["Errors"]) and "ModelSpec" in names["Models"]
 
 

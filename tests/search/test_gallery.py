@@ -55,7 +55,8 @@ def test_what_is_removed_is_not_found(index, engine, descriptors):
     found = index.find(engine, descriptors[7:8], 19)[0]
     assert gone not in [name for name, _ in found] and len(found) == 19
     with pytest.raises(InputError, match="20 neighbours were asked of a gallery that offers 19"):
-        index.find(engine, descriptors[7:8], 20)
+        index.search(engine, descriptors[7:8], 20)
+    assert index.find(engine, descriptors[7:8], 20) == [found]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -40,7 +40,7 @@ class ServeOptions:
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is every address of this machine.")
     ] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000
+    port: Annotated[int, typer.Option(metavar="N", help="Port; 0 takes a free one.")] = 8000
     threads: Threads = None
     streams: Streams = None
 

@@ -31,7 +31,7 @@ def listen(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
         made.listen(1024)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         made.close()
         raise InputError(f"cannot listen on {host}:{port} ({in_one_line(error)}); choose another one.") from error
     return made

@@ -270,6 +270,7 @@ def test_the_blocks_of_its_page_run(engine_file, index_file, tmp_path):
         (["{engine}", "--index", "none.npy"], "none.npy is not an index"),
         (["{engine}", "--api-keys", "none"], "the keys in none cannot be read"),
         (["{engine}", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+        (["{engine}", "--port", "70000"], "cannot listen on 127.0.0.1:70000"),
         (["{engine}", "--max-delay-ms", "inf"], "max_delay_ms=inf cannot be used"),
     ],
 )
