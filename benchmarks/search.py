@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), metavar="NAME", help="some of them")
     parser.add_argument("--dim", type=int, default=1536)
     parser.add_argument("--clusters", type=int, default=20_000)
-    parser.add_argument("--noise", type=float, default=0.7, help="standard deviation, in that of the centres")
+    parser.add_argument("--noise", type=float, default=0.7, help="standard deviation of the noise; the centres have 1")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each row [default: 10]")
     parser.add_argument("--folder", type=Path, help="for the galleries, while they are measured")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)

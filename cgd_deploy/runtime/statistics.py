@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -81,9 +81,8 @@ class Statistics:
         with self._lock:
             self._pictures[outcome] += pictures
 
-    def computed(self, waited: Iterable[float], seconds: float) -> None:
+    def computed(self, waited: Sequence[float], seconds: float) -> None:
         """Count a batch: the seconds that each of its pictures waited, and the seconds of its computation."""
-        waited = list(waited)
         with self._lock:
             self._batches.add(len(waited))
             self._stages["compute"].add(seconds)

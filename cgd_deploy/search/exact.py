@@ -156,7 +156,7 @@ def _propose(stored: Stored, rounded: Stored, count: int) -> Found:
 
 
 def _by_bits(rows: Rows, queries: Descriptors, k: int) -> Found:
-    """Rank the rows with the most bits equal to those of the query, or all rows if these are not many more."""
+    """Propose the rows with the bits most like those of the query, and rank them. Rank all rows of a small gallery."""
     count = max(HAMMING, 4 * k)
     if 2 * count > rows.offered:
         return _by_products(rows, queries, k)

@@ -147,11 +147,9 @@ def _load_models(named: dict[str, Path], indices: list[Path], load: Callable[[Pa
     """Load engines and galleries, and replay the golden pictures. Raises InputError for an index of another space."""
     from ...search.index import read_index
     from ...serving.server.gallery import Gallery
-    from ...serving.server.models import Model, Models
+    from ...serving.server.models import Model, Models, load_tested
 
-    models = [Model(name, path, load(path), load) for name, path in named.items()]
-    for model in models:
-        model.engine.self_test()
+    models = [Model(name, path, load_tested(load, path), load) for name, path in named.items()]
     for path in indices:
         gallery = Gallery(path, read_index(path))
         space_id = gallery.index.space_id

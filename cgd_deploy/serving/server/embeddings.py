@@ -79,17 +79,12 @@ async def models(service: CurrentService) -> dict[str, Any]:
 
 def facts_of(model: Model) -> dict[str, Any]:
     """An engine as /v1/models tells it."""
-    engine = model.engine
     return {
         "id": model.name,
         "object": "model",
         "owned_by": "cgd-deploy",
-        "space_id": engine.spec.space_id,
-        "dim": engine.spec.dim,
-        "precision": engine.precision.value,
-        "backend": engine.manifest.backend,
-        "device": engine.device,
-        "input_size": list(engine.spec.input_size),
+        **model.facts,
+        "input_size": list(model.engine.spec.input_size),
         "gallery": len(model.gallery.index) if model.gallery else None,
     }
 

@@ -16,7 +16,6 @@ from prometheus_client.registry import Collector
 
 from ...runtime.statistics import SECONDS
 from ...runtime.statistics import Histogram as Counts
-from .models import Model
 from .service import Service
 
 
@@ -51,7 +50,7 @@ class Engines(Collector):
         gallery = GaugeMetricFamily("cgd_gallery_pictures", "Pictures in the gallery", labels=["model"])
         for model in models:
             stats = model.engine.stats()
-            info.add_metric([model.name], _facts(model))
+            info.add_metric([model.name], {name: str(value) for name, value in model.facts.items()})
             for outcome, count in stats.pictures.items():
                 pictures.add_metric([model.name, outcome], count)
             waiting.add_metric([model.name], stats.waiting)
@@ -62,17 +61,6 @@ class Engines(Collector):
             if model.gallery:
                 gallery.add_metric([model.name], len(model.gallery.index))
         yield from (info, pictures, waiting, in_flight, sizes, seconds, gallery)
-
-
-def _facts(model: Model) -> dict[str, str]:
-    engine = model.engine
-    return {
-        "space_id": engine.spec.space_id,
-        "precision": engine.precision.value,
-        "backend": engine.manifest.backend,
-        "device": engine.device,
-        "dim": str(engine.spec.dim),
-    }
 
 
 def _buckets(counts: Counts) -> list[tuple[str, float]]:

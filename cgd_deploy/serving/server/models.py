@@ -20,6 +20,17 @@ Load = Callable[[Path], Engine]
 """Loads an engine file with the device, threads, streams and batching of the server."""
 
 
+def load_tested(load: Load, path: Path) -> Engine:
+    """Load an engine and replay its golden pictures. Raises what ``load`` and ``Engine.self_test`` raise."""
+    engine = load(path)
+    try:
+        engine.self_test()
+    except CgdError:
+        engine.close()
+        raise
+    return engine
+
+
 class Model:
     """A name that requests give, the engine behind it, and the gallery that the engine searches.
 
@@ -52,6 +63,18 @@ class Model:
             if not use.count:
                 use.idle.set()
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """What the engine is."""
+        engine = self.engine
+        return {
+            "space_id": engine.spec.space_id,
+            "dim": engine.spec.dim,
+            "precision": engine.precision.value,
+            "backend": engine.manifest.backend,
+            "device": engine.device,
+        }
+
     async def reload(self) -> None:
         """Load the engine file again, replay its golden pictures, replace the engine, and close the old one.
 
@@ -72,9 +95,8 @@ class Model:
 
     def _tested(self) -> Engine:
         try:
-            engine = self._load(self.path)
+            engine = load_tested(self._load, self.path)
             try:
-                engine.self_test()
                 if self.gallery:
                     self.gallery.check(engine)
             except CgdError:
