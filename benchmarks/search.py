@@ -3,9 +3,9 @@
     python benchmarks/search.py --sizes 10000 100000 1000000 -o benchmarks/results/search.json
 
 A process of its own searches for each row, so that its memory holds one gallery. Descriptors are cluster centres with
-noise; queries are further members of the clusters. Recall is against exact search in float32. FAISS is in the package
-faiss-cpu. Graphs of a million rows take hours to build on two cores; --contestants leaves them out. Rows of an earlier
-run with the same data on the same CPU stay in the JSON file unless they are measured again.
+noise, MEMBERS or more of each cluster; queries are further members. Recall is against exact search in float32. FAISS is
+in the package faiss-cpu. Rows of an earlier run with the same data on the same CPU stay in the JSON file unless they
+are measured again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from cgd_deploy.search.retrieval import NEIGHBOURS, Indices
 
 BLOCK = 8192
 QUERIES, BATCH = 256, 32
+MEMBERS = NEIGHBOURS
+"""Rows of each cluster at least. With fewer, members of other clusters would be among the ten nearest by chance."""
 FAISS = {
     "faiss flat": "IndexFlatIP",
     "faiss sq8": "IndexScalarQuantizer, QT_8bit",
@@ -50,24 +52,30 @@ Search = Callable[[Descriptors], Indices]
 """Queries float32 [Q, dim] -> numbers of the NEIGHBOURS nearest rows, int64 [Q, NEIGHBOURS]."""
 
 
-def made(options: argparse.Namespace, count: int, seed: int = 0) -> Iterator[Descriptors]:
-    """``count`` unit descriptors, BLOCK at a time; the same for the same options."""
-    centres = np.random.default_rng(0).standard_normal((options.clusters, options.dim), dtype=np.float32)
+def made(options: argparse.Namespace, size: int) -> Iterator[Descriptors]:
+    """The gallery of ``size`` unit descriptors, BLOCK at a time, one of each cluster in turn."""
+    return _members(options, size, size, seed=0)
+
+
+def made_queries(options: argparse.Namespace, size: int) -> Descriptors:
+    """QUERIES more members of the clusters."""
+    return next(_members(options, size, QUERIES, seed=1))
+
+
+def _members(options: argparse.Namespace, size: int, count: int, seed: int) -> Iterator[Descriptors]:
+    clusters = max(1, min(options.clusters, size // MEMBERS))
+    centres = np.random.default_rng(0).standard_normal((clusters, options.dim), dtype=np.float32)
     for start in range(0, count, BLOCK):
         random = np.random.default_rng((1, seed, start))
         rows = min(BLOCK, count - start)
-        values = centres[random.integers(len(centres), size=rows)]
+        values = centres[(start + np.arange(rows)) % clusters]
         values += options.noise * random.standard_normal(values.shape, dtype=np.float32)
         yield values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def made_queries(options: argparse.Namespace) -> Descriptors:
-    return next(made(options, QUERIES, seed=1))
-
-
 def truth(options: argparse.Namespace, size: int) -> Indices:
     """The NEIGHBOURS nearest rows of each query in float32, exactly."""
-    queries, start = made_queries(options), 0
+    queries, start = made_queries(options, size), 0
     best = nothing(len(queries), NEIGHBOURS)
     for block in made(options, size):
         rows = Rows(Compact("float32", options.dim), block, np.zeros(len(block), np.bool_))
@@ -92,7 +100,7 @@ def ours(options: argparse.Namespace, name: str, size: int) -> tuple[Search, dic
 def write(options: argparse.Namespace, name: str, size: int) -> None:
     """Write the index of a contestant of ours, with its graph if it has one."""
     compact = Compact(name.split()[1], options.dim)
-    values = np.dtype(compact.store(made_queries(options)[:1]).dtype)
+    values = np.dtype(compact.store(made_queries(options, size)[:1]).dtype)
     width = compact.bytes_per_descriptor // values.itemsize
     stored = np.memmap(options.folder / "stored.bin", values, "w+", shape=(size, width))
     for start, block in zip(range(0, size, BLOCK), made(options, size), strict=True):
@@ -125,7 +133,7 @@ def faiss_search(options: argparse.Namespace, name: str, size: int) -> tuple[Sea
 
 def row(options: argparse.Namespace, name: str, size: int) -> dict[str, Any]:
     """Open or build the gallery in this process, and search it by one query and by BATCH queries at a time."""
-    queries = made_queries(options)
+    queries = made_queries(options, size)
     memory = psutil.Process().memory_info
     before = memory().rss
     search, facts = (faiss_search if name in FAISS else ours)(options, name, size)
@@ -164,7 +172,8 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
         "cpu": cpu_name(),
         "threads": available_threads(),
         "versions": {name: package_version(name) for name in ("cgd-deploy", "numpy", "usearch", "faiss-cpu")},
-        "data": {"dim": options.dim, "clusters": options.clusters, "noise": options.noise, "queries": QUERIES},
+        "data": {key: getattr(options, key) for key in ("dim", "clusters", "noise")}
+        | {"members": MEMBERS, "queries": QUERIES},
         "faiss": FAISS,
     }
     again = {(one["name"], one["rows"]) for one in rows}
@@ -209,7 +218,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="rows of the galleries")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), metavar="NAME", help="some of them")
     parser.add_argument("--dim", type=int, default=1536)
-    parser.add_argument("--clusters", type=int, default=20_000)
+    parser.add_argument("--clusters", type=int, default=20_000, help="at most; a small gallery has fewer")
     parser.add_argument("--noise", type=float, default=0.7, help="standard deviation of the noise; the centres have 1")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing for each row [default: 10]")
     parser.add_argument("--folder", type=Path, help="for the galleries, while they are measured")

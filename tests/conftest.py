@@ -74,6 +74,13 @@ def driver() -> Iterator[FakeDriver]:
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights do not depend on the tests that ran before."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def limits_as_before() -> Iterator[None]:
     """A test that changes the limits of the process, and with them Pillow's own, changes them for itself."""
     before, of_pillow = limits.limits(), Image.MAX_IMAGE_PIXELS

@@ -138,7 +138,7 @@ def read_index(path: str | Path, exact: bool = False) -> Index:
             raise TypeError("a path or a name is not text")
         if contents is not None and len(contents) != len(stored):
             raise ValueError(f"{len(contents)} checksums for {len(stored)} descriptors")
-        graph = None if exact else _graph(path, facts, len(stored))
+        graph = None if exact else _graph(path, facts, compact, stored)
         index = Index(stored, paths, facts["space_id"], facts["precision"], compact, statement, contents, graph)
         index.paths_are = facts.get("paths_are") or RELATIVE
         return index
@@ -227,11 +227,11 @@ def _projection(path: Path, facts: dict[str, Any]) -> Descriptors | None:
     return np.load(file, allow_pickle=False)
 
 
-def _graph(path: Path, facts: dict[str, Any], rows: int) -> Graph | None:
+def _graph(path: Path, facts: dict[str, Any], compact: Compact, stored: Stored) -> Graph | None:
     if (told := facts.get("graph")) is None:
         return None
     file = _its_own(path, graph_file(path), "graph", sampled_sha256, told["sampled_sha256"])
-    return Graph.read(file, rows, told["recall_at_10"])
+    return Graph.read(file, compact, stored, told["recall_at_10"])
 
 
 def _its_own(path: Path, file: Path, kind: str, checksum: Callable[[Path], str], told: str) -> Path:

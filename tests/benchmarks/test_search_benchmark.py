@@ -28,11 +28,21 @@ def run(monkeypatch: pytest.MonkeyPatch, out: Path, *contestants: str) -> dict:
 
 def test_truth_is_what_loops_find(options):
     module = script("search")
-    rows, queries = np.concatenate(list(module.made(options, 400))), module.made_queries(options)
+    rows, queries = np.concatenate(list(module.made(options, 400))), module.made_queries(options, 400)
     assert rows.dtype == np.float32 and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert np.array_equal(rows, np.concatenate(list(module.made(options, 400))))
     for query, found in zip(queries[:20], module.truth(options, 400), strict=False):
         assert found.tolist() == sorted(range(400), key=lambda number: -float(query @ rows[number]))[:10]
+
+
+def test_the_ten_nearest_of_a_query_are_the_members_of_its_cluster(options):
+    """With fewer members, strangers would be among them by chance, and no search could be right about them."""
+    module = script("search")
+    options.dim, options.clusters = 256, 20_000
+    rows, queries = np.concatenate(list(module.made(options, 400))), module.made_queries(options, 400)
+    for number, found in enumerate(module.truth(options, 400)):
+        assert {row % 40 for row in found.tolist()} == {number % 40}
+    assert (queries[0] @ rows[::40].T).min() > 0.5
 
 
 def test_truth_of_several_blocks(options, monkeypatch):
@@ -40,7 +50,7 @@ def test_truth_of_several_blocks(options, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 64)
     monkeypatch.setattr(module, "QUERIES", 16)
     rows = np.concatenate(list(module.made(options, 200)))
-    expected = np.argsort(-(module.made_queries(options) @ rows.T), axis=1, kind="stable")[:, :10]
+    expected = np.argsort(-(module.made_queries(options, 200) @ rows.T), axis=1, kind="stable")[:, :10]
     assert np.array_equal(module.truth(options, 200), expected)
 
 

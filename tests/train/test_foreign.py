@@ -25,6 +25,7 @@ from cgd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, s
 from cgd_train.foreign import Imported, import_checkpoint, import_weights, read_backbone
 from cgd_train.measuring import embed_images
 from cgd_train.model import CGD
+from cgd_train.whitening import shrunk
 
 SPEC = ModelSpec(
     backbone="resnet18", descriptors="SG", dim=24, no_downsample="layer3", gem_eps=0.0, input_size=(64, 64)
@@ -236,13 +237,14 @@ def test_pictures_whiten_the_heads_of_a_backbone(picture_list, tmp_path):
     model = imported.checkpoint.model
     seen = []
     for head in model.heads:
-        head.register_forward_hook(lambda head, inputs, output: seen.append((inputs[0].mean(0), output)))
+        head.register_forward_hook(lambda head, inputs, output: seen.append((inputs[0], output)))
     embed_images(model, picture_list)
-    for (mean, output), head in zip(seen, model.heads, strict=True):
-        assert torch.allclose(mean, head.mean, atol=1e-5)
+    for (pooled, output), head in zip(seen, model.heads, strict=True):
+        assert torch.allclose(pooled.mean(0), head.mean, atol=1e-5)
         covariance = torch.cov(output.T, correction=0)
-        assert covariance.diagonal() == pytest.approx(torch.ones(12), abs=0.25)
         assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 1e-3
+        whitened = head.weight.double() @ shrunk(torch.cov(pooled.T.double(), correction=0)) @ head.weight.double().T
+        assert torch.allclose(whitened, torch.eye(12, dtype=torch.float64), atol=1e-3)
 
 
 def test_heads_of_a_whole_model_are_kept(state, picture_list, tmp_path):

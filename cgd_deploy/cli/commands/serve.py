@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import InputError, not_installed
-from ..options import Streams, Threads
+from ..options import Threads
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
@@ -42,7 +42,15 @@ class ServeOptions:
     ] = "127.0.0.1"
     port: Annotated[int, typer.Option(metavar="N", help="Port; 0 takes a free one.")] = 8000
     threads: Threads = None
-    streams: Streams = None
+    streams: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Batches that are computed at the same time and share --threads.",
+            show_default="2; on a CPU more, if --autotune found more here",
+        ),
+    ] = None
 
     max_batch: Annotated[
         int | None,
@@ -136,11 +144,11 @@ def _settings(options: ServeOptions) -> ServerSettings:
 
 
 def _loader(options: ServeOptions) -> Callable[[Path], Engine]:
-    from ...runtime.engine import load
     from ...runtime.scheduler import Batching
+    from ...serving.server.models import load_for_requests
 
     batching = Batching(max_batch=options.max_batch, max_delay_ms=options.max_delay_ms, max_queue=options.max_queue)
-    return lambda path: load(path, threads=options.threads, streams=options.streams, batching=batching)
+    return lambda path: load_for_requests(path, options.threads, options.streams, batching)
 
 
 def _load_models(named: dict[str, Path], indices: list[Path], load: Callable[[Path], Engine]) -> Models:

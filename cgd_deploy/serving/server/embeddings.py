@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...runtime.descriptors import Descriptor
 from .bodies import PICTURES, EncodedPicture, check_pictures, json_body, read_json, read_pictures
 from .models import Model
-from .service import Admitted, CurrentService, User, describe, server_timing
+from .service import User, describe, server_timing, service_of
 
 FLOATS = "application/octet-stream"
 
@@ -30,19 +30,21 @@ class EmbeddingsRequest(BaseModel):
     dimensions: int | None = Field(None, description="if given, the length of the engine's descriptors")
 
 
-@router.post("/v1/embeddings", dependencies=[Admitted], openapi_extra=json_body(EmbeddingsRequest))
-async def embeddings(request: Request, service: CurrentService) -> Response:
+@router.post("/v1/embeddings", openapi_extra=json_body(EmbeddingsRequest))
+async def embeddings(request: Request) -> Response:
     """Describe pictures. The OpenAI client works with this route."""
+    service = service_of(request)
     models, settings = service.ready, service.settings
-    asked = await read_json(request, EmbeddingsRequest, settings.max_body)
-    pictures = asked.input if isinstance(asked.input, list) else [asked.input]
-    check_pictures(pictures, settings.max_pictures)
-    model = models.named(asked.model)
-    with model.used() as engine:
-        if asked.dimensions not in (None, engine.spec.dim):
-            raise InputError(f"dimensions={asked.dimensions} is not what {model.name} has; expected {engine.spec.dim}.")
-        described = await describe(request, engine, pictures)
-        space_id = engine.spec.space_id
+    with service.admitted():
+        asked = await read_json(request, EmbeddingsRequest, settings.max_body)
+        pictures = asked.input if isinstance(asked.input, list) else [asked.input]
+        check_pictures(pictures, settings.max_pictures)
+        model = models.named(asked.model)
+        with model.used() as engine:
+            if asked.dimensions not in (None, dim := engine.spec.dim):
+                raise InputError(f"dimensions={asked.dimensions} is not what {model.name} has; expected {dim}.")
+            described = await describe(request, engine, pictures)
+            space_id = engine.spec.space_id
     content = {
         "object": "list",
         "data": [
@@ -56,14 +58,16 @@ async def embeddings(request: Request, service: CurrentService) -> Response:
     return json_answer(content, server_timing(described.seconds))
 
 
-@router.post("/embed", dependencies=[Admitted], openapi_extra=PICTURES)
-async def embed(request: Request, service: CurrentService, model: str | None = None) -> Response:
+@router.post("/embed", openapi_extra=PICTURES)
+async def embed(request: Request, model: str | None = None) -> Response:
     """Describe a picture, or the files of a form: JSON, or with `Accept: application/octet-stream` float32 rows."""
-    named = service.ready.named(model)
-    pictures = await read_pictures(request, service.settings.max_body, service.settings.max_pictures)
-    with named.used() as engine:
-        described = await describe(request, engine, pictures)
-        space_id = engine.spec.space_id
+    service = service_of(request)
+    named, settings = service.ready.named(model), service.settings
+    with service.admitted():
+        pictures = await read_pictures(request, settings.max_body, settings.max_pictures)
+        with named.used() as engine:
+            described = await describe(request, engine, pictures)
+            space_id = engine.spec.space_id
     timing, rows = server_timing(described.seconds), described.descriptors
     if FLOATS in request.headers.get("accept", ""):
         told = {"X-Model": named.name, "X-Space-Id": space_id, "X-Shape": ",".join(map(str, rows.shape)), **timing}
@@ -72,9 +76,9 @@ async def embed(request: Request, service: CurrentService, model: str | None = N
 
 
 @router.get("/v1/models")
-async def models(service: CurrentService) -> dict[str, Any]:
+async def models(request: Request) -> dict[str, Any]:
     """The engines of this server, in the form of OpenAI's list of models."""
-    return {"object": "list", "data": [facts_of(model) for model in service.ready]}
+    return {"object": "list", "data": [facts_of(model) for model in service_of(request).ready]}
 
 
 def facts_of(model: Model) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from .embeddings import facts_of
-from .service import Admin, CurrentService, User
+from .service import Admin, User, service_of
 
 PAGE = Path(__file__).parent / "page.html"
 
@@ -24,9 +24,9 @@ async def livez() -> dict[str, str]:
 
 
 @router.get("/readyz", tags=["health"])
-async def readyz(service: CurrentService) -> dict[str, Any]:
+async def readyz(request: Request) -> dict[str, Any]:
     """Every engine is loaded, warm, and gave the descriptors of its golden pictures; 503 until then."""
-    return {"status": "ready", "models": [model.name for model in service.ready]}
+    return {"status": "ready", "models": [model.name for model in service_of(request).ready]}
 
 
 @router.get("/metrics", dependencies=[User], response_class=Response)
@@ -36,9 +36,9 @@ async def metrics(request: Request) -> Response:
 
 
 @router.post("/admin/reload", dependencies=[Admin])
-async def reload(service: CurrentService, model: str | None = None) -> dict[str, Any]:
+async def reload(request: Request, model: str | None = None) -> dict[str, Any]:
     """Load an engine's file again and let it take over. No request is lost; both engines are in memory meanwhile."""
-    named = service.ready.named(model)
+    named = service_of(request).ready.named(model)
     await named.reload()
     return facts_of(named)
 

@@ -13,7 +13,7 @@ from ...errors import InputError
 from .bodies import PICTURES, read_pictures
 from .embeddings import json_answer
 from .refusals import Refused
-from .service import Admin, Admitted, CurrentService, User, describe, server_timing
+from .service import Admin, User, describe, server_timing, service_of
 from .thumbnails import thumbnail
 
 router = APIRouter()
@@ -22,22 +22,21 @@ Picture = "/index/{path:path}"
 """A picture of the gallery, by its path in the index."""
 
 
-@router.post("/search", dependencies=[User, Admitted], openapi_extra=PICTURES)
-async def search(
-    request: Request, service: CurrentService, k: Annotated[int, Query(ge=1)] = 8, model: str | None = None
-) -> Response:
+@router.post("/search", dependencies=[User], openapi_extra=PICTURES)
+async def search(request: Request, k: Annotated[int, Query(ge=1)] = 8, model: str | None = None) -> Response:
     """The `k` nearest pictures of the gallery for a picture, or for each file of a form, best first."""
-    settings = service.settings
-    named, gallery = service.ready.searched(model)
+    service = service_of(request)
+    (named, gallery), settings = service.ready.searched(model), service.settings
     if k > settings.max_neighbours:
         raise InputError(f"k={k} is too large; ask for 1 to {settings.max_neighbours} neighbours.")
-    pictures = await read_pictures(request, settings.max_body, settings.max_pictures)
-    with named.used() as engine:
-        described = await describe(request, engine, pictures)
-        began = perf_counter()
-        found = await gallery.find(engine, described.descriptors, k)
-        searched = perf_counter() - began
-        space_id = engine.spec.space_id
+    with service.admitted():
+        pictures = await read_pictures(request, settings.max_body, settings.max_pictures)
+        with named.used() as engine:
+            described = await describe(request, engine, pictures)
+            began = perf_counter()
+            found = await gallery.find(engine, described.descriptors, k)
+            searched = perf_counter() - began
+            space_id = engine.spec.space_id
     content = {
         "model": named.name,
         "space_id": space_id,
@@ -47,31 +46,33 @@ async def search(
 
 
 @router.get(Picture, dependencies=[User], response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
-async def picture(service: CurrentService, path: str, model: str | None = None) -> Response:
+async def picture(request: Request, path: str, model: str | None = None) -> Response:
     """A small JPEG of a picture of the gallery."""
-    _, gallery = service.ready.searched(model)
+    _, gallery = service_of(request).ready.searched(model)
     path = gallery.listed(path)
     if path not in gallery.index:
         raise Refused(HTTPStatus.NOT_FOUND, f"the gallery has no picture {path!r}; /search tells the paths it has.")
     return Response(await asyncio.to_thread(thumbnail, path), media_type="image/jpeg")
 
 
-@router.put(Picture, dependencies=[Admin, Admitted], openapi_extra=PICTURES)
-async def put(request: Request, service: CurrentService, path: str, model: str | None = None) -> dict[str, Any]:
+@router.put(Picture, dependencies=[Admin], openapi_extra=PICTURES)
+async def put(request: Request, path: str, model: str | None = None) -> dict[str, Any]:
     """Describe the picture in the body, and add it to the gallery or replace the picture of that path."""
+    service = service_of(request)
     named, gallery = service.ready.searched(model)
     path = gallery.listed(path)
-    pictures = await read_pictures(request, service.settings.max_body, 1)
-    with named.used() as engine:
-        described = await describe(request, engine, pictures)
-        await gallery.put(path, described.descriptors[0])
+    with service.admitted():
+        pictures = await read_pictures(request, service.settings.max_body, 1)
+        with named.used() as engine:
+            described = await describe(request, engine, pictures)
+            await gallery.put(path, described.descriptors[0])
     return {"path": path, "pictures": len(gallery.index), "space_id": engine.spec.space_id}
 
 
 @router.delete(Picture, dependencies=[Admin])
-async def remove(service: CurrentService, path: str, model: str | None = None) -> dict[str, Any]:
+async def remove(request: Request, path: str, model: str | None = None) -> dict[str, Any]:
     """Remove a picture from the gallery. The file of the picture stays."""
-    _, gallery = service.ready.searched(model)
+    _, gallery = service_of(request).ready.searched(model)
     path = gallery.listed(path)
     await gallery.remove(path)
     return {"path": path, "pictures": len(gallery.index)}

@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import FAKE_SPEC, write_fake_engine
+from conftest import FAKE_SPEC, TUNING, write_fake_engine
 from served import SOON, jpeg, running, until
 
-from cgd_deploy import load, read_index
+from cgd_deploy import Batching, load, read_index
+from cgd_deploy.runtime.enginefile import read_engine
+from cgd_deploy.runtime.tuning import this_machine, write_tuning
 
 pytest.importorskip("fastapi", reason="the server is not installed")
 
-from cgd_deploy.serving.server.models import Model, Models
+from cgd_deploy.serving.server.models import Model, Models, load_for_requests
 from cgd_deploy.serving.server.refusals import Refused
 from cgd_deploy.serving.server.settings import Keys
 
@@ -29,6 +31,39 @@ def models(fake_engine):
     yield Models([Model(name, fake_engine, engine, load) for name, engine in zip("ab", engines, strict=True)])
     for engine in engines:
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "tuned", "asked", "expected"),
+    [
+        (4, None, (None, None), (4, 2)),
+        (1, None, (None, None), (1, 1)),
+        (8, (6, 3), (None, None), (6, 3)),
+        (8, (6, 1), (None, None), (6, 2)),
+        (8, (6, 3), (2, None), (2, 2)),
+        (8, (6, 3), (None, 1), (6, 1)),
+    ],
+)
+def test_threads_and_streams_of_a_server(fake_engine, monkeypatch, cores, tuned, asked, expected):
+    """``cores`` of this machine, the threads and streams that autotune found, and those that the user asks for."""
+    for module in ("cgd_deploy.runtime.tuning", "cgd_deploy.serving.server.models"):
+        monkeypatch.setattr(f"{module}.available_threads", lambda: cores)
+    if tuned:
+        found = dict(zip(("threads", "streams"), tuned, strict=True))
+        tuning = {**TUNING, "machine": this_machine(), "throughput": {**found, "batch": 8}}
+        write_tuning(fake_engine, read_engine(fake_engine).manifest_sha256, tuning)
+    opened = []
+    monkeypatch.setattr("cgd_deploy.serving.server.models.open_engine", lambda _, **settings: opened.append(settings))
+    load_for_requests(fake_engine, *asked, Batching())
+    assert (opened[0]["threads"], opened[0]["streams"]) == expected
+
+
+def test_streams_of_a_server_on_a_gpu_are_those_of_load(fake_engine, monkeypatch):
+    opened = []
+    monkeypatch.setattr("cgd_deploy.serving.server.models.default_device", lambda *_: "cuda")
+    monkeypatch.setattr("cgd_deploy.serving.server.models.open_engine", lambda _, **settings: opened.append(settings))
+    load_for_requests(fake_engine, None, None, Batching())
+    assert (opened[0]["threads"], opened[0]["streams"]) == (None, None)
 
 
 def test_the_first_model_answers_requests_without_a_name(models):
