@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -86,19 +87,16 @@ def truth(options: argparse.Namespace, size: int) -> Indices:
 
 
 def ours(options: argparse.Namespace, name: str, size: int) -> tuple[Search, dict[str, float]]:
-    """An index that was written and is read again, and the seconds to open it."""
-    path = options.folder / f"{name}-{size}.npy"
-    if not path.exists():
-        # Another process writes it: its memory would count for this one.
-        _run_row(options, name, size, "--write")
+    """An index that another process wrote and this one opens, because the memory to build it must not count here."""
+    built = json.loads(_run_row(options, name, size, "--write"))
     began = time.perf_counter()
-    index = read_index(path)
+    index = read_index(options.folder / f"{name}-{size}.npy")
     opened = time.perf_counter() - began
-    return lambda queries: index.moment.nearest(queries, NEIGHBOURS)[0], {"open_seconds": round(opened, 2)}
+    return lambda queries: index.moment.nearest(queries, NEIGHBOURS)[0], {**built, "open_seconds": round(opened, 2)}
 
 
-def write(options: argparse.Namespace, name: str, size: int) -> None:
-    """Write the index of a contestant of ours, with its graph if it has one."""
+def write(options: argparse.Namespace, name: str, size: int) -> dict[str, float]:
+    """Write the index of a contestant of ours, with its graph if it has one; returns what the graph cost."""
     compact = Compact(name.split()[1], options.dim)
     values = np.dtype(compact.store(made_queries(options, size)[:1]).dtype)
     width = compact.bytes_per_descriptor // values.itemsize
@@ -106,8 +104,13 @@ def write(options: argparse.Namespace, name: str, size: int) -> None:
     for start, block in zip(range(0, size, BLOCK), made(options, size), strict=True):
         stored[start : start + BLOCK] = compact.store(block)
     index = Index(stored, [f"pictures/{number:08d}.jpg" for number in range(size)], "made", "fp32", compact)
-    graph = Graph.build(compact, stored) if name.endswith("graph") else None
+    graph, facts, began = None, {}, time.perf_counter()
+    if name.endswith("graph"):
+        graph = Graph.build(compact, stored)
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        facts = {"build_seconds": round(time.perf_counter() - began, 2), "build_peak_bytes": peak}
     write_index(index, options.folder / f"{name}-{size}.npy", graph=graph)
+    return facts
 
 
 def faiss_search(options: argparse.Namespace, name: str, size: int) -> tuple[Search, dict[str, float]]:
@@ -226,7 +229,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
-        write(options, options.contestants[0], options.sizes[0])
+        print(json.dumps(write(options, options.contestants[0], options.sizes[0])))
     elif options.row:
         print(json.dumps(row(options, options.contestants[0], options.sizes[0])))
     else:

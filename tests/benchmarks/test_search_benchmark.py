@@ -65,6 +65,7 @@ def test_our_rows(monkeypatch, tmp_path):
     assert rows["cgd-deploy float32"]["recall_at_10"] == 1 and rows["cgd-deploy int8"]["recall_at_10"] > 0.9
     for one in rows.values():
         assert one["rows"] == 3000 and set(one["milliseconds"]) == {"1", "32"} and one["open_seconds"] < 60
+        assert ("build_peak_bytes" in one) == one["name"].endswith("graph")
     assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
 
 

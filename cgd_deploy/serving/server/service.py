@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
+from starlette.requests import HTTPConnection
 
 from ...errors import InputError, Overloaded, reason
 from ...runtime.admission import Submitted
@@ -61,7 +62,7 @@ class Service:
             self.requests -= 1
 
 
-def service_of(request: Request) -> Service:
+def service_of(request: HTTPConnection) -> Service:
     """The service that answers ``request``."""
     service: Service = request.app.state.service
     return service
@@ -93,7 +94,7 @@ class Bearer(HTTPBearer):
         super().__init__(scheme_name="key", auto_error=False)
         self._check = check
 
-    async def __call__(self, request: Request) -> None:
+    async def __call__(self, request: HTTPConnection) -> None:
         credentials = await super().__call__(request)
         self._check(service_of(request).settings.keys, credentials.credentials if credentials else "")
 
