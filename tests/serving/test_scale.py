@@ -427,9 +427,9 @@ def test_2000_pictures_and_a_worker_killed_in_the_middle(cli, desk):
 
 @pytest.mark.slow
 def test_a_killed_driver_goes_on_where_it_was(cli, desk):
-    many(1200, 80)
+    many(600, 80)
     assert cli("embed", "many", "-e", "fake.cgd", "-o", "local.npy")[0] == 0
-    options = ["-o", "ray.parquet", "--ray", "--workers", 2, "--shard", 20]
+    options = ["-o", "ray.parquet", "--ray", "--workers", 2, "--shard", 10]
     process = command(*options)
     until(lambda: len(shards_there()) >= 5, process)
     process.kill()
@@ -440,7 +440,7 @@ def test_a_killed_driver_goes_on_where_it_was(cli, desk):
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     facts = json.loads(out)
-    assert (facts["pictures"], facts["shards"]) == (1200, 60)
+    assert (facts["pictures"], facts["shards"]) == (600, 60)
     assert len(before) <= facts["resumed"] < 60  # a worker may outlive its driver for a shard
     assert {shard: (shard.stat().st_ino, shard.stat().st_mtime_ns) for shard in before} == before
     assert same(read_index("ray.parquet"), read_index("local.npy"))
