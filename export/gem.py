@@ -15,12 +15,15 @@ from onnx import helper, numpy_helper
 from .metadata import OPSET
 
 DOMAIN = "cgd"
+SMALLEST = 2.0**-14
+"""The smallest normal FP16 number."""
 
 
 def gem_function() -> onnx.FunctionProto:
-    """The body of ``cgd::GeM(x; p, eps)``: [N, C, H, W] -> [N, C] as m * mean((x / m)^p)^(1/p), m = max(x).
+    """The body of ``cgd::GeM(x; p, eps)``: [N, C, H, W] -> [N, C] as m * mean((x / m)^p)^(1/p), m = max(x, SMALLEST).
 
-    Dividing by the maximum keeps x^p inside FP16, where 40.4^3 already overflows.
+    Dividing by the maximum keeps x^p inside FP16, where 40.4^3 already overflows. SMALLEST stands in for the maximum of
+    a channel that is zero everywhere, which is possible if eps is 0.
     """
     eps = helper.make_node("Constant", [], ["eps"])
     exponent = helper.make_node("Constant", [], ["p"])
@@ -32,8 +35,10 @@ def gem_function() -> onnx.FunctionProto:
         eps,
         exponent,
         helper.make_node("Constant", [], ["plane"], value_ints=[2, 3]),
+        helper.make_node("Constant", [], ["smallest"], value_float=SMALLEST),
         helper.make_node("Clip", ["x", "eps"], ["positive"]),
-        helper.make_node("ReduceMax", ["positive", "plane"], ["largest"], keepdims=1),
+        helper.make_node("ReduceMax", ["positive", "plane"], ["maximum"], keepdims=1),
+        helper.make_node("Max", ["maximum", "smallest"], ["largest"]),
         helper.make_node("Div", ["positive", "largest"], ["ratio"]),
         helper.make_node("Pow", ["ratio", "p"], ["powers"]),
         helper.make_node("ReduceMean", ["powers", "plane"], ["mean"], keepdims=1),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cgd_deploy.errors import InputError
 
@@ -41,8 +43,8 @@ class Stepper:
 
     The losses see the descriptors of the whole batch, gathered from all processes. With ``config.accumulate``, the
     batch passes through the backbone in parts, twice: first without gradients, then part by part with the gradient of
-    each pooled vector (Gao et al. 2021, section 3.2). A BatchNorm that is not frozen sees one part at a time. With
-    ``trains_backbone`` false, only the layers behind the backbone train.
+    each pooled vector (Gao et al. 2021, section 3.2). A BatchNorm that is not frozen sees one part at a time, each part
+    once. With ``trains_backbone`` false, only the layers behind the backbone train.
     """
 
     def __init__(self, model: CGD, config: TrainConfig, processes: Processes) -> None:
@@ -95,7 +97,7 @@ class Stepper:
         if len(parts) == 1:
             pooled = self._pooled(pixels, seed)
         else:
-            with torch.no_grad():
+            with torch.no_grad(), statistics_kept(self.model):
                 pooled = torch.cat([self._pooled(part, seed + i) for i, part in enumerate(parts)])
             pooled.requires_grad_()
         total, losses = self._losses(self.processes.gather(pooled), targets.to(self.device))
@@ -143,6 +145,19 @@ class Stepper:
             total, auxiliary = total + config.auxiliary_weight * classification, classification.item()
         share = ranking.item() / self.collapsed if self.collapsed else None
         return total, Losses(total.item(), ranking.item(), auxiliary, share)
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Until the block ends, no BatchNorm of ``model`` changes its running statistics."""
+    momenta = {module: module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
+    try:
+        for module in momenta:
+            module.momentum = 0.0
+        yield
+    finally:
+        for module, momentum in momenta.items():
+            module.momentum = momentum
 
 
 def _norm(gradients: list[Tensor]) -> float:

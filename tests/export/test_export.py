@@ -285,10 +285,11 @@ def test_the_function_holds_where_the_plain_power_leaves_fp16():
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("p", [2, 3, 2.5])
-def test_gem_of_nothing_is_finite(p, keep):
-    model = gem_graph(p, 1e-6, (1, 2, 3, 3))
+@pytest.mark.parametrize("eps", [1e-6, 0.0])
+def test_gem_of_nothing_is_eps(p, keep, eps):
+    model = gem_graph(p, eps, (1, 2, 3, 3))
     fold_gem(model, keep)
-    assert np.isfinite(pooled(model, np.zeros((1, 2, 3, 3), np.float32))).all()
+    assert pooled(model, np.zeros((1, 2, 3, 3), np.float32)) == pytest.approx(eps, abs=1e-8)
 
 
 def test_parity_counts_shared_neighbours_from_twelve_pictures_on():

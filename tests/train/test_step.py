@@ -89,6 +89,17 @@ def test_parts_drop_the_same_layers_in_both_passes():
     assert not torch.equal(first, made._pooled(PIXELS, seed=4))
 
 
+def test_batch_norm_counts_each_part_once():
+    made = stepper(replace(CONFIG, accumulate=2))
+    norm = made.model.backbone.bn1.train()
+    seen = []
+    norm.register_forward_hook(lambda norm, inputs, output: seen.append(inputs[0].mean((0, 2, 3)).detach()))
+    made.step(PIXELS, TARGETS, seed=1)
+    *_, first, second = seen
+    assert torch.allclose(norm.running_mean, 0.1 * (0.9 * first + second), atol=1e-6)  # it starts at 0
+    assert norm.momentum == 0.1
+
+
 def test_a_step_follows_the_gradient_at_the_rate_of_each_group():
     """Adam's first step is the learning rate in the direction of the gradient's sign."""
     made = stepper(replace(CONFIG, head_lr=7.0, auxiliary_lr=4.0))
