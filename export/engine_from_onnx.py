@@ -34,12 +34,14 @@ from .build_options import BuildOptions, Int8Options
 from .fp16 import rounded
 from .int8.budget import retrieval_facts
 from .int8.guard import guarded
+from .int8.quantize import convolutions
 from .int8.recipe import Recipe
+from .kernels import kernels
 from .metadata import Metadata, check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
 from .parity import open_onnx, parity_of, run_in_batches, run_onnx
 from .progress import QUIET, Progress
-from .proof import graph_precisions, prove
+from .proof import compiled_precisions, graph_precisions, prove
 from .tensorrt import Plan, plan_from_onnx
 from .typed import LAYOUTS, MakeGraph, check_precision, float_graph, int8_graph
 
@@ -163,8 +165,11 @@ def engine_from_onnx(
     onnx.checker.check_model(typed.graph, full_check=True)
     plan, proof = _built(request, metadata.spec, typed)
     manifest = _manifest(request, metadata, typed, plan, proof)
+    runs_here = _runs_here(request.output, manifest)
+    if runs_here and request.backend not in MODULES and precision is not Precision.TF32:
+        manifest = replace(manifest, proof=_compiled_proof(request, typed, plan))
     golden = golden_images(metadata.spec)
-    descriptors, parity = _replayed(request, model, typed, plan, golden, _runs_here(request.output, manifest))
+    descriptors, parity = _replayed(request, model, typed, plan, golden, runs_here)
     manifest = replace(manifest, parity=parity)
     write_engine(request.output, manifest, plan.payload, golden, descriptors)
     return manifest
@@ -251,6 +256,13 @@ def _manifest(request: _Request, metadata: Metadata, typed: _Typed, plan: Plan, 
         proof=proof,
         retrieval=typed.retrieval,
     )
+
+
+def _compiled_proof(request: _Request, typed: _Typed, plan: Plan) -> dict[str, Any]:
+    """The proof by the kernels that the CPU's runtime chose."""
+    names = [node.name for node in convolutions(typed.graph)]
+    found = compiled_precisions(kernels(request.backend, plan.payload), names)
+    return prove("compiled model", found, typed.graph, request.precision, typed.keep_float)
 
 
 def _runs_here(path: Path, manifest: Manifest) -> bool:

@@ -1,7 +1,8 @@
 """Proof of precision: the arithmetic of each convolution, weighted by its work.
 
-The typed graph holds the precision that we ask for, the parsed network what TensorRT understood (binding, because the
-network is strongly typed), the built engine what TensorRT chose. An INT8 build that silently became FP32 fails here.
+The typed graph holds the precision that we ask for. The compiled model of OpenVINO or ONNX Runtime tells what runs, and
+so do TensorRT's parsed network (binding, because it is strongly typed) and its built engine. An INT8 build that
+silently became FP32 fails here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Precisions = dict[str, Precision]
 """The arithmetic of each convolution, by the name of its ONNX node."""
 
 MIN_SHARE = 0.95
+INTEGER = re.compile("_I8$|^QLinear|^QGemm$|Integer$")
+"""Kernels of OpenVINO and operators of ONNX Runtime that multiply integers."""
 NARROWEST_FIRST = {
     Precision.INT8: re.compile("(?<!u)int8", re.IGNORECASE),
     Precision.FP16: re.compile("fp16|half", re.IGNORECASE),
@@ -36,7 +39,7 @@ def prove(
 ) -> dict[str, Any]:
     """Count the convolutions and their share of the work (2 x multiply-adds) in each precision.
 
-    source       where ``found`` comes from: "graph", "network" or "engine"
+    source       where ``found`` comes from: "graph", "compiled model", "network" or "engine"
     found        precision of each convolution
     model        the graph of the build, typed or not
     asked        TF32 counts as FP32: no graph, network or engine says which products the GPU computes in TF32
@@ -100,6 +103,11 @@ def graph_precisions(model: onnx.ModelProto) -> Precisions:
             half = types.get((decoded or node.input[1:])[0]) == TensorProto.FLOAT16
             found[node.name] = Precision.FP16 if half else Precision.FP32
     return found
+
+
+def compiled_precisions(kernels: Mapping[str, str], names: Collection[str]) -> Precisions:
+    """Precision of the convolutions ``names`` by the kernels of OpenVINO or ONNX Runtime: INT8, or else FP32."""
+    return {name: Precision.INT8 if INTEGER.search(kernels.get(name, "")) else Precision.FP32 for name in names}
 
 
 def _is_decoded(maker: onnx.NodeProto | None) -> bool:

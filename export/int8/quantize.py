@@ -133,6 +133,8 @@ def quantized(
         for position, tensor in enumerate(node.input):
             if (node.name, position) in edges:
                 node.input[position] = f"{tensor}_dq"
+        if node.op_type == "Conv" and node.name in keep_float and (node.name, 0) in edges:
+            nodes.append(_decode_by_channel(graph, node, edges[node.name, 0], ranges))
         nodes.append(node)
         for output in node.output:
             nodes += pairs.get(output, [])
@@ -256,6 +258,26 @@ def _pair(graph: onnx.GraphProto, tensor: str, codes: Codes, largest: float) -> 
             "DequantizeLinear", [f"{tensor}_q", *constants], [f"{tensor}_dq"], name=f"{tensor}_dequantize"
         ),
     ]
+
+
+def _decode_by_channel(
+    graph: onnx.GraphProto, convolution: onnx.NodeProto, edge: Edge, ranges: Ranges
+) -> onnx.NodeProto:
+    """Let a float convolution decode its input with a scale for each channel, all of them equal; returns the decoder.
+
+    If there is a single scale, ONNX Runtime rounds the convolution's weights to INT8 and computes in integers.
+    """
+    weight = next(tensor for tensor in graph.initializer if tensor.name == convolution.input[1])
+    groups = next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
+    channels, name = weight.dims[1] * groups, f"{convolution.name}_input"
+    constants = {
+        f"{name}_scale": np.full(channels, edge.codes.scale(ranges[edge.ranged])),
+        f"{name}_zero": np.full(channels, edge.codes.zero_point),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    convolution.input[0] = f"{name}_dq"
+    inputs = [f"{edge.tensor}_q", *constants]
+    return helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], name=f"{name}_dequantize", axis=1)
 
 
 def _quantize_weight(graph: onnx.GraphProto, convolution: onnx.NodeProto, weight_range: int) -> onnx.NodeProto:

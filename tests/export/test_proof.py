@@ -14,14 +14,24 @@ from graphs import ranged_tensors
 from onnx import TensorProto, helper, numpy_helper
 
 from cgd_deploy.errors import GateError, MissingDependency
+from cgd_deploy.runtime.backends.onnxruntime import session_options
 from cgd_deploy.runtime.backends.tensorrt import import_tensorrt
 from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.spec import Precision
 from cgd_export.fp16 import halved
 from cgd_export.int8 import recipe
 from cgd_export.int8.quantize import Layout, convolutions, quantized
+from cgd_export.kernels import kernels
 from cgd_export.metadata import FEATURES, Metadata, load_onnx, set_metadata
-from cgd_export.proof import convolution_work, engine_precisions, graph_precisions, network_precisions, prove
+from cgd_export.proof import (
+    compiled_precisions,
+    convolution_work,
+    engine_precisions,
+    graph_precisions,
+    network_precisions,
+    prove,
+)
+from cgd_export.typed import LAYOUTS
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +245,40 @@ def test_lost_codes_exit_with_3(
     assert listing(tmp_path) == {}
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_what_runs_is_what_the_graph_asks_for(model: onnx.ModelProto, backend: str) -> None:
+    pytest.importorskip(backend)
+    names = [node.name for node in convolutions(model)]
+    assert set(compiled_precisions(kernels(backend, model.SerializeToString()), names).values()) == {Precision.FP32}
+    ranges = dict.fromkeys(ranged_tensors(model), 4.0)
+    for floats in (names[:1], names[1:2], [names[3], names[8]], names[5:15], names[-1:], names[:-1]):
+        mixed = quantized(model, ranges, LAYOUTS[backend], keep_float=floats)
+        found = compiled_precisions(kernels(backend, mixed.SerializeToString()), names)
+        assert (
+            found
+            == graph_precisions(mixed)
+            == {name: Precision.FP32 if name in floats else Precision.INT8 for name in names}
+        )
+
+
+def test_int8_layers_that_the_runtime_computes_in_float_are_found_out(
+    model_onnx: Path, tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph says INT8, and ONNX Runtime fuses nothing."""
+    monkeypatch.setattr("cgd_export.kernels.session_options", without_fusion)
+    status, _, told = cli("build-engine", model_onnx, "--int8", "--backend", "onnxruntime", "-o", tmp_path / "a.cgd")
+    assert status == 3 and "int8 was asked, but the compiled model has 100 % fp32 of the convolution work" in told
+    assert listing(tmp_path) == {}
+
+
+def without_fusion(ort: Any, threads: int) -> Any:
+    options = session_options(ort, threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
 def test_proof_of_a_cpu_engine(engines: dict[tuple[str, str], Path]) -> None:
     for (_, precision), path in engines.items():
         proof = read_engine(path).manifest.proof
-        assert proof and proof["from"] == "graph" and proof["asked"] == precision
+        assert proof and proof["from"] == "compiled model" and proof["asked"] == precision
         assert proof["convolutions"] == 20 and proof["flops_share"] == {precision: 1.0}

@@ -83,3 +83,12 @@ class OpenVinoBackend(Backend):
     def close(self) -> None:
         self._idle = SimpleQueue()
         self._compiled = None
+
+    def kernels(self) -> dict[str, str]:
+        """Node of the ONNX model -> kernel that computes it alone or with others, for example brgconv_avx512_I8."""
+        found: dict[str, str] = {}
+        for operation in self._compiled.get_runtime_model().get_ops():
+            facts = {name: value.astype(str) for name, value in operation.get_rt_info().items()}
+            if facts["layerType"] != "Reorder":  # it moves the values of the nodes that it names
+                found |= dict.fromkeys(facts["originalLayersNames"].split(","), facts["primitiveType"])
+        return found
