@@ -28,7 +28,7 @@ LINKS, WIDTH_BUILDING, WIDTH_SEARCHING = 32, 128, 128
 """Links of a row, and how many candidates are kept while the graph is built and searched."""
 PROPOSED = 128
 """Rows that the graph proposes for a query; more for k above 16. Among 3,136 pictures, the nearest 128 by bits hold
-99.8 % of the ten nearest by INT8 descriptors."""
+99.6 % of the ten nearest."""
 ENOUGH = 4
 """Proposed rows for each wanted one; twice as many are asked for, because some may be removed."""
 SAMPLE = 1000

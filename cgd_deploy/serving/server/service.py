@@ -85,9 +85,9 @@ def check_admin(keys: Keys | None, key: str) -> None:
 
 
 class Bearer(HTTPBearer):
-    """Checks the key of a request. Routes have no other dependency, because FastAPI takes about 0.1 ms for each.
+    """Checks the key of a request. It is a coroutine, because FastAPI calls plain functions in a thread.
 
-    It is a coroutine although it waits for nothing: FastAPI calls plain functions in a thread.
+    Routes have no other dependency. With six of them, the event loop took 1.1 ms for a request instead of 0.8.
     """
 
     def __init__(self, check: Callable[[Keys | None, str], None]) -> None:
