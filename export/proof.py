@@ -25,7 +25,7 @@ Precisions = dict[str, Precision]
 """The arithmetic of each convolution, by the name of its ONNX node."""
 
 MIN_SHARE = 0.95
-INTEGER = re.compile("_I8$|^QLinear|^QGemm$|Integer$")
+INTEGER = re.compile("_[Ii]8$|^QLinear|^QGemm$|Integer$")
 """Kernels of OpenVINO and operators of ONNX Runtime that multiply integers."""
 NARROWEST_FIRST = {
     Precision.INT8: re.compile("(?<!u)int8", re.IGNORECASE),

@@ -14,6 +14,8 @@ from ...hardware.cpu import available_threads
 from .base import Backend
 
 TELEMETRY = "openvino_telemetry"
+PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+"""OpenVINO's names of the operations that multiply by weights."""
 
 
 def import_openvino() -> Any:
@@ -85,10 +87,11 @@ class OpenVinoBackend(Backend):
         self._compiled = None
 
     def kernels(self) -> dict[str, str]:
-        """Node of the ONNX model -> kernel that computes it alone or with others, for example brgconv_avx512_I8."""
+        """Convolution or product of the ONNX model -> kernel that computes it, for example brgconv_avx512_I8."""
         found: dict[str, str] = {}
         for operation in self._compiled.get_runtime_model().get_ops():
             facts = {name: value.astype(str) for name, value in operation.get_rt_info().items()}
-            if facts["layerType"] != "Reorder":  # it moves the values of the nodes that it names
-                found |= dict.fromkeys(facts["originalLayersNames"].split(","), facts["primitiveType"])
+            if facts["layerType"] in PRODUCTS:
+                nodes = [name.split("/")[0] for name in facts["originalLayersNames"].split(",")]
+                found |= dict.fromkeys(nodes, facts["primitiveType"])
         return found
