@@ -166,7 +166,7 @@ def engine_from_onnx(
     plan, proof = _built(request, metadata.spec, typed)
     manifest = _manifest(request, metadata, typed, plan, proof)
     runs_here = _runs_here(request.output, manifest)
-    if runs_here and request.backend not in MODULES and precision is not Precision.TF32:
+    if runs_here and default_device(request.backend, precision) == "cpu":
         manifest = replace(manifest, proof=_compiled_proof(request, typed, plan))
     golden = golden_images(metadata.spec)
     descriptors, parity = _replayed(request, model, typed, plan, golden, runs_here)

@@ -87,7 +87,7 @@ TRAIN += " --classes-per-batch 3 --pictures-per-class 2 -o run"
 @pytest.mark.parametrize(
     ("command", "product", "is_whole", "deaths"),
     [
-        ("export ckpt.pt -o out.onnx", "out.onnx", is_model, (3,)),
+        ("export ckpt.pt -o out.onnx", "out.onnx", is_model, (1, 3)),
         ("build-engine model.onnx --int8 --backend openvino -o out.cgd", "out.cgd", is_engine, (1, 2)),
         ("embed pictures -e engine.cgd -o out.npy", "out.npy", is_index, (1, 3, 5)),
     ],
@@ -104,7 +104,7 @@ def test_a_killed_command_leaves_nothing_half_and_works_again(desk, command, pro
             break
         assert done.returncode == DIED, done.stderr
         killed += 1
-    assert killed >= min(2, len(deaths))
+    assert killed >= 2
     done = run(*command.split())
     assert done.returncode == 0, done.stderr
     is_whole(path)

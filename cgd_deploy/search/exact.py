@@ -156,7 +156,7 @@ def _propose(stored: Stored, rounded: Stored, count: int) -> Found:
 
 
 def _by_bits(rows: Rows, queries: Descriptors, k: int) -> Found:
-    """Propose the rows with the bits most like those of the query, and rank them. Rank all rows of a small gallery."""
+    """Rank the rows whose bits differ least from the bits of the query. In a small gallery, rank all rows."""
     count = max(HAMMING, 4 * k)
     if 2 * count > rows.offered:
         return _by_products(rows, queries, k)

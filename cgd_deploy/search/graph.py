@@ -1,8 +1,8 @@
 """Approximate nearest neighbours: a graph of the gallery (HNSW, Malkov and Yashunin 2018), built and read by usearch.
 
 The graph holds one bit of each value: whether it is above the gallery's mean. It proposes the rows whose bits differ
-least from the bits of the query, and the float32 query ranks them, as in ``exact``. A search so reads 192 bytes of most
-rows where 1,536 int8 values have 1,536, and the graph needs no copy of the rows. Knows no path of a picture.
+least from the bits of the query, and the float32 query ranks them, as in ``exact``. For 1,536 values, a search reads
+192 bytes of a row and not 1,536, and the graph needs no copy of the rows. Knows no path of a picture.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Graph:
             graph = usearch.Index.restore(path, view=True)
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); make the index again with --ann.") from error
-        expected = len(stored), compact.length
-        if graph is None or (len(graph), graph.ndim, graph.dtype.name.lower()) != (*expected, BITS):
+        expected = (len(stored), compact.length, BITS)
+        if graph is None or (len(graph), graph.ndim, graph.dtype.name.lower()) != expected:
             raise InputError(f"{path} is no graph of {len(stored)} pictures; make the index again with --ann.")
         graph.expansion_search = WIDTH_SEARCHING  # usearch does not store it
         return cls(graph, mean_of(compact, stored), recall_at_10)

@@ -153,8 +153,12 @@ def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 def by_group(convolution: onnx.NodeProto, weight: NDArray[np.floating]) -> NDArray[np.floating]:
     """A view of a Conv's weight as [groups, output channels of a group, input channels of a group, kernel]."""
-    groups = next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
+    groups = _groups(convolution)
     return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+
+
+def _groups(convolution: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
 
 
 def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -268,8 +272,7 @@ def _decode_by_channel(
     If there is a single scale, ONNX Runtime rounds the convolution's weights to INT8 and computes in integers.
     """
     weight = next(tensor for tensor in graph.initializer if tensor.name == convolution.input[1])
-    groups = next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
-    channels, name = weight.dims[1] * groups, f"{convolution.name}_input"
+    channels, name = weight.dims[1] * _groups(convolution), f"{convolution.name}_input"
     constants = {
         f"{name}_scale": np.full(channels, edge.codes.scale(ranges[edge.ranged])),
         f"{name}_zero": np.full(channels, edge.codes.zero_point),

@@ -41,7 +41,8 @@ async def embeddings(request: Request) -> Response:
         check_pictures(pictures, settings.max_pictures)
         model = models.named(asked.model)
         with model.used() as engine:
-            if asked.dimensions not in (None, dim := engine.spec.dim):
+            dim = engine.spec.dim
+            if asked.dimensions not in (None, dim):
                 raise InputError(f"dimensions={asked.dimensions} is not what {model.name} has; expected {dim}.")
             described = await describe(request, engine, pictures)
             space_id = engine.spec.space_id

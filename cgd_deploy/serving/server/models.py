@@ -14,10 +14,10 @@ from pathlib import Path
 from ...errors import CgdError, closest_known
 from ...hardware.cpu import available_threads
 from ...runtime.backends import default_device
-from ...runtime.engine import Engine, open_engine
+from ...runtime.engine import CPU_BATCH, Engine, open_engine
 from ...runtime.enginefile import read_engine
 from ...runtime.scheduler import Batching
-from ...runtime.tuning import setting_here
+from ...runtime.tuning import Setting, setting_here
 from .gallery import Gallery
 from .refusals import Refused
 
@@ -35,9 +35,9 @@ def load_for_requests(path: Path, threads: int | None, streams: int | None, batc
     """``load`` with the threads and streams for a server: on a CPU what ``autotune`` found, and STREAMS at least."""
     file = read_engine(path)
     if default_device(file.manifest.backend, file.manifest.precision) == "cpu":
-        tuned = setting_here(file.tunings, "throughput")
-        threads = threads or (tuned.threads if tuned else available_threads())
-        streams = streams or min(threads, max(STREAMS, tuned.streams if tuned else 1))
+        setting = setting_here(file.tunings, "throughput") or Setting(available_threads(), STREAMS, CPU_BATCH)
+        threads = threads or setting.threads
+        streams = streams or min(threads, max(STREAMS, setting.streams))
     return open_engine(file, threads=threads, streams=streams, batching=batching)
 
 
