@@ -49,6 +49,9 @@ typedef enum cgd_status {
     CGD_OVERLOADED = 6,         /* too many images wait: try again, or shed the request */
     CGD_SHUTTING_DOWN = 7,      /* the process ends: make no more calls */
     CGD_BAD_INDEX = 8,          /* the file is missing, damaged, or of another space than the engine */
+    CGD_TIMED_OUT = 9,          /* the timeout passed before the image was computed */
+    CGD_CANCELLED = 10,         /* the caller freed the ticket before the image was computed */
+    CGD_PENDING = 11,           /* the image is not done: wait again */
     CGD_INTERNAL = 99           /* a bug, or the library could not start */
 } cgd_status;
 
@@ -77,8 +80,57 @@ typedef struct cgd_options {
     double max_delay_ms;   /* how long one waits for others */
 } cgd_options;
 
+/* The library calls it once for a submitted image, in a thread of its own that waits for the return. It may call every
+ * function but cgd_engine_close, and cgd_ticket_free and cgd_ticket_wait with the ticket of its image. */
+typedef void (*cgd_done)(void *context, cgd_status status, const char *message);
+
+/* How cgd_submit computes an image. Fill with cgd_request_init, then change what you want to. */
+typedef struct cgd_request {
+    size_t size;       /* sizeof(cgd_request) of the caller's header */
+    double timeout_ms; /* after this time the image is not computed, and has CGD_TIMED_OUT; 0: no limit */
+    cgd_done done;     /* called when the image is done; may be NULL */
+    void *context;     /* the first argument of done */
+} cgd_request;
+
+enum { CGD_BINS = 16 };
+
+/* How often values fell between bounds. */
+typedef struct cgd_histogram {
+    double bounds[CGD_BINS];   /* ascending; the last and the unused ones are infinite */
+    uint64_t counts[CGD_BINS]; /* values up to each bound and above the bound before it */
+    double total;              /* sum of all values */
+} cgd_histogram;
+
+/* What happened to the single images of an engine. Set size before the call. */
+typedef struct cgd_stats {
+    size_t size;        /* sizeof(cgd_stats) of the caller's header */
+    uint64_t waiting;   /* images in the queue now: they wait for a decoder, are decoded, or wait for a batch */
+    uint64_t in_flight; /* batches that are being computed now */
+    uint64_t described; /* images by outcome */
+    uint64_t shed;      /* the queue was full */
+    uint64_t expired;   /* the timeout passed */
+    uint64_t bad_input; /* the image could not be used */
+    uint64_t failed;    /* the batch failed */
+    uint64_t cancelled;
+    cgd_histogram batch_sizes;     /* images of each batch */
+    cgd_histogram decode_seconds;  /* of an image */
+    cgd_histogram queue_seconds;   /* that an image waited for a decoder and for its batch */
+    cgd_histogram compute_seconds; /* of a batch */
+} cgd_stats;
+
+typedef enum cgd_log_level {
+    CGD_LOG_DEBUG = 1,
+    CGD_LOG_INFO = 2,
+    CGD_LOG_WARNING = 3,
+    CGD_LOG_ERROR = 4
+} cgd_log_level;
+
+/* Gets one line without its end. Any thread of the process may call it, one at a time. It may not call the library. */
+typedef void (*cgd_log)(void *context, cgd_log_level level, const char *message);
+
 typedef struct cgd_engine cgd_engine;
 typedef struct cgd_index cgd_index;
+typedef struct cgd_ticket cgd_ticket;
 /* types: end */
 
 /* "0.1.0", of the library; the macros above are of the header. */
@@ -119,6 +171,36 @@ CGD_API cgd_status cgd_embed(cgd_engine *engine, const cgd_image *images, size_t
 /* The same for encoded files (JPEG, PNG, ...) in memory. Transparent pixels lie on white. */
 CGD_API cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const size_t *sizes, size_t count,
                                      float *out, size_t capacity);
+
+CGD_API void cgd_request_init(cgd_request *request);
+
+/* Begin to describe one image, and return at once; request may be NULL. The image is computed in a batch with other
+ * single images. The descriptor goes to out, which has room for capacity floats. Keep out and the pixels until the
+ * image is done: done was called, or cgd_ticket_wait returned something other than CGD_PENDING.
+ *
+ * *ticket is to be freed; ticket may be NULL if the request has a function done. CGD_OVERLOADED if the queue is full;
+ * on failure *ticket is NULL, and done is not called. */
+CGD_API cgd_status cgd_submit(cgd_engine *engine, const cgd_image *image, const cgd_request *request, float *out,
+                              size_t capacity, cgd_ticket **ticket);
+
+/* The same for an encoded file in memory. */
+CGD_API cgd_status cgd_submit_encoded(cgd_engine *engine, const void *file, size_t size, const cgd_request *request,
+                                      float *out, size_t capacity, cgd_ticket **ticket);
+
+/* Wait for a submitted image, at most timeout_ms; 0 does not wait, a negative number waits for ever. Returns the status
+ * of the image, or CGD_PENDING. */
+CGD_API cgd_status cgd_ticket_wait(cgd_ticket *ticket, double timeout_ms);
+
+/* Free a ticket, before its engine is closed; NULL does nothing. An image that is not being computed yet is cancelled:
+ * it has CGD_CANCELLED. Waits until the image is done. */
+CGD_API void cgd_ticket_free(cgd_ticket *ticket);
+
+/* What happened to the single images of cgd_embed, cgd_embed_encoded and cgd_submit since the engine was opened. */
+CGD_API cgd_status cgd_engine_stats(const cgd_engine *engine, cgd_stats *stats);
+
+/* Send the messages of the process of this level and above to log; NULL: to nobody. When the call returns, the function
+ * before it is called no more. */
+CGD_API cgd_status cgd_set_log(cgd_log log, void *context, cgd_log_level least);
 
 /* The k rows of gallery with the largest inner products with each query, the largest first: [query_count][k] indices
  * and products. Strides are bytes from one row to the next, 0 for dim * sizeof(float). Exact. */
