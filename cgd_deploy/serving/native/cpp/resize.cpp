@@ -1,0 +1,142 @@
+#include "resize.hpp"
+
+#include "failure.hpp"
+#include "limits.hpp"
+#include "resample.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <regex>
+#include <vector>
+
+namespace cgd {
+
+namespace {
+
+constexpr std::uint32_t LEAST_SIDE = 8;
+constexpr std::uint32_t LONGEST_SIDE = 1 << 13;
+constexpr std::array<const char *, 4> FILTERS = {"bilinear", "bicubic", "lanczos", "box"};  // in the order of Filter
+
+std::string by(std::uint32_t width, std::uint32_t height) {
+    return std::to_string(width) + "x" + std::to_string(height);
+}
+
+// Where a part lies in the centre of a whole; half a pixel is rounded to the even place.
+std::uint32_t centre(std::uint32_t whole, std::uint32_t part) {
+    const std::uint32_t half = (whole - part) / 2;
+    return half + ((whole - part) & half & 1);
+}
+
+void copy_rows(const std::uint8_t *from, std::size_t stride, Size size, std::uint8_t *out) {
+    const std::size_t bytes = 3 * static_cast<std::size_t>(size.width);
+    for (std::uint32_t y = 0; y < size.height; ++y) std::memcpy(out + y * bytes, from + y * stride, bytes);
+}
+
+void swap_red_and_blue(std::uint8_t *pixels, Size size) {
+    std::uint8_t *end = pixels + 3 * static_cast<std::size_t>(size.height) * size.width;
+    for (; pixels != end; pixels += 3) std::swap(pixels[0], pixels[2]);
+}
+
+// Pixels that lie `stride` bytes from one row to the next.
+struct Rows {
+    const std::uint8_t *data;
+    std::size_t stride;
+};
+
+void narrow(Rows rows, std::uint32_t height, const Axis &across, std::uint8_t *out) {
+    for (std::uint32_t y = 0; y < height; ++y)
+        resample_row(rows.data + y * rows.stride, across, out + y * 3 * static_cast<std::size_t>(across.size()));
+}
+
+void flatten(Rows rows, std::size_t bytes, const Axis &down, std::uint8_t *out) {
+    for (std::uint32_t y = 0; y < down.size(); ++y) resample_column(rows.data, rows.stride, down, y, bytes, out + y * bytes);
+}
+
+// Whether Pillow 13 resamples the columns before the rows, which rounds differently. Earlier releases never do.
+bool columns_first(Size from, Size to) {
+    const auto lost = [](std::uint32_t before, std::uint32_t after) { return static_cast<std::int64_t>(before) - after; };
+    return from.height > to.height && lost(from.height, to.height) > 2 * lost(from.width, to.width);
+}
+
+// The part of a resize to `whole` that lies in its centre. As in Pillow, a side that keeps its size is left alone.
+void resample(const View &view, Filter filter, Size whole, Size input, std::uint8_t *out) {
+    const std::uint32_t top = centre(whole.height, input.height), left = centre(whole.width, input.width);
+    const bool rows = view.width != whole.width, columns = view.height != whole.height;
+    const Axis across(view.width, whole.width, filter, left, input.width);
+    const Axis down(view.height, whole.height, filter, top, input.height);
+    const std::uint32_t first_x = rows ? across.first(0) : left, first_y = columns ? down.first(0) : top;
+    const Rows source{view.data + first_y * view.stride + 3 * static_cast<std::size_t>(first_x), view.stride};
+    const std::size_t bytes = 3 * static_cast<std::size_t>(input.width);
+    if (!rows && !columns) return copy_rows(source.data, source.stride, input, out);
+    if (!columns) return narrow(source, input.height, across, out);
+    if (!rows) return flatten(source, bytes, down, out);
+    std::vector<std::uint8_t> between;
+    if (columns_first({view.height, view.width}, whole)) {
+        const std::size_t wide = 3 * static_cast<std::size_t>(across.end() - first_x);
+        between.resize(input.height * wide);
+        flatten(source, wide, down, between.data());
+        return narrow({between.data(), wide}, input.height, across, out);
+    }
+    between.resize((down.end() - first_y) * bytes);
+    narrow(source, down.end() - first_y, across, between.data());
+    flatten({between.data(), bytes}, bytes, down, out);
+}
+
+}  // namespace
+
+ResizeRule ResizeRule::parse(const std::string &text) {
+    static const std::regex form("pillow-(bilinear|bicubic|lanczos|box)(-shorter-([1-9][0-9]{0,5}))?");
+    std::smatch parts;
+    if (text.size() > 60 || !std::regex_match(text, parts, form))
+        throw Failure(CGD_BAD_ENGINE, "resize='" + text.substr(0, 60) +
+                                          "' is unknown; this release knows pillow-FILTER and "
+                                          "pillow-FILTER-shorter-PIXELS, where FILTER is bilinear, bicubic, lanczos, box.");
+    const auto *name = std::find(FILTERS.begin(), FILTERS.end(), parts[1].str());
+    ResizeRule rule{static_cast<Filter>(name - FILTERS.begin()), {}};
+    if (!parts[3].matched) return rule;
+    rule.shorter = static_cast<std::uint32_t>(std::stoul(parts[3].str()));
+    if (*rule.shorter > LONGEST_SIDE)
+        throw Failure(CGD_BAD_ENGINE, "the shorter side of resize='" + text + "' must be 1 to " +
+                                          std::to_string(LONGEST_SIDE) + " pixels.");
+    return rule;
+}
+
+Size ResizeRule::resized(Size picture, Size input) const {
+    if (!shorter) return input;
+    const double product = static_cast<double>(*shorter) * std::max(picture.height, picture.width);
+    constexpr double most = std::numeric_limits<std::uint32_t>::max();  // far above every limit of pixels
+    const auto longer = static_cast<std::uint32_t>(std::min(product / std::min(picture.height, picture.width), most));
+    return picture.height <= picture.width ? Size{*shorter, longer} : Size{longer, *shorter};
+}
+
+void check_sides(Size size) {
+    const std::string sides = by(size.width, size.height);
+    if (std::min(size.width, size.height) < LEAST_SIDE)
+        throw Failure(CGD_BAD_INPUT, "the picture is " + sides + " pixels; expected 8x8 or more.");
+    check_size("the picture (" + sides + ")", static_cast<std::uint64_t>(size.width) * size.height, "pixels", CGD_BAD_INPUT);
+}
+
+void fit(const View &view, const ResizeRule &rule, std::uint32_t height, std::uint32_t width, std::uint8_t *out) {
+    const Size input{height, width};
+    if (!(Size{view.height, view.width} == input)) return fit_always(view, rule, height, width, out);
+    copy_rows(view.data, view.stride, input, out);
+    if (view.bgr) swap_red_and_blue(out, input);
+}
+
+void fit_always(const View &view, const ResizeRule &rule, std::uint32_t height, std::uint32_t width, std::uint8_t *out) {
+    const Size input{height, width}, picture{view.height, view.width};
+    check_sides(picture);
+    const Size whole = rule.resized(picture, input);
+    if (rule.shorter)
+        check_size("the picture, resized to " + by(whole.width, whole.height) + ",",
+                   static_cast<std::uint64_t>(whole.width) * whole.height, "pixels", CGD_BAD_INPUT);
+    if (whole.height < height || whole.width < width)
+        throw Failure(CGD_BAD_ENGINE, "the rule resizes to " + by(whole.width, whole.height) +
+                                          " pixels, and the input has " + by(width, height) + "; export the model again.");
+    resample(view, rule.filter, whole, input, out);
+    if (view.bgr) swap_red_and_blue(out, input);
+}
+
+}  // namespace cgd
