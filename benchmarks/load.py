@@ -1,6 +1,6 @@
 """Latency and throughput of one engine under load, served in several ways: open loop, closed loop and from C.
 
-    python benchmarks/load.py int8.cgd --http --triton --service build/service -o benchmarks/results/load.json
+    python benchmarks/load.py int8.cgd --http --triton --service build/throughput -o benchmarks/results/load.json
 
 Open loop: requests of one picture arrive at random (Poisson), whether or not earlier requests were answered. Latency
 counts from the time when a request was due. Closed loop: each client sends its next picture when it has its last
@@ -230,7 +230,7 @@ def triton(stack: ExitStack, engine: Path) -> Send:
 
 
 def from_c(service: Path, engine: Path, threads: int, seconds: float) -> float:
-    """Pictures a second of examples/native/service.cpp, whose threads each send one picture at a time."""
+    """Pictures a second of examples/native/throughput.cpp, whose threads each send one picture at a time."""
     command = [str(service), str(engine), str(threads), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -401,7 +401,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", help="folder or list of pictures to send [default: made pictures]")
     parser.add_argument("--http", action="store_true", help="also by cgd-deploy serve, which gets JPEG files")
     parser.add_argument("--triton", action="store_true", help="also by a tritonserver, see docs/triton.md")
-    parser.add_argument("--service", type=Path, help="examples/native/service.cpp, built: also compare C with Python")
+    parser.add_argument("--service", type=Path, help="examples/native/throughput.cpp, built: also compare C with Python")
     parser.add_argument("--c-threads", type=int, default=8, help="that send in that comparison [default: 8]")
     options = parser.parse_args(arguments)
     counts = (options.rounds, options.batch, options.max_queue, options.clients, options.threads, options.c_threads)

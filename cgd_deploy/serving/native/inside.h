@@ -10,6 +10,8 @@ extern "C" {
 #endif
 
 #define CGD_MESSAGE 1024
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
 
 /* structs: begin */
 typedef struct cgd_facts {

@@ -65,7 +65,7 @@ std::vector<Best> best_of(const Rows &rows, std::size_t begin, std::size_t end, 
 }  // namespace
 
 #if defined(__x86_64__)
-__attribute__((target_clones("avx512f", "avx2,fma", "default")))
+__attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #endif
 float dot(const float *a, const float *b, std::size_t length) {
     float sum = 0;
