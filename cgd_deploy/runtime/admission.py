@@ -100,15 +100,16 @@ class Request:
             "pictures at a time."
         )
 
-    def fail(self, error: BaseException) -> str:
+    def fail(self, error: BaseException, statistics: Statistics) -> None:
         """Give ``error`` to the caller, unless the caller has cancelled. The request must have left the queue.
 
-        Returns the outcome, see ``Stats``.
+        Counts the outcome first, so that a caller who has the error finds it in the statistics.
         """
         if not self.future.set_running_or_notify_cancel():
-            return "cancelled"
+            statistics.ended("cancelled")
+            return
+        statistics.ended(next((outcome for kind, outcome in _OUTCOMES.items() if isinstance(error, kind)), "failed"))
         self.future.set_exception(error)
-        return next((outcome for kind, outcome in _OUTCOMES.items() if isinstance(error, kind)), "failed")
 
 
 _OUTCOMES: dict[type[BaseException], str] = {DeadlineExceeded: "expired", InputError: "bad_picture"}
@@ -177,7 +178,7 @@ class Queue:
                 self._add_decoded(request)
                 return
             self._wake_if_over()
-        self._statistics.ended(request.fail(outcome))
+        request.fail(outcome, self._statistics)
 
     def next_batch(self) -> list[Request] | None:
         """Wait for the next batch, which is in flight until ``finished``; None if the queue is closed and empty.
@@ -193,7 +194,7 @@ class Queue:
             self._in_flight += 1
             self._wake_if_over()
         for request, error in late:
-            self._statistics.ended(request.fail(error))
+            request.fail(error, self._statistics)
         return batch
 
     def finished(self) -> None:

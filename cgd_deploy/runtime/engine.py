@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -128,13 +129,20 @@ class Engine:
             pixels = [preprocess(image, self.spec) for image in images]
             return self._embed_pixels(np.stack(pixels) if pixels else np.empty((0, *self._image_shape), np.uint8))
 
-    def submit(self, image: Picture, timeout_ms: float | None = None) -> Submitted:
+    def submit(
+        self,
+        image: Picture,
+        timeout_ms: float | None = None,
+        on_done: Callable[[Future[Descriptor]], object] | None = None,
+    ) -> Submitted:
         """Describe one picture in a batch with pictures of other threads, as ``load``'s ``batching`` says.
 
         image        uint8 RGB [H, W, 3] at the spec's input size, or any picture that ``embed`` takes, which a pool of
                      threads decodes. The engine reads an array or a Pillow image later: do not change, close or use it
                      elsewhere until the future is done
         timeout_ms   milliseconds from now after which the engine drops the picture; None: no limit
+        on_done      a callback of the future. A callback that the caller adds later runs in the caller's thread if the
+                     future is done already; ``on_done`` never does
 
         Returns a future at once. Its result is the unit descriptor, float32 [dim], and ``seconds`` says how long the
         picture spent in each stage: "decode", "queue" and "compute". The future raises InputError for a
@@ -146,7 +154,7 @@ class Engine:
         engine is closed; InputError for a timeout that is not above 0.
         """
         pixels = image if is_ready(image, self.spec) else partial(preprocess, image, self.spec)
-        return self._queue().submit(pixels, timeout_ms)
+        return self._queue().submit(pixels, timeout_ms, on_done)
 
     async def aembed(self, image: Picture, timeout_ms: float | None = None) -> Descriptor:
         """``submit`` for asyncio. The event loop never decodes or blocks; cancelling the task cancels the request."""

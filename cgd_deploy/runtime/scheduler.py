@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Thread, current_thread
 from time import monotonic
@@ -96,12 +97,18 @@ class Scheduler:
             self.close()
             raise
 
-    def submit(self, pixels: Pixels | Callable[[], Pixels], timeout_ms: float | None = None) -> Submitted:
+    def submit(
+        self,
+        pixels: Pixels | Callable[[], Pixels],
+        timeout_ms: float | None = None,
+        on_done: Callable[[Future[Descriptor]], object] | None = None,
+    ) -> Submitted:
         """Queue a picture. Cancelling the future frees the picture's place.
 
         pixels       uint8 [H, W, 3], which must not change until the future is done; or a function that makes them. A
                      decoder thread calls the function, and the future raises the function's exception
         timeout_ms   as in ``Request``
+        on_done      a callback of the future that never runs inside this call
 
         Raises Overloaded if ``max_queue`` pictures are in the queue, EngineError after ``close``, InputError for a
         timeout that is not above 0.
@@ -115,6 +122,8 @@ class Scheduler:
                 except BaseException:  # the system may refuse a thread
                     request.future.cancel()
                     raise
+            if on_done:  # under the lock, so that no thread can finish the request first
+                request.future.add_done_callback(on_done)
         return request.future
 
     def stats(self) -> Stats:

@@ -17,6 +17,8 @@
 enum { SIDE = 64, MOST = 4096, SIGNALS = 64 };
 
 static cgd_engine *engine;
+static cgd_ticket *ticket;
+static float descriptor[MOST];
 static const char *path;
 static volatile sig_atomic_t stopped;
 
@@ -34,18 +36,73 @@ static void wait_ms(long ms) {
     nanosleep(&time, NULL);
 }
 
+static const uint8_t pixels[SIDE * SIDE * 3];
+static const cgd_image image = {pixels, SIDE, SIDE, SIDE * 3, CGD_RGB8};
+
 /* A single image goes through the engine's queue; two images are a batch of this thread. */
 static cgd_status embed(size_t count) {
-    static uint8_t pixels[SIDE * SIDE * 3];
-    const cgd_image image = {pixels, SIDE, SIDE, SIDE * 3, CGD_RGB8}, images[2] = {image, image};
+    const cgd_image images[2] = {image, image};
     float out[2 * MOST];
     return cgd_embed(engine, images, count, out, 2 * MOST);
+}
+
+/* The context is the descriptor, which nobody writes to any more. */
+static void release(void *context, cgd_status status, const char *message) {
+    (void)message;
+    expect(status, CGD_OK, "done");
+    free(context);
+}
+
+static cgd_status submit(void) {
+    float *out = malloc(MOST * sizeof *out);
+    cgd_request request;
+    cgd_request_init(&request);
+    request.done = release;
+    request.context = out;
+    const cgd_status status = cgd_submit(engine, &image, &request, out, MOST, NULL);
+    if (status != CGD_OK) free(out);
+    return status;
+}
+
+static void *submit_until_the_end(void *unused) {
+    cgd_status status;
+    (void)unused;
+    do status = submit();
+    while (status == CGD_OK || status == CGD_OVERLOADED);
+    expect(status, CGD_SHUTTING_DOWN, "submit");
+    return NULL;
+}
+
+/* Images are done before the handlers of atexit() run that the program had registered before it submitted the images. */
+static void say(void *context, cgd_status status, const char *message) {
+    printf("%s %s%s\n", (const char *)context, cgd_status_string(status), message);
+}
+
+static void see_the_end(void) {
+    puts("handler");
+    expect(submit(), CGD_SHUTTING_DOWN, "submit after the end");
+    expect(cgd_ticket_wait(ticket, -1), CGD_OK, "wait after the end");
+    cgd_ticket_free(ticket);
+    cgd_engine_close(engine);
+}
+
+static int end_with_images(void) {
+    cgd_request request;
+    cgd_request_init(&request);
+    request.done = say;
+    for (int i = 0; i < 5; i++) expect(embed(1), CGD_OK, "embed");
+    atexit(see_the_end);
+    for (int i = 0; i < 2; i++) {
+        request.context = i ? "second" : "first";
+        expect(cgd_submit(engine, &image, &request, descriptor, MOST, i ? &ticket : NULL), CGD_OK, "submit");
+    }
+    return 0;
 }
 
 static void *embed_until_the_end(void *count) {
     cgd_status status;
     do status = embed((size_t)count);
-    while (status == CGD_OK);
+    while (status == CGD_OK || status == CGD_OVERLOADED);
     expect(status, CGD_SHUTTING_DOWN, "embed");
     while (embed((size_t)count) == CGD_SHUTTING_DOWN) continue;
     fail("embed after the end");
@@ -99,7 +156,10 @@ int main(int argc, char **argv) {
     if (IS("own handler")) signal(SIGINT, stop);
     struct sigaction before[SIGNALS], after[SIGNALS];
     read_handlers(before);
-    expect(cgd_engine_open(path, NULL, &engine), CGD_OK, "open");
+    cgd_options options;
+    cgd_options_init(&options);
+    options.max_queue = 16; /* exit() waits for the images in the queue */
+    expect(cgd_engine_open(path, &options, &engine), CGD_OK, "open");
     expect(embed(1), CGD_OK, "embed");
     if (strcmp(setlocale(LC_ALL, NULL), "C")) return fputs("the locale changed\n", stderr), 7;
     read_handlers(after);
@@ -108,6 +168,7 @@ int main(int argc, char **argv) {
             return fprintf(stderr, "the handler of signal %d changed\n", number), 7;
     if (IS("close before the library ends")) return atexit(close_engine);
     if (IS("close after the library ended")) return 0;
+    if (IS("images")) return end_with_images();
     if (IS("no handler") || IS("own handler")) {
         puts("ready");
         fflush(stdout);
@@ -118,11 +179,18 @@ int main(int argc, char **argv) {
     }
     start(embed_until_the_end, (void *)1);
     start(embed_until_the_end, (void *)2);
+    start(submit_until_the_end, NULL);
     wait_ms(ms);
     if (IS("fork")) {
+        cgd_status submitted;
+        do submitted = cgd_submit(engine, &image, NULL, descriptor, MOST, &ticket);
+        while (submitted == CGD_OVERLOADED);
+        expect(submitted, CGD_OK, "submit");
         pid_t child = fork();
         if (child == 0) {
             expect(embed(1), CGD_INVALID_ARGUMENT, "embed in a child");
+            expect(cgd_ticket_wait(ticket, -1), CGD_INVALID_ARGUMENT, "wait in a child");
+            cgd_ticket_free(ticket);
             close_engine();
             fflush(stdout);
             _exit(0); /* not exit: in glibc its lock stays locked if another thread held it during the fork */

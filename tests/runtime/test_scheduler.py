@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from PIL import Image
 from cgd_deploy import Batching, EngineError, InputError, Overloaded, load
 from cgd_deploy.pictures.preprocess import preprocess
 from cgd_deploy.runtime import engine as module
-from cgd_deploy.runtime.admission import Policy
+from cgd_deploy.runtime.admission import Policy, Submitted
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.runtime.scheduler import Scheduler
 
@@ -214,6 +215,39 @@ def test_a_callback_may_submit_and_close():
     assert done.wait(SOON)
 
 
+def test_on_done_never_runs_in_the_thread_that_submits(monkeypatch):
+    """Without a lock, the picture would be computed before its callback is added."""
+    add, ran_in, done = Submitted.add_done_callback, [], threading.Event()
+
+    def late(future: Submitted, callback: object) -> None:
+        if callback is on_done:
+            wait([future], 0.1)
+        add(future, callback)
+
+    def on_done(future: object) -> None:
+        ran_in.append(threading.current_thread().name)
+        done.set()
+
+    monkeypatch.setattr(Submitted, "add_done_callback", late)
+    with contextlib.closing(scheduler()) as made:
+        future = made.submit(picture(0), on_done=on_done)
+        assert done.wait(SOON) and future.result()[0] == 0
+    assert ran_in == ["cgd-deploy-0"]
+
+
+def test_who_has_the_error_finds_it_in_the_statistics():
+    counted = []
+    with contextlib.closing(scheduler()) as made:
+
+        def broken() -> np.ndarray:
+            raise InputError("broken.")
+
+        future = made.submit(broken, on_done=lambda _: counted.append(made.stats().pictures["bad_picture"]))
+        with pytest.raises(InputError):
+            future.result(SOON)
+    assert counted == [1]
+
+
 @pytest.mark.parametrize(
     ("setting", "value"), [("max_batch", 0), ("max_queue", 0), ("max_delay_ms", -1.0), ("max_delay_ms", float("nan"))]
 )
@@ -322,7 +356,7 @@ def test_a_process_ends_by_itself_with_its_pictures_computed(fake_engine):
 import sys
 from cgd_deploy import Batching, load
 from cgd_deploy.runtime import engine as module
-from cgd_deploy.runtime.admission import Policy
+from cgd_deploy.runtime.admission import Policy, Submitted
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.pictures.preprocess import preprocess
 engine = load(sys.argv[1], batching=Batching(max_delay_ms=60000))

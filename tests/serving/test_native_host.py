@@ -155,6 +155,12 @@ def test_the_process_ends_however_it_likes(host, fake_engine, mode, printed):
     assert run_in({}, host, fake_engine, mode, 20) == printed
 
 
+def test_the_end_of_the_process_waits_for_submitted_images(host, fake_engine):
+    for _ in range(3):
+        *done, last = run_in({}, host, fake_engine, "images").splitlines()
+        assert sorted(done) == ["first CGD_OK", "second CGD_OK"] and last == "handler"
+
+
 @pytest.mark.parametrize(("mode", "runs"), [("detached", 8), ("exit elsewhere", 3)])
 def test_threads_that_embed_while_the_process_ends(host, engines, mode, runs):
     for run_number in range(runs):

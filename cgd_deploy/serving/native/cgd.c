@@ -33,24 +33,30 @@ static cgd_status fail(cgd_status status, const char *format, ...) {
 static atomic_size_t calls_since_open;
 
 static cgd_status leave(cgd_status status) {
-    if (watched) unwatch();
+    if (own_calls == 1 && watched) unwatch();
     own_calls--;
     running_calls--;
     return status;
 }
 
-/* CGD_OK if Python can be called; the caller has to leave then. Calls 0, 1, 2, 4, 8, ... since something was opened are
- * watched: other calls hardly construct static objects. */
-static cgd_status enter(void) {
+/* CGD_INVALID_ARGUMENT in a child of fork(), where the threads of the library are missing. */
+static cgd_status check_process(void) {
     int nobody = 0, here = getpid();
     atomic_compare_exchange_strong(&process, &nobody, here);
-    if (process != here)
-        return fail(CGD_INVALID_ARGUMENT, "this process was forked from one that used the library; use exec() too.");
+    if (process == here) return CGD_OK;
+    return fail(CGD_INVALID_ARGUMENT, "this process was forked from one that used the library; use exec() too.");
+}
+
+/* CGD_OK if Python can be called; the caller has to leave then. Calls 0, 1, 2, 4, 8, ... since something was opened are
+ * watched: other calls hardly construct static objects. A call inside a call belongs to the outer call. */
+static cgd_status enter(void) {
+    cgd_status status = check_process();
+    if (status != CGD_OK) return status;
     running_calls++;
     own_calls++;
     if (ending) return leave(fail(CGD_SHUTTING_DOWN, "the process ends; make no more calls."));
     size_t number = calls_since_open++;
-    if ((number & (number - 1)) == 0) watch();
+    if (own_calls == 1 && (number & (number - 1)) == 0) watch();
     start();
     return *start_error ? leave(fail(CGD_INTERNAL, "%s", start_error)) : CGD_OK;
 }
@@ -65,6 +71,12 @@ static cgd_status finished(int given) {
 
 #define OPENING_IN_PYTHON(call) \
     ({ calls_since_open = 0; cgd_status opening = IN_PYTHON(call); calls_since_open = 0; opening; })
+
+/* Older headers have smaller structs. */
+static cgd_status check_size(size_t size, const char *name) {
+    if (size >= sizeof(size_t) && size <= 4096) return CGD_OK;
+    return fail(CGD_INVALID_ARGUMENT, "%s has a size of %zu bytes; expected the sizeof of its type.", name, size);
+}
 
 static cgd_status check_embed(const cgd_engine *engine, const void *images, size_t count, const float *out,
                               size_t capacity) {
@@ -104,6 +116,9 @@ const char *cgd_status_string(cgd_status status) {
         case CGD_OVERLOADED: return "CGD_OVERLOADED";
         case CGD_SHUTTING_DOWN: return "CGD_SHUTTING_DOWN";
         case CGD_BAD_INDEX: return "CGD_BAD_INDEX";
+        case CGD_TIMED_OUT: return "CGD_TIMED_OUT";
+        case CGD_CANCELLED: return "CGD_CANCELLED";
+        case CGD_PENDING: return "CGD_PENDING";
         case CGD_INTERNAL: return "CGD_INTERNAL";
     }
     return "unknown status";
@@ -124,9 +139,7 @@ cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_eng
     last_error[0] = '\0';
     if (engine) *engine = NULL;
     if (!engine || !path) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass path and engine.");
-    if (options && (options->size < sizeof(size_t) || options->size > 4096))
-        return fail(CGD_INVALID_ARGUMENT, "the options say they have %zu bytes; fill them with cgd_options_init.",
-                    options->size);
+    if (options && check_size(options->size, "options") != CGD_OK) return CGD_INVALID_ARGUMENT;
     cgd_options_init(&chosen);
     if (options) memcpy(&chosen, options, options->size < sizeof chosen ? options->size : sizeof chosen);
     cgd_engine *opened = calloc(1, sizeof *opened);
@@ -176,6 +189,26 @@ cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const
         if (!files[i]) status = fail(CGD_INVALID_ARGUMENT, "file %zu has no data.", i);
     return status == CGD_OK ? IN_PYTHON(cgdpy_embed_encoded(engine->number, files, sizes, count, out, last_error))
                             : status;
+}
+
+#include "ticket.c"
+
+cgd_status cgd_engine_stats(const cgd_engine *engine, cgd_stats *stats) {
+    cgd_stats all = {0};
+    last_error[0] = '\0';
+    if (!engine || !stats) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass engine and stats.");
+    if (check_size(stats->size, "stats") != CGD_OK) return CGD_INVALID_ARGUMENT;
+    cgd_status status = IN_PYTHON(cgdpy_stats(engine->number, &all, last_error));
+    all.size = stats->size;
+    if (status == CGD_OK) memcpy(stats, &all, all.size < sizeof all ? all.size : sizeof all);
+    return status;
+}
+
+cgd_status cgd_set_log(cgd_log log, void *context, cgd_log_level least) {
+    last_error[0] = '\0';
+    if (log && (least < CGD_LOG_DEBUG || least > CGD_LOG_ERROR))
+        return fail(CGD_INVALID_ARGUMENT, "least is %d; expected CGD_LOG_DEBUG to CGD_LOG_ERROR.", (int)least);
+    return IN_PYTHON(cgdpy_set_log(log, context, least, last_error));
 }
 
 cgd_status cgd_search(const float *queries, size_t query_count, size_t query_stride, const float *gallery,

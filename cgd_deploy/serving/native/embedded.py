@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from itertools import count
 from threading import Lock
@@ -14,27 +14,29 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import CgdError, EngineError, InputError, MissingDependency, Overloaded, SpecError
+from ...errors import CgdError, DeadlineExceeded, EngineError, InputError, MissingDependency, Overloaded, SpecError
 from ...limits import parse_limit, set_limits
-from ...pictures.preprocess import Picture, preprocess
+from ...pictures.preprocess import Picture, is_ready, preprocess
 from ...runtime.descriptors import Descriptor
 from ...runtime.engine import Engine, load
 from ...runtime.scheduler import Batching
 from ...search.index import Index, read_index
 from ...search.retrieval import neighbours
+from .hostlog import HostLog
 from .memory import Memory
 
 T = TypeVar("T")
 
-STATUSES: dict[type[Exception], str] = {
+STATUSES: dict[type[BaseException], str] = {
+    DeadlineExceeded: "CGD_TIMED_OUT",
     Overloaded: "CGD_OVERLOADED",
     MissingDependency: "CGD_MISSING_DEPENDENCY",
     EngineError: "CGD_BAD_ENGINE",
     SpecError: "CGD_BAD_ENGINE",
     CgdError: "CGD_BAD_INPUT",
-    Exception: "CGD_INTERNAL",
+    BaseException: "CGD_INTERNAL",
 }
-"""Status by error; the first class that fits counts. An error that is no CgdError leaves a traceback on stderr."""
+"""Status by error; the first class that fits counts. CGD_INTERNAL leaves a traceback on stderr."""
 
 BAD_INPUT = {
     "set_limit": "CGD_INVALID_ARGUMENT",
@@ -52,7 +54,7 @@ _limits_lock = Lock()
 def serve(ffi: Any, lib: Any) -> None:
     """Define the functions that cgd.c calls, each a method of ``Functions``. A function returns a status plus one."""
     memory = Memory(ffi, lib)
-    functions = Functions(memory, lib.shut_down)
+    functions = Functions(memory, lib)
     for name in [name for name in vars(Functions) if not name.startswith("_")]:
         ffi.def_extern(name=f"cgdpy_{name}")(partial(_call, getattr(functions, name), name, memory, lib))
 
@@ -63,28 +65,34 @@ def _call(body: Callable[..., None], name: str, memory: Memory, lib: Any, *argum
     try:
         body(*given)
     except Exception as error:
-        if not isinstance(error, CgdError):
-            traceback.print_exc()
-        memory.write_message(message, " ".join(str(error).split()) or type(error).__name__)
-        return int(getattr(lib, _status(error, name))) + 1
+        status, sentence = _told(error, name)
+        memory.write_message(message, sentence)
+        return int(getattr(lib, status)) + 1
     return int(lib.CGD_OK) + 1
 
 
-def _status(error: Exception, function: str) -> str:
-    if isinstance(error, InputError) and function in BAD_INPUT:
-        return BAD_INPUT[function]
-    return next(status for kind, status in STATUSES.items() if isinstance(error, kind))
+def _told(error: BaseException, function: str) -> tuple[str, str]:
+    """The name of a status and one sentence."""
+    status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
+    if isinstance(error, InputError):
+        status = BAD_INPUT.get(function, status)
+    if status == "CGD_INTERNAL":
+        traceback.print_exception(error)
+    return status, " ".join(str(error).split()) or type(error).__name__
 
 
 class Functions:
     """The functions of install.FUNCTIONS, by their names there without "cgdpy_" and without the message.
 
-    shut_down   C's function that waits for running calls and refuses later ones
+    lib   C's constants and the functions of install.FOR_PYTHON
     """
 
-    def __init__(self, memory: Memory, shut_down: Callable[[], None]) -> None:
+    def __init__(self, memory: Memory, lib: Any) -> None:
         self._memory = memory
-        self._shut_down = shut_down
+        self._lib = lib
+        self._shut_down: Callable[[], None] = lib.shut_down
+        self._pending: dict[Any, Future[Descriptor]] = {}
+        self._log = HostLog()
         self._shut_down_first()
 
     def open(self, path: Any, options: Any, number: Any, facts: Any) -> None:
@@ -124,6 +132,25 @@ class Functions:
         pictures = [self._memory.content(files[i], sizes[i]) for i in range(count)]
         _embed(engine, pictures, self._memory.floats(out, count, engine.spec.dim))
 
+    def submit(self, number: int, image: Any, wanted: Any) -> None:
+        engine = _opened(_engines, number)
+        pixels = self._memory.pixels(image)
+        # A decoder reads on after its picture was cancelled, when C may free the pixels.
+        self._submit(engine, pixels if is_ready(pixels, engine.spec) else pixels.copy(), wanted)
+
+    def submit_encoded(self, number: int, file: Any, size: int, wanted: Any) -> None:
+        self._submit(_opened(_engines, number), self._memory.content(file, size), wanted)
+
+    def cancel(self, ticket: Any) -> None:
+        if future := self._pending.get(ticket):
+            future.cancel()
+
+    def stats(self, number: int, stats: Any) -> None:
+        self._memory.write_stats(stats, _opened(_engines, number).stats())
+
+    def set_log(self, log: Any, context: Any, least: int) -> None:
+        self._log.send_to(partial(log, context) if log else None, least)
+
     def search(self, queries: Any, gallery: Any, dim: int, k: int, found: Any) -> None:
         indices, scores = neighbours(self._memory.rows(queries, dim), self._memory.rows(gallery, dim), k)
         self._memory.write_found(found, indices, scores)
@@ -147,6 +174,25 @@ class Functions:
         made_by = _opened(_engines, engine)
         descriptors = self._memory.rows(queries, made_by.spec.dim)
         self._memory.write_found(found, *_opened(_indices, number).search(made_by, descriptors, k))
+
+    def _submit(self, engine: Engine, picture: Picture, wanted: Any) -> None:
+        ticket, row = wanted.ticket, self._memory.floats(wanted.out, 1, engine.spec.dim)[0]
+        future = engine.submit(picture, wanted.timeout_ms or None, partial(self._finish, ticket, row))
+        self._pending[ticket] = future
+        if future.done():  # perhaps before it was noted
+            self._pending.pop(ticket, None)
+
+    def _finish(self, ticket: Any, row: Descriptor, future: Future[Descriptor]) -> None:
+        """Write the descriptor, and tell C that the picture is done."""
+        status, sentence = "CGD_OK", ""
+        try:
+            row[:] = future.result()
+        except CancelledError:
+            status, sentence = "CGD_CANCELLED", "the caller freed the ticket before the image was computed."
+        except BaseException as error:
+            status, sentence = _told(error, "submit")
+        self._pending.pop(ticket, None)
+        self._lib.finish_ticket(ticket, getattr(self._lib, status), sentence.encode(errors="replace"))
 
     def _shut_down_first(self) -> None:
         """Where the host has a Python: when that Python ends, wait for running calls before engines are freed."""

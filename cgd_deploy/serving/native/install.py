@@ -27,6 +27,7 @@ typedef struct cgd_facts { size_t dim; uint32_t width; uint32_t height; char spa
 typedef struct cgd_index_facts { size_t size; size_t dim; const char **texts; } cgd_index_facts;
 typedef struct cgd_rows { const float *values; size_t count; size_t stride; } cgd_rows;
 typedef struct cgd_found { uint64_t *indices; float *scores; } cgd_found;
+typedef struct cgd_wanted { float *out; double timeout_ms; cgd_ticket *ticket; } cgd_wanted;
 """
 """``texts`` has the space_id of an index, then its paths. ``stride`` is in bytes, 0 for rows without a gap."""
 FUNCTIONS = """
@@ -36,6 +37,11 @@ int cgdpy_self_test(uint64_t number, float *cosine, char *message);
 int cgdpy_embed(uint64_t number, const cgd_image *images, size_t count, float *out, char *message);
 int cgdpy_embed_encoded(uint64_t number, const void *const *files, const size_t *sizes, size_t count, float *out,
                         char *message);
+int cgdpy_submit(uint64_t number, const cgd_image *image, const cgd_wanted *wanted, char *message);
+int cgdpy_submit_encoded(uint64_t number, const void *file, size_t size, const cgd_wanted *wanted, char *message);
+int cgdpy_cancel(cgd_ticket *ticket, char *message);
+int cgdpy_stats(uint64_t number, cgd_stats *stats, char *message);
+int cgdpy_set_log(cgd_log log, void *context, int least, char *message);
 int cgdpy_search(const cgd_rows *queries, const cgd_rows *gallery, size_t dim, size_t k, const cgd_found *found,
                  char *message);
 int cgdpy_set_limit(const char *name, const char *value, char *message);
@@ -46,7 +52,11 @@ int cgdpy_index_search(uint64_t number, uint64_t engine, const cgd_rows *queries
 """
 """The functions of embedded.py that cgd.c calls. Each returns a status plus one, or 0 after an unexpected error."""
 
-FOR_PYTHON = "void *malloc(size_t size); void shut_down(void);"
+FOR_PYTHON = """
+void *malloc(size_t size);
+void shut_down(void);
+void finish_ticket(cgd_ticket *ticket, int status, const char *message);
+"""
 """The functions of C that embedded.py calls."""
 
 BOOT = """

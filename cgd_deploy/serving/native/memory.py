@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...runtime.descriptors import Descriptors
+from ...runtime.statistics import Stats
 from ...search.retrieval import Indices
 
 
@@ -59,6 +61,19 @@ class Memory:
         if indices.size:
             np.frombuffer(self._ffi.buffer(found.indices, indices.size * 8), np.uint64)[:] = indices.reshape(-1)
             self.floats(found.scores, *indices.shape)[:] = scores
+
+    def write_stats(self, target: Any, stats: Stats) -> None:
+        """Write all of ``stats`` to a ``cgd_stats``, which has more bins than its histograms need."""
+        target.waiting, target.in_flight = stats.waiting, stats.in_flight
+        for outcome, pictures in stats.pictures.items():
+            setattr(target, {"bad_picture": "bad_input"}.get(outcome, outcome), pictures)
+        histograms = {"batch_sizes": stats.batch_sizes} | {f"{stage}_seconds": h for stage, h in stats.seconds.items()}
+        for name, histogram in histograms.items():
+            bins = getattr(target, name)
+            unused = self._lib.CGD_BINS - len(histogram.bounds)
+            bins.bounds = [*histogram.bounds, *[inf] * unused]
+            bins.counts[0 : len(histogram.counts)] = histogram.counts
+            bins.total = histogram.total
 
     def write_message(self, message: Any, sentence: str) -> None:
         """Write ``sentence`` to a buffer of CGD_MESSAGE bytes, and cut off what does not fit."""

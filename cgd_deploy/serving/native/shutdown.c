@@ -40,13 +40,23 @@ static void at_exit(void *unused) {
 
 /* exit() runs the last registered handler first. Each static object registers its destructor when it is constructed, so
  * shut_down has to move to the end again: __cxa_finalize calls and removes the handlers of an owner. */
-static void register_last(void) {
-    static char owner;
+static void move_to_end(char *owner) {
     if (ending) return;
     moving = 1;
-    __cxa_finalize(&owner);
-    __cxa_atexit(at_exit, NULL, &owner);
+    __cxa_finalize(owner);
+    __cxa_atexit(at_exit, NULL, owner);
     moving = 0;
+}
+
+static char last, spare;
+
+static void register_last(void) { move_to_end(&last); }
+
+/* The spare handler is there if another thread calls exit() while the last one moves. In glibc each of its moves leaves a
+ * hole in the table of handlers, so it does not move for every image. */
+static void register_both(void) {
+    move_to_end(&spare);
+    move_to_end(&last);
 }
 
 static void *stay_last(void *unused) {
@@ -62,12 +72,12 @@ static void *stay_last(void *unused) {
 static void watch(void) {
     pthread_t thread;
     watched = 1;
-    register_last();
+    register_both();
     if (watched_calls++ == 0 && !pthread_create(&thread, NULL, stay_last, NULL)) pthread_detach(thread);
 }
 
 static void unwatch(void) {
     watched = 0;
-    register_last();
+    register_both();
     watched_calls--;
 }

@@ -15,7 +15,9 @@
  * A child of fork() may call the library only if its parent has not.
  *
  * The library leaves the signal handlers and the locale of the process alone. exit() and a return from main wait for
- * running calls; later calls return CGD_SHUTTING_DOWN and do nothing, and the close functions only free memory.
+ * running calls and submitted images; done is called before objects are destroyed that existed when its image was
+ * submitted. Later calls return CGD_SHUTTING_DOWN and do nothing, and the close functions only free memory;
+ * cgd_ticket_wait still returns the status of the image.
  */
 #ifndef CGD_H
 #define CGD_H
@@ -60,7 +62,7 @@ typedef enum cgd_format {
     CGD_BGR8 = 2
 } cgd_format;
 
-/* Pixels of any size, upright; they are read in place and kept no longer than the call. */
+/* Pixels of any size, upright. The library reads them until the call returns, or a submitted image is done. */
 typedef struct cgd_image {
     const uint8_t *data;
     uint32_t width;
@@ -80,8 +82,9 @@ typedef struct cgd_options {
     double max_delay_ms;   /* how long one waits for others */
 } cgd_options;
 
-/* The library calls it once for a submitted image, in a thread of its own that waits for the return. It may call every
- * function but cgd_engine_close, and cgd_ticket_free and cgd_ticket_wait with the ticket of its image. */
+/* The library calls it once for a submitted image, in a thread of its own or inside cgd_ticket_free, and never inside
+ * cgd_submit. The next images may wait for its return. So it may not call a function that waits for images (cgd_embed,
+ * cgd_embed_encoded, cgd_self_test, cgd_ticket_wait, cgd_ticket_free, cgd_engine_close), nor exit(). */
 typedef void (*cgd_done)(void *context, cgd_status status, const char *message);
 
 /* How cgd_submit computes an image. Fill with cgd_request_init, then change what you want to. */
@@ -147,7 +150,7 @@ CGD_API void cgd_options_init(cgd_options *options);
 /* Load an engine; options may be NULL. On failure *engine is NULL. */
 CGD_API cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_engine **engine);
 
-/* Free an engine; NULL does nothing. */
+/* Free an engine; NULL does nothing. Submitted images are computed first. Tickets may be used and freed later. */
 CGD_API void cgd_engine_close(cgd_engine *engine);
 
 /* Floats of a descriptor. */
@@ -176,10 +179,10 @@ CGD_API void cgd_request_init(cgd_request *request);
 
 /* Begin to describe one image, and return at once; request may be NULL. The image is computed in a batch with other
  * single images. The descriptor goes to out, which has room for capacity floats. Keep out and the pixels until the
- * image is done: done was called, or cgd_ticket_wait returned something other than CGD_PENDING.
+ * image is done: done is called, cgd_ticket_wait returns a status of the image, or cgd_ticket_free returns.
  *
- * *ticket is to be freed; ticket may be NULL if the request has a function done. CGD_OVERLOADED if the queue is full;
- * on failure *ticket is NULL, and done is not called. */
+ * *ticket is to be freed, and is set before done is called; ticket may be NULL if the request has a function done.
+ * CGD_OVERLOADED if the queue is full; on failure *ticket is NULL, and done is not called. */
 CGD_API cgd_status cgd_submit(cgd_engine *engine, const cgd_image *image, const cgd_request *request, float *out,
                               size_t capacity, cgd_ticket **ticket);
 
@@ -187,12 +190,12 @@ CGD_API cgd_status cgd_submit(cgd_engine *engine, const cgd_image *image, const 
 CGD_API cgd_status cgd_submit_encoded(cgd_engine *engine, const void *file, size_t size, const cgd_request *request,
                                       float *out, size_t capacity, cgd_ticket **ticket);
 
-/* Wait for a submitted image, at most timeout_ms; 0 does not wait, a negative number waits for ever. Returns the status
- * of the image, or CGD_PENDING. */
+/* Wait for a submitted image and the return of its done, at most timeout_ms; 0 does not wait, a negative number waits
+ * for ever. Returns the status of the image, or CGD_PENDING. */
 CGD_API cgd_status cgd_ticket_wait(cgd_ticket *ticket, double timeout_ms);
 
-/* Free a ticket, before its engine is closed; NULL does nothing. An image that is not being computed yet is cancelled:
- * it has CGD_CANCELLED. Waits until the image is done. */
+/* Free a ticket; NULL does nothing. An image that is not being computed yet is cancelled: it has CGD_CANCELLED. Waits
+ * until the image is done and its done has returned. */
 CGD_API void cgd_ticket_free(cgd_ticket *ticket);
 
 /* What happened to the single images of cgd_embed, cgd_embed_encoded and cgd_submit since the engine was opened. */

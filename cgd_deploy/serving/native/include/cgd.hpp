@@ -1,9 +1,10 @@
-// cgd.h for C++17: engines and indices that close themselves, errors that are thrown. Header only, on the C functions
-// alone.
+// cgd.h for C++17: engines, tickets and indices that close themselves, errors that are thrown. Header only, on the C
+// functions alone.
 #ifndef CGD_HPP
 #define CGD_HPP
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -36,6 +37,35 @@ inline void set_limit(const std::string &name, const std::string &value) {
     check(cgd_set_limit(name.c_str(), value.c_str()));
 }
 
+// cgd_set_log: sends the messages of this level and above to log; nullptr: to nobody.
+inline void set_log(cgd_log log, void *context = nullptr, cgd_log_level least = CGD_LOG_INFO) {
+    check(cgd_set_log(log, context, least));
+}
+
+// A submitted image. The destructor cancels the image, or waits until the image is done.
+class Ticket {
+  public:
+    // Wait until out has the descriptor. Throws an Error if the image failed.
+    void wait() const { check(cgd_ticket_wait(ticket_.get(), -1)); }
+
+    // Wait at most this time; false if the image is not done.
+    bool wait_for(std::chrono::milliseconds time) const {
+        const auto left = std::max(time, std::chrono::milliseconds::zero());
+        const cgd_status status = cgd_ticket_wait(ticket_.get(), static_cast<double>(left.count()));
+        if (status != CGD_PENDING) check(status);
+        return status == CGD_OK;
+    }
+
+  private:
+    friend class Engine;
+    explicit Ticket(cgd_ticket *ticket) : ticket_(ticket) {}
+
+    struct Free {
+        void operator()(cgd_ticket *ticket) const noexcept { cgd_ticket_free(ticket); }
+    };
+    std::unique_ptr<cgd_ticket, Free> ticket_;
+};
+
 class Engine {
   public:
     explicit Engine(const std::string &path, const Options &options = Options()) {
@@ -65,15 +95,47 @@ class Engine {
         return row;
     }
 
+    // Begin to describe an image, and return at once. Keep the pixels and out, which has room for dim() floats, until
+    // the image is done or the ticket is gone. An image that is not computed within the timeout fails; 0: no limit.
+    Ticket submit(const cgd_image &image, float *out, std::chrono::milliseconds timeout = {}) const {
+        const cgd_request request = requested(timeout);
+        cgd_ticket *ticket = nullptr;
+        check(cgd_submit(engine_.get(), &image, &request, out, dim(), &ticket));
+        return Ticket(ticket);
+    }
+
+    // The same for a JPEG or PNG file in memory.
+    Ticket submit_encoded(const void *file, std::size_t size, float *out,
+                          std::chrono::milliseconds timeout = {}) const {
+        const cgd_request request = requested(timeout);
+        cgd_ticket *ticket = nullptr;
+        check(cgd_submit_encoded(engine_.get(), file, size, &request, out, dim(), &ticket));
+        return Ticket(ticket);
+    }
+
+    cgd_stats stats() const {
+        cgd_stats stats{};
+        stats.size = sizeof stats;
+        check(cgd_engine_stats(engine_.get(), &stats));
+        return stats;
+    }
+
     float self_test() const {
         float cosine = 0;
         check(cgd_self_test(engine_.get(), &cosine));
         return cosine;
     }
 
-    const cgd_engine *get() const noexcept { return engine_.get(); }
+    cgd_engine *get() const noexcept { return engine_.get(); }
 
   private:
+    static cgd_request requested(std::chrono::milliseconds timeout) noexcept {
+        cgd_request request;
+        cgd_request_init(&request);
+        request.timeout_ms = static_cast<double>(timeout.count());
+        return request;
+    }
+
     std::pair<std::uint32_t, std::uint32_t> input_size() const noexcept {
         std::pair<std::uint32_t, std::uint32_t> size;
         cgd_engine_input_size(engine_.get(), &size.first, &size.second);
