@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeDriver
-from native_build import prefix  # noqa: F401  (a fixture)
+from native_build import plain_prefix, prefix, python_prefix  # noqa: F401  (fixtures)
 from native_ctypes import expected, library, native_engine, opened  # noqa: F401  (fixtures)
 from PIL import Image
 from served import gate, index_file, photos, serving  # noqa: F401  (fixtures)

@@ -16,25 +16,43 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples" / "native"
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
 
-NEEDS_NATIVE = [
-    pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="there is no C compiler"),
-    pytest.mark.skipif(not (find_spec("cffi") and find_spec("setuptools")), reason="cffi is not installed"),
-    pytest.mark.skipif(not sysconfig.get_config_var("Py_ENABLE_SHARED"), reason="this Python has no shared library"),
-]
+NEEDS_NATIVE = pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="there is no C compiler")
 needs_pkg_config = pytest.mark.skipif(not shutil.which("pkg-config"), reason="there is no pkg-config")
+HEADERS = ("cstdio", "jpeglib.h", "zlib.h", "nlohmann/json.hpp")
+"""The headers of libraries that the library without Python needs; jpeglib.h needs stdio first."""
+
+
+@pytest.fixture(scope="session", params=["plain", "python"])
+def prefix(request: pytest.FixtureRequest) -> Path:
+    """The library without Python, then the library that runs it."""
+    return request.getfixturevalue(f"{request.param}_prefix")
 
 
 @pytest.fixture(scope="session")
-def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("native") / "a prefix"
-    installed_by(sys.executable, folder)
-    return folder
+def plain_prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (shutil.which("cmake") and find_spec("openvino")):
+        pytest.skip("CMake or OpenVINO is not installed")
+    includes = "".join(f"#include <{header}>\n" for header in HEADERS)
+    command = ["c++", "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
+    if subprocess.run(command, input=includes, text=True, capture_output=True).returncode:
+        pytest.skip(f"one of the headers {', '.join(HEADERS[1:])} is not installed")
+    return installed_by(sys.executable, tmp_path_factory.mktemp("plain") / "a prefix")
 
 
-def installed_by(python: str | Path, prefix: Path) -> None:
-    command = [python, "-m", "cgd_deploy", "install-native", "--prefix", prefix]
+@pytest.fixture(scope="session")
+def python_prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (find_spec("cffi") and find_spec("setuptools")):
+        pytest.skip("cffi is not installed")
+    if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        pytest.skip("this Python has no shared library")
+    return installed_by(sys.executable, tmp_path_factory.mktemp("python") / "a prefix", "--embed-python")
+
+
+def installed_by(python: str | Path, prefix: Path, *options: str) -> Path:
+    command = [python, "-m", "cgd_deploy", "install-native", "--prefix", prefix, *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
+    return prefix
 
 
 def run(*command: object, folder: Path | None = None, status: int = 0, **variables: str) -> str:

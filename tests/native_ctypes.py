@@ -131,7 +131,7 @@ class Submitted:
 
 
 class Library:
-    """libcgd.so in this process, which has a Python for it to join."""
+    """libcgd.so in this process, which has a Python that the library may join."""
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
@@ -204,7 +204,7 @@ def changed(struct: Any, **fields: Any) -> Any:
     return struct
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def library(prefix: Path) -> Library:
     return Library(prefix / "lib" / "libcgd.so")
 

@@ -26,12 +26,17 @@ from cgd_deploy import DeadlineExceeded, InputError, load
 from cgd_deploy.pictures.preprocess import preprocess
 from cgd_deploy.runtime import engine as engine_module
 from cgd_deploy.runtime.golden import golden_images
-from cgd_deploy.search.index import index_images, write_index
+from cgd_deploy.search.index import index_images, read_index, write_index
 from cgd_deploy.serving.native import embedded, install
 from cgd_deploy.serving.native.hostlog import LOGGER
 
 pytestmark = NEEDS_NATIVE
 SANITIZED = ("-g", "-fsanitize=address,undefined")
+
+
+@pytest.fixture(scope="module")
+def prefix(python_prefix: Path) -> Path:
+    return python_prefix
 
 
 @pytest.fixture
@@ -137,13 +142,13 @@ def test_a_late_picture_has_timed_out(library, fake, monkeypatch):
 def test_a_prefix_that_cannot_be_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="choose another output path"):
-        install.install_native(tmp_path / "file")
+        install.install_native(tmp_path / "file", embed_python=True)
 
 
 def test_a_compiler_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "/bin/false")
     done = subprocess.run(
-        [sys.executable, "-m", "cgd_deploy", "install-native", "--prefix", str(tmp_path / "p")],
+        [sys.executable, "-m", "cgd_deploy", "install-native", "--embed-python", "--prefix", str(tmp_path / "p")],
         capture_output=True,
         text=True,
     )
@@ -279,3 +284,15 @@ def test_calls_inside_calls_leave_no_thread(library, fake_engine):
     while threads() > before and monotonic() < deadline:
         sleep(0.01)
     assert threads() <= before
+
+
+def test_an_index_of_parquet(library, fake, fake_engine, picture_list, tmp_path):
+    with load(fake_engine) as engine:
+        path = write_index(index_images(engine, picture_list), tmp_path / "index.parquet")
+        queries = engine.embed(golden_images(FAKE_SPEC, 4))
+        nearest, cosines = read_index(path).search(engine, queries, 7)
+    status, index = library.open_index(path)
+    assert (status, library.error) == ("CGD_OK", "")
+    status, indices, scores = library.search_index(index, fake, queries, 7)
+    assert status == "CGD_OK" and np.array_equal(indices, nearest) and np.array_equal(scores, cosines)
+    library.index_close(index)

@@ -13,9 +13,9 @@ from ...hardware.cpu import available_threads
 
 HERE = Path(__file__).parent
 NEEDED = (
-    "install CMake, a C++17 compiler, OpenVINO (`pip install openvino`), and the development packages of libjpeg-turbo, "
-    "zlib and nlohmann-json (Debian: libjpeg-dev zlib1g-dev nlohmann-json3-dev), or build the library that runs Python "
-    "with --embed-python"
+    "install CMake, a C++17 compiler, OpenVINO (`pip install openvino`), and the headers of libjpeg-turbo, zlib and "
+    "nlohmann-json (Debian: libjpeg-dev zlib1g-dev nlohmann-json3-dev), or build the library that runs Python with "
+    "--embed-python"
 )
 
 
@@ -41,7 +41,11 @@ def _openvino() -> list[str]:
 
 def _run(*command: object) -> None:
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, errors="replace", env={**os.environ, "LC_ALL": "C"}
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "LC_ALL": "C"},
     )
     if done.returncode:
         raise MissingDependency(f"libcgd.so could not be built ({_reason(done.stderr + done.stdout)}); {NEEDED}.")

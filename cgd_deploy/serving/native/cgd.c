@@ -1,11 +1,8 @@
-/* The functions of cgd.h: they check arguments and keep the thread's last error. embedded.py does the rest. */
+/* The functions of cgd.h: they check arguments and keep the thread's last error. The functions of inside.h do the rest. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define TEXT_(x) #x
-#define TEXT(x) TEXT_(x)
 
 struct cgd_engine {
     uint64_t number;
@@ -28,7 +25,6 @@ static cgd_status fail(cgd_status status, const char *format, ...) {
 }
 
 #include "shutdown.c"
-#include "python.c"
 
 static atomic_size_t calls_since_open;
 
@@ -47,7 +43,7 @@ static cgd_status check_process(void) {
     return fail(CGD_INVALID_ARGUMENT, "this process was forked from one that used the library; use exec() too.");
 }
 
-/* CGD_OK if Python can be called; the caller has to leave then. Calls 0, 1, 2, 4, 8, ... since something was opened are
+/* CGD_OK if the implementation can be called; the caller has to leave then. Calls 0, 1, 2, 4, 8, ... since something was opened are
  * watched: other calls hardly construct static objects. A call inside a call belongs to the outer call. */
 static cgd_status enter(void) {
     cgd_status status = check_process();
@@ -61,16 +57,16 @@ static cgd_status enter(void) {
     return *start_error ? leave(fail(CGD_INTERNAL, "%s", start_error)) : CGD_OK;
 }
 
-/* The status of a function of embedded.py, which gives a status plus one, or 0 if it did not come to its end. */
+/* The status of a function of inside.h, which gives a status plus one, or 0 if it did not come to its end. */
 static cgd_status finished(int given) {
     if (given > 0) return leave((cgd_status)(given - 1));
     return leave(fail(CGD_INTERNAL, "the library could not do this, for the reason on stderr."));
 }
 
-#define IN_PYTHON(call) ({ cgd_status entered = enter(); entered == CGD_OK ? finished(call) : entered; })
+#define INSIDE(call) ({ cgd_status entered = enter(); entered == CGD_OK ? finished(call) : entered; })
 
-#define OPENING_IN_PYTHON(call) \
-    ({ calls_since_open = 0; cgd_status opening = IN_PYTHON(call); calls_since_open = 0; opening; })
+#define OPENING_INSIDE(call) \
+    ({ calls_since_open = 0; cgd_status opening = INSIDE(call); calls_since_open = 0; opening; })
 
 /* Older headers have smaller structs. */
 static cgd_status check_size(size_t size, const char *name) {
@@ -144,7 +140,7 @@ cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_eng
     if (options) memcpy(&chosen, options, options->size < sizeof chosen ? options->size : sizeof chosen);
     cgd_engine *opened = calloc(1, sizeof *opened);
     if (!opened) return fail(CGD_INTERNAL, "there is no memory left.");
-    cgd_status status = OPENING_IN_PYTHON(cgdpy_open(path, &chosen, &opened->number, &opened->facts, last_error));
+    cgd_status status = OPENING_INSIDE(inside_open(path, &chosen, &opened->number, &opened->facts, last_error));
     if (status == CGD_OK)
         *engine = opened;
     else
@@ -155,7 +151,7 @@ cgd_status cgd_engine_open(const char *path, const cgd_options *options, cgd_eng
 void cgd_engine_close(cgd_engine *engine) {
     last_error[0] = '\0';
     if (!engine) return;
-    IN_PYTHON(cgdpy_close(engine->number, last_error));
+    INSIDE(inside_close(engine->number, last_error));
     free(engine);
 }
 
@@ -172,13 +168,13 @@ cgd_status cgd_self_test(cgd_engine *engine, float *cosine) {
     float ignored;
     last_error[0] = '\0';
     if (!engine) return fail(CGD_INVALID_ARGUMENT, "the engine is NULL; open one first.");
-    return IN_PYTHON(cgdpy_self_test(engine->number, cosine ? cosine : &ignored, last_error));
+    return INSIDE(inside_self_test(engine->number, cosine ? cosine : &ignored, last_error));
 }
 
 cgd_status cgd_embed(cgd_engine *engine, const cgd_image *images, size_t count, float *out, size_t capacity) {
     cgd_status status = check_embed(engine, images, count, out, capacity);
     for (size_t i = 0; status == CGD_OK && i < count; i++) status = check_image(&images[i], i);
-    return status == CGD_OK ? IN_PYTHON(cgdpy_embed(engine->number, images, count, out, last_error)) : status;
+    return status == CGD_OK ? INSIDE(inside_embed(engine->number, images, count, out, last_error)) : status;
 }
 
 cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const size_t *sizes, size_t count,
@@ -187,7 +183,7 @@ cgd_status cgd_embed_encoded(cgd_engine *engine, const void *const *files, const
     if (status == CGD_OK && !sizes) status = fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass sizes.");
     for (size_t i = 0; status == CGD_OK && i < count; i++)
         if (!files[i]) status = fail(CGD_INVALID_ARGUMENT, "file %zu has no data.", i);
-    return status == CGD_OK ? IN_PYTHON(cgdpy_embed_encoded(engine->number, files, sizes, count, out, last_error))
+    return status == CGD_OK ? INSIDE(inside_embed_encoded(engine->number, files, sizes, count, out, last_error))
                             : status;
 }
 
@@ -198,7 +194,7 @@ cgd_status cgd_engine_stats(const cgd_engine *engine, cgd_stats *stats) {
     last_error[0] = '\0';
     if (!engine || !stats) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass engine and stats.");
     if (check_size(stats->size, "stats") != CGD_OK) return CGD_INVALID_ARGUMENT;
-    cgd_status status = IN_PYTHON(cgdpy_stats(engine->number, &all, last_error));
+    cgd_status status = INSIDE(inside_stats(engine->number, &all, last_error));
     all.size = stats->size;
     if (status == CGD_OK) memcpy(stats, &all, all.size < sizeof all ? all.size : sizeof all);
     return status;
@@ -208,7 +204,7 @@ cgd_status cgd_set_log(cgd_log log, void *context, cgd_log_level least) {
     last_error[0] = '\0';
     if (log && (least < CGD_LOG_DEBUG || least > CGD_LOG_ERROR))
         return fail(CGD_INVALID_ARGUMENT, "least is %d; expected CGD_LOG_DEBUG to CGD_LOG_ERROR.", (int)least);
-    return IN_PYTHON(cgdpy_set_log(log, context, least, last_error));
+    return INSIDE(inside_set_log(log, context, least, last_error));
 }
 
 cgd_status cgd_search(const float *queries, size_t query_count, size_t query_stride, const float *gallery,
@@ -228,13 +224,13 @@ cgd_status cgd_search(const float *queries, size_t query_count, size_t query_str
                     dim, k, gallery_count, query_stride, gallery_stride);
     const cgd_rows asked = {queries, query_count, query_stride}, searched = {gallery, gallery_count, gallery_stride};
     const cgd_found found = {indices, scores};
-    return IN_PYTHON(cgdpy_search(&asked, &searched, dim, k, &found, last_error));
+    return INSIDE(inside_search(&asked, &searched, dim, k, &found, last_error));
 }
 
 cgd_status cgd_set_limit(const char *name, const char *value) {
     last_error[0] = '\0';
     if (!name || !value) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass name and value.");
-    return IN_PYTHON(cgdpy_set_limit(name, value, last_error));
+    return INSIDE(inside_set_limit(name, value, last_error));
 }
 
 cgd_status cgd_index_open(const char *path, cgd_index **index) {
@@ -243,7 +239,7 @@ cgd_status cgd_index_open(const char *path, cgd_index **index) {
     if (!index || !path) return fail(CGD_INVALID_ARGUMENT, "a pointer is NULL; pass path and index.");
     cgd_index *opened = calloc(1, sizeof *opened);
     if (!opened) return fail(CGD_INTERNAL, "there is no memory left.");
-    cgd_status status = OPENING_IN_PYTHON(cgdpy_index_open(path, &opened->number, &opened->facts, last_error));
+    cgd_status status = OPENING_INSIDE(inside_index_open(path, &opened->number, &opened->facts, last_error));
     if (status == CGD_OK)
         *index = opened;
     else
@@ -254,7 +250,7 @@ cgd_status cgd_index_open(const char *path, cgd_index **index) {
 void cgd_index_close(cgd_index *index) {
     last_error[0] = '\0';
     if (!index) return;
-    IN_PYTHON(cgdpy_index_close(index->number, last_error));
+    INSIDE(inside_index_close(index->number, last_error));
     free(index->facts.texts);
     free(index);
 }
@@ -281,5 +277,5 @@ cgd_status cgd_index_search(const cgd_index *index, const cgd_engine *engine, co
         return fail(CGD_INVALID_ARGUMENT, "%zu queries cannot be; pass fewer.", query_count);
     const cgd_rows asked = {queries, query_count, 0};
     const cgd_found found = {indices, scores};
-    return IN_PYTHON(cgdpy_index_search(index->number, engine->number, &asked, k, &found, last_error));
+    return INSIDE(inside_index_search(index->number, engine->number, &asked, k, &found, last_error));
 }

@@ -56,7 +56,7 @@ def serve(ffi: Any, lib: Any) -> None:
     memory = Memory(ffi, lib)
     functions = Functions(memory, lib)
     for name in [name for name in vars(Functions) if not name.startswith("_")]:
-        ffi.def_extern(name=f"cgdpy_{name}")(partial(_call, getattr(functions, name), name, memory, lib))
+        ffi.def_extern(name=f"inside_{name}")(partial(_call, getattr(functions, name), name, memory, lib))
 
 
 def _call(body: Callable[..., None], name: str, memory: Memory, lib: Any, *arguments: Any) -> int:
@@ -82,9 +82,9 @@ def _told(error: BaseException, function: str) -> tuple[str, str]:
 
 
 class Functions:
-    """The functions of install.FUNCTIONS, by their names there without "cgdpy_" and without the message.
+    """The functions of inside.h, by their names without "inside_" and without the message.
 
-    lib   C's constants and the functions of install.FOR_PYTHON
+    lib   C's constants and the functions of build_embedded.FOR_PYTHON
     """
 
     def __init__(self, memory: Memory, lib: Any) -> None:

@@ -1,8 +1,22 @@
-/* The Python inside the library: it starts once and never ends. cgd.c includes this file. */
+/* The Python inside the library: it starts once and never ends. The file comes before cgd.c. */
 #include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef PyThreadState *python_lock;
 
 #define INSTALL_AGAIN "install the library again with `cgd-deploy install-native`"
 #define PYTHON_RELEASE TEXT(PY_MAJOR_VERSION) "." TEXT(PY_MINOR_VERSION) "."
+
+/* A thread that waits must not hold Python's lock, which a host with a Python may have taken. */
+static python_lock release_lock(void) {
+    return Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : NULL;
+}
+
+static void take_lock(python_lock released) {
+    if (released) PyEval_RestoreThread(released);
+}
 
 static char start_error[CGD_MESSAGE]; /* "" if Python runs */
 

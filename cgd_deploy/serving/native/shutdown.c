@@ -14,20 +14,11 @@ static _Thread_local int own_calls, watched, moving;
 
 static void wait_a_millisecond(void) { nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); }
 
-/* A thread that waits must not hold Python's lock, which a host with a Python may have taken. */
-static PyThreadState *release_lock(void) {
-    return Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : NULL;
-}
-
-static void take_lock(PyThreadState *released) {
-    if (released) PyEval_RestoreThread(released);
-}
-
 /* Refuse further calls and wait for the running ones. A signal handler may call exit() inside a call, which cannot be
  * waited for; a child of fork() has none of the threads. */
 static void shut_down(void) {
     if (process != getpid()) return;
-    PyThreadState *released = release_lock();
+    python_lock released = release_lock();
     ending = 1;
     while (running_calls > own_calls) wait_a_millisecond();
     take_lock(released);

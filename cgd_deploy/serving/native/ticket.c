@@ -56,8 +56,8 @@ static void ended(cgd_ticket *ticket) {
     disown(ticket);
 }
 
-/* Python calls this once for each image, when it neither reads the pixels nor writes to the caller's memory again. */
-static void finish_ticket(cgd_ticket *ticket, int status, const char *message) {
+/* The implementation calls this once for each image, when it neither reads the pixels nor writes to the caller's memory again. */
+void finish_ticket(cgd_ticket *ticket, int status, const char *message) {
     if (ticket->done) ticket->done(ticket->context, (cgd_status)status, message);
     pthread_mutex_lock(&ticket->lock);
     ticket->is_done = 1;
@@ -77,7 +77,7 @@ static struct timespec after(double ms) {
 
 /* Whether the image is done within `ms`; a negative number waits for ever. */
 static int wait_until_done(cgd_ticket *ticket, double ms) {
-    PyThreadState *released = release_lock();
+    python_lock released = release_lock();
     const int forever = ms < 0 || ms > 1e12;
     const struct timespec end = after(forever ? 0 : ms);
     pthread_mutex_lock(&ticket->lock);
@@ -132,7 +132,7 @@ cgd_status cgd_submit(cgd_engine *engine, const cgd_image *image, const cgd_requ
     if (status != CGD_OK) return status;
     const cgd_wanted wanted = {out, chosen.timeout_ms, new_ticket(&chosen, ticket)};
     if (!wanted.ticket) return fail(CGD_INTERNAL, "there is no memory left.");
-    status = IN_PYTHON(BEGINNING(wanted.ticket, cgdpy_submit(engine->number, image, &wanted, last_error)));
+    status = INSIDE(BEGINNING(wanted.ticket, inside_submit(engine->number, image, &wanted, last_error)));
     return made(status, wanted.ticket, ticket);
 }
 
@@ -143,11 +143,11 @@ cgd_status cgd_submit_encoded(cgd_engine *engine, const void *file, size_t size,
     if (status != CGD_OK) return status;
     const cgd_wanted wanted = {out, chosen.timeout_ms, new_ticket(&chosen, ticket)};
     if (!wanted.ticket) return fail(CGD_INTERNAL, "there is no memory left.");
-    status = IN_PYTHON(BEGINNING(wanted.ticket, cgdpy_submit_encoded(engine->number, file, size, &wanted, last_error)));
+    status = INSIDE(BEGINNING(wanted.ticket, inside_submit_encoded(engine->number, file, size, &wanted, last_error)));
     return made(status, wanted.ticket, ticket);
 }
 
-/* Calls no Python, so it also works while the process ends. */
+/* Needs nothing inside, so it also works while the process ends. */
 cgd_status cgd_ticket_wait(cgd_ticket *ticket, double timeout_ms) {
     last_error[0] = '\0';
     if (!ticket || timeout_ms != timeout_ms)
@@ -163,7 +163,7 @@ void cgd_ticket_free(cgd_ticket *ticket) {
     last_error[0] = '\0';
     if (!ticket) return;
     if (check_process() == CGD_OK) {
-        if (!wait_until_done(ticket, 0)) IN_PYTHON(cgdpy_cancel(ticket, last_error));
+        if (!wait_until_done(ticket, 0)) INSIDE(inside_cancel(ticket, last_error));
         wait_until_done(ticket, -1);
     }
     last_error[0] = '\0';

@@ -126,10 +126,7 @@ cgd::RequestPtr request_of(const cgd_wanted &wanted) {
         finish_ticket(ticket, status, sentence.c_str());
     });
     request->ticket = ticket;
-    constexpr double FOREVER_MS = 1e12;  // more would not fit a clock
-    if (wanted.timeout_ms > 0 && wanted.timeout_ms < FOREVER_MS)
-        request->expires = cgd::Clock::now() + std::chrono::duration_cast<cgd::Clock::duration>(
-                                                   std::chrono::duration<double, std::milli>(wanted.timeout_ms));
+    request->timeout_ms = wanted.timeout_ms;
     return request;
 }
 

@@ -1,12 +1,20 @@
 #include "queue.hpp"
 
 #include <algorithm>
+#include <iomanip>
+#include <sstream>
 
 namespace cgd {
 namespace {
 
-const Failure LATE(CGD_TIMED_OUT,
-                   "the image was not computed within its timeout; allow more time, or send fewer images at a time.");
+// The failure of an image whose timeout has passed.
+Failure late_failure(const Request &request) {
+    std::ostringstream told;
+    told << std::fixed << std::setprecision(1) << "the picture was not computed within its timeout of "
+         << request.timeout_ms << " ms; allow more time, or send fewer pictures at a time.";
+    return {CGD_TIMED_OUT, told.str()};
+}
+
 constexpr const char *CANCELLED = "the caller freed the ticket before the image was computed.";
 
 }  // namespace
@@ -64,7 +72,7 @@ void Queue::decoded(RequestPtr request, double seconds) {
 }
 
 void Queue::failed(RequestPtr request, const Failure &failure, double seconds) {
-    const Failure &told = request->is_late() ? LATE : failure;
+    const Failure told = request->is_late() ? late_failure(*request) : failure;
     const bool cancelled = [&] {
         const std::lock_guard lock(mutex_);
         statistics_.decode_seconds.add(seconds);
@@ -115,7 +123,7 @@ std::vector<RequestPtr> Queue::next_batch() {
             in_flight_ += !batch.empty();
             if (is_over()) worker_wanted_.notify_all();
         }
-        for (const RequestPtr &request : late) request->done(LATE.status, LATE.what());
+        for (const RequestPtr &request : late) request->done(CGD_TIMED_OUT, late_failure(*request).what());
         if (!batch.empty()) return batch;
     }
 }

@@ -29,15 +29,18 @@ struct Request {
     float *const out;                             // [dim]
     const Done done;                              // called once
     const void *ticket = nullptr;                 // by which it may be cancelled
-    Clock::time_point expires = Clock::time_point::max();
+    double timeout_ms = 0;                        // after which it is not computed; 0: no limit
 
     std::vector<std::uint8_t> own_pixels;    // what `prepare` wrote
-    Clock::time_point ready = Clock::now();  // for its next stage
+    const Clock::time_point began = Clock::now();
+    Clock::time_point ready = began;         // for its next stage
     double waited = 0;                       // seconds
     bool cancelled = false;                  // while it was decoded
 
     void stop_waiting() { waited += std::chrono::duration<double>(Clock::now() - ready).count(); }
-    bool is_late() const { return Clock::now() >= expires; }
+    bool is_late() const {
+        return timeout_ms > 0 && std::chrono::duration<double, std::milli>(Clock::now() - began).count() >= timeout_ms;
+    }
 };
 
 using RequestPtr = std::unique_ptr<Request>;
