@@ -253,7 +253,7 @@ def test_finished_images_leave_nothing_behind(library, fake):
     done = Submitted(library, fake, image(pixels))
     assert done.wait() == "CGD_OK"
     done.free()
-    (functions,) = [thing for thing in gc.get_objects() if isinstance(thing, embedded.Functions)]
+    (functions,) = [thing for thing in gc.get_objects() if type(thing) is embedded.Functions]
     assert functions._pending == {}
 
 
