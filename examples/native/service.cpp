@@ -1,7 +1,7 @@
 // A small HTTP service: it answers a JPEG or PNG file with its descriptor. Pictures of several requests are computed
 // together; a full queue answers 503, and a picture that waits for more than two seconds 504.
 //
-//     cmake -B build -DCMAKE_PREFIX_PATH=PREFIX && cmake --build build     needs libcpp-httplib-dev
+//     cmake -B build -DCMAKE_PREFIX_PATH=PREFIX && cmake --build build     needs cpp-httplib
 //     build/service model-int8.cgd 8080
 //     curl --data-binary @a.jpg localhost:8080/describe
 #include <cgd.hpp>
@@ -29,15 +29,21 @@ std::string quoted(const std::string &text) {
 
 int http_status(cgd_status status) {
     switch (status) {
-        case CGD_BAD_INPUT: return 400;
+        case CGD_BAD_INPUT:
+            return 400;
         case CGD_OVERLOADED:
-        case CGD_SHUTTING_DOWN: return 503;
-        case CGD_TIMED_OUT: return 504;
-        default: return 500;
+        case CGD_SHUTTING_DOWN:
+            return 503;
+        case CGD_TIMED_OUT:
+            return 504;
+        default:
+            return 500;
     }
 }
 
-void answer(httplib::Response &response, const std::string &json) { response.set_content(json, "application/json"); }
+void answer(httplib::Response &response, const std::string &json) {
+    response.set_content(json, "application/json");
+}
 
 void describe(const cgd::Engine &engine, const httplib::Request &request, httplib::Response &response) try {
     std::vector<float> descriptor(engine.dim());

@@ -1,5 +1,5 @@
-// libFuzzer target for the readers of engine files, tunings and indices. The first byte says what the others are: a whole
-// file, or a part of one whose checksums are made to fit, so that the fuzzer gets behind them.
+// libFuzzer target for the readers of engine files, tunings and indices. The first byte says what the others are: a
+// whole file, or a part of one whose checksums are made to fit, so that the fuzzer gets behind them.
 #include "../../cgd_deploy/serving/native/cpp/enginefile.hpp"
 #include "../../cgd_deploy/serving/native/cpp/failure.hpp"
 #include "../../cgd_deploy/serving/native/cpp/index.hpp"
@@ -31,7 +31,9 @@ std::string number(std::size_t value, int bytes) {
     return text;
 }
 
-std::string sum(const std::string &bytes) { return cgd::sha256(bytes.data(), bytes.size()); }
+std::string sum(const std::string &bytes) {
+    return cgd::sha256(bytes.data(), bytes.size());
+}
 
 // A zip of stored members; the readers look at no CRC.
 std::string zipped(const Members &members, const std::string &comment) {
@@ -54,11 +56,13 @@ std::string array(const std::string &type, const std::string &shape, std::size_t
 
 std::string manifest(const Members &members) {
     std::string sums;
-    for (const auto &[name, content] : members) sums += (sums.empty() ? "\"" : ", \"") + name + "\": \"" + sum(content) + "\"";
+    for (const auto &[name, content] : members)
+        sums += (sums.empty() ? "\"" : ", \"") + name + "\": \"" + sum(content) + "\"";
     return R"({"schema": 1, "spec": {"backbone": "resnet18", "descriptors": "SG", "dim": 2, "no_downsample": "none",
         "gem_p": 3.0, "gem_eps": 1e-6, "input_size": [32, 32], "resize": "pillow-bilinear", "mean": [0, 0, 0],
         "std": [1, 1, 1], "color": "RGB", "space_id": "s"}, "backend": "openvino", "precision": "fp32",
-        "payload": "model.onnx", "profile": {"min": 1, "opt": 1, "max": 1}, "builder": {}, "sha256": {)" + sums + "}}";
+        "payload": "model.onnx", "profile": {"min": 1, "opt": 1, "max": 1}, "builder": {}, "sha256": {)" +
+           sums + "}}";
 }
 
 Members parts() {
@@ -76,13 +80,16 @@ void write_engine(const Members &members, const std::string &text) {
 void write_index(const std::string &rows, const std::string &facts) {
     write("i.npy", rows);
     write("i.npy.json", facts.empty() ? R"({"space_id": "s", "precision": "fp32", "descriptor_dtype": "int8", "dim": 2,
-        "paths": ["a", "b"], "paths_are": "relative", "sha256": ")" + sum(rows) + "\"}" : facts);
+        "paths": ["a", "b"], "paths_are": "relative", "sha256": ")" +
+                                            sum(rows) + "\"}"
+                                      : facts);
 }
 
 // An array before the first line end of JSON facts, with the checksum in them.
 void write_index_of(const std::string &facts) {
     const std::string rows = array("|i1", "(2, 2)", 4);
-    write_index(rows, facts.empty() ? facts : facts.substr(0, facts.size() - 1) + ", \"sha256\": \"" + sum(rows) + "\"}");
+    write_index(rows,
+                facts.empty() ? facts : facts.substr(0, facts.size() - 1) + ", \"sha256\": \"" + sum(rows) + "\"}");
 }
 
 void read_index() {
@@ -101,14 +108,27 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     Members members = parts();
     try {
         switch (data[0] % 8) {
-            case 0: write("e.cgd", bytes); break;
-            case 1: write_engine(members, bytes); break;
-            case 2: members[1].second = bytes, write_engine(members, manifest(members)); break;
-            case 3: members[2].second = bytes, write_engine(members, manifest(members)); break;
-            case 4: write_engine(members, manifest(members)), write("e.cgd.tuning.json", bytes); break;
-            case 5: return write_index(bytes, ""), read_index(), 0;
-            case 6: return write_index_of(bytes), read_index(), 0;
-            default: return write_index(array("|i1", "(2, 2)", 4), bytes), read_index(), 0;
+            case 0:
+                write("e.cgd", bytes);
+                break;
+            case 1:
+                write_engine(members, bytes);
+                break;
+            case 2:
+                members[1].second = bytes, write_engine(members, manifest(members));
+                break;
+            case 3:
+                members[2].second = bytes, write_engine(members, manifest(members));
+                break;
+            case 4:
+                write_engine(members, manifest(members)), write("e.cgd.tuning.json", bytes);
+                break;
+            case 5:
+                return write_index(bytes, ""), read_index(), 0;
+            case 6:
+                return write_index_of(bytes), read_index(), 0;
+            default:
+                return write_index(array("|i1", "(2, 2)", 4), bytes), read_index(), 0;
         }
         cgd::read_engine(folder() + "/e.cgd");
     } catch (const cgd::Failure &) {

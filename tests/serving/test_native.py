@@ -122,7 +122,7 @@ def test_the_example_of_threads_tells_its_throughput(examples, native_engine):
 
 def test_the_example_of_a_service_answers_pictures(examples, native_engine, pictures, expected):
     if not (examples / "service").exists():
-        pytest.skip("httplib.h is not installed")
+        pytest.skip("cpp-httplib is not installed")
     files = [(pictures / "kind-0" / f"{number}.jpg").read_bytes() for number in range(4)]
     with subprocess.Popen([examples / "service", native_engine, "0"], stdout=subprocess.PIPE, text=True) as service:
         try:

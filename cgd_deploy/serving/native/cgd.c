@@ -1,4 +1,5 @@
-/* The functions of cgd.h: they check arguments and keep the thread's last error. The functions of inside.h do the rest. */
+/* The functions of cgd.h: they check arguments and keep the thread's last error. inside.h has the functions that do the
+ * rest. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,8 +44,8 @@ static cgd_status check_process(void) {
     return fail(CGD_INVALID_ARGUMENT, "this process was forked from one that used the library; use exec() too.");
 }
 
-/* CGD_OK if the implementation can be called; the caller has to leave then. Calls 0, 1, 2, 4, 8, ... since something was opened are
- * watched: other calls hardly construct static objects. A call inside a call belongs to the outer call. */
+/* CGD_OK if the implementation can be called; the caller has to leave then. Calls 0, 1, 2, 4, 8, ... since something was
+ * opened are watched: other calls hardly construct static objects. A call inside a call belongs to the outer call. */
 static cgd_status enter(void) {
     cgd_status status = check_process();
     if (status != CGD_OK) return status;

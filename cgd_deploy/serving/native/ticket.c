@@ -56,7 +56,8 @@ static void ended(cgd_ticket *ticket) {
     disown(ticket);
 }
 
-/* The implementation calls this once for each image, when it neither reads the pixels nor writes to the caller's memory again. */
+/* The implementation calls this once for each image, when it neither reads the pixels nor writes to the caller's memory
+ * again. */
 void finish_ticket(cgd_ticket *ticket, int status, const char *message) {
     if (ticket->done) ticket->done(ticket->context, (cgd_status)status, message);
     pthread_mutex_lock(&ticket->lock);

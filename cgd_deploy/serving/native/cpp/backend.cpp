@@ -40,7 +40,8 @@ class Backend::Compiled {
             !fits(model_.input().get_partial_shape(), row_) || model_.outputs().size() != 1 ||
             model_.output().get_element_type() != ov::element::f32 ||
             !fits(model_.output().get_partial_shape(), {dim_}))
-            throw Failure(CGD_BAD_ENGINE, "the model has another input or output than its spec; build the engine again.");
+            throw Failure(CGD_BAD_ENGINE,
+                          "the model has another input or output than its spec; build the engine again.");
     }
 
     ov::InferRequest start(const std::uint8_t *images, std::size_t count, float *descriptors) {
@@ -58,8 +59,12 @@ class Backend::Compiled {
         idle_.push_back(request);
     }
 
-    std::size_t image_size() const { return row_[0] * row_[1] * row_[2]; }
-    std::size_t dim() const { return dim_; }
+    std::size_t image_size() const {
+        return row_[0] * row_[1] * row_[2];
+    }
+    std::size_t dim() const {
+        return dim_;
+    }
 
   private:
     ov::InferRequest idle() {

@@ -17,8 +17,8 @@ class Backend {
         std::size_t height, width, dim;
     };
 
-    // `streams` runs at the same time share the `threads`. Throws Failure(CGD_BAD_ENGINE) for a model that OpenVINO cannot
-    // compile, or whose input or output has another size.
+    // `streams` runs at the same time share the `threads`. Throws Failure(CGD_BAD_ENGINE) for a model that OpenVINO
+    // cannot compile, or whose input or output has another size.
     Backend(Model model, std::size_t threads, std::size_t streams);
     ~Backend();
 

@@ -19,7 +19,9 @@ constexpr double SELF_TEST_COSINE = 0.999;
 constexpr std::size_t CPU_BATCH = 8;  // larger batches are no faster on a CPU, and each picture waits longer
 constexpr const char *OTHER_LIBRARY = "`cgd-deploy install-native --embed-python`";
 
-[[noreturn]] void refuse(const std::string &sentence) { throw Failure(CGD_BAD_ENGINE, sentence); }
+[[noreturn]] void refuse(const std::string &sentence) {
+    throw Failure(CGD_BAD_ENGINE, sentence);
+}
 
 bool has(const std::vector<std::string> &names, const char *name) {
     return std::find(names.begin(), names.end(), name) != names.end();
@@ -29,17 +31,20 @@ void check_runs_here(const EngineFile &file, const cgd_options &options) {
     const Manifest &manifest = file.manifest;
     const std::string device = options.device ? options.device : "cpu";
     if (manifest.backend != "openvino")
-        refuse(file.path + " is for backend '" + manifest.backend.substr(0, 60) + "', and this library runs openvino; use the library of " +
-               OTHER_LIBRARY + ", or build an engine with `cgd-deploy build-engine --backend openvino`.");
+        refuse(file.path + " is for backend '" + manifest.backend.substr(0, 60) +
+               "', and this library runs openvino; use the library of " + OTHER_LIBRARY +
+               ", or build an engine with `cgd-deploy build-engine --backend openvino`.");
     if (device != "cpu")
-        refuse(file.path + " is for openvino, which runs on cpu, not on '" + device.substr(0, 60) + "'; use the library of " +
-               OTHER_LIBRARY + " for engines on cuda.");
+        refuse(file.path + " is for openvino, which runs on cpu, not on '" + device.substr(0, 60) +
+               "'; use the library of " + OTHER_LIBRARY + " for engines on cuda.");
     if (manifest.precision == "tf32" || manifest.precision == "fp16")
-        refuse(file.path + " is " + manifest.precision + ", which a CPU does not compute; build an engine with "
+        refuse(file.path + " is " + manifest.precision +
+               ", which a CPU does not compute; build an engine with "
                "`cgd-deploy build-engine --fp32 --backend openvino`.");
     const auto sets = instruction_sets();
     if (manifest.precision == "bf16" && !has(sets, "amx_bf16") && !has(sets, "avx512_bf16"))
-        refuse(file.path + " is BF16, which this CPU does not compute; build an engine with "
+        refuse(file.path +
+               " is BF16, which this CPU does not compute; build an engine with "
                "`cgd-deploy build-engine --fp32 --backend openvino`.");
 }
 
@@ -96,9 +101,12 @@ Engine::Engine(const std::string &path, const cgd_options &options) : file_(read
     const std::string type = file_.manifest.precision == "bf16" ? "bf16" : "f32";
     backend_ = std::make_unique<Backend>(
         Backend::Model{std::move(file_.payload), type, spec().height, spec().width, spec().dim}, threads, streams);
-    write_log(CGD_LOG_DEBUG, path + ": openvino took " + std::to_string(milliseconds_since(began)) + " ms to load the model");
+    write_log(CGD_LOG_DEBUG,
+              path + ": openvino took " + std::to_string(milliseconds_since(began)) + " ms to load the model");
     if (!is_proven_here(file_.manifest)) self_test();
-    const std::size_t asked = options.max_batch ? options.max_batch : file_.throughput ? file_.throughput->batch : CPU_BATCH;
+    const std::size_t asked = options.max_batch  ? options.max_batch
+                              : file_.throughput ? file_.throughput->batch
+                                                 : CPU_BATCH;
     const auto delay = std::chrono::duration<double, std::milli>(options.max_delay_ms);
     scheduler_ = std::make_unique<Scheduler>(
         *backend_,
@@ -106,8 +114,8 @@ Engine::Engine(const std::string &path, const cgd_options &options) : file_(read
         Policy{options.max_queue, std::min(asked, file_.manifest.max_batch),
                std::chrono::duration_cast<Clock::duration>(delay), streams});
     write_log(CGD_LOG_INFO, "loaded " + path + ": backend=openvino precision=" + file_.manifest.precision +
-                                " device=cpu threads=" + std::to_string(threads) + " streams=" +
-                                std::to_string(streams) + " space_id=" + spec().space_id);
+                                " device=cpu threads=" + std::to_string(threads) +
+                                " streams=" + std::to_string(streams) + " space_id=" + spec().space_id);
 }
 
 Engine::~Engine() {
@@ -130,9 +138,13 @@ void Engine::embed_any(const Picture *pictures, std::size_t count, float *out) {
     run(pixels.data(), count, out);
 }
 
-void Engine::embed(const cgd_image *images, std::size_t count, float *out) { embed_any(images, count, out); }
+void Engine::embed(const cgd_image *images, std::size_t count, float *out) {
+    embed_any(images, count, out);
+}
 
-void Engine::embed(const Encoded *files, std::size_t count, float *out) { embed_any(files, count, out); }
+void Engine::embed(const Encoded *files, std::size_t count, float *out) {
+    embed_any(files, count, out);
+}
 
 void Engine::run(const std::uint8_t *pixels, std::size_t count, float *out) {
     const std::size_t most = file_.manifest.max_batch;

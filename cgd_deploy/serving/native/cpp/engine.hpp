@@ -22,7 +22,9 @@ class Engine {
     Engine(const std::string &path, const cgd_options &options);
     ~Engine();  // computes the images in the queue first
 
-    const Spec &spec() const { return file_.manifest.spec; }
+    const Spec &spec() const {
+        return file_.manifest.spec;
+    }
 
     // One picture joins those of other threads; several are one batch. `out` gets `count` rows of dim floats. Throws
     // Failure(CGD_OVERLOADED), and Failure(CGD_BAD_INPUT) for a picture that cannot be used.
@@ -32,8 +34,12 @@ class Engine {
     // Begin to describe a picture. Throws Failure(CGD_OVERLOADED).
     void submit(const cgd_image &image, RequestPtr request);
     void submit(const Encoded &file, RequestPtr request);
-    void cancel(const void *ticket) { scheduler_->cancel(ticket); }
-    cgd_stats stats() { return scheduler_->stats(); }
+    void cancel(const void *ticket) {
+        scheduler_->cancel(ticket);
+    }
+    cgd_stats stats() {
+        return scheduler_->stats();
+    }
 
     // The smallest cosine of the golden pictures with their descriptors. Throws Failure(CGD_BAD_ENGINE) below 0.999.
     float self_test();

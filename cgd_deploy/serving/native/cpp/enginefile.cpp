@@ -24,7 +24,9 @@ constexpr const char *MANIFEST = "manifest.json";
 constexpr const char *GOLDEN_IMAGES = "golden/images.npy", *GOLDEN_DESCRIPTORS = "golden/descriptors.npy";
 constexpr const char *REBUILD = "build it again with `cgd-deploy build-engine`";
 
-[[noreturn]] void refuse(const std::string &sentence) { throw Failure(CGD_BAD_ENGINE, sentence); }
+[[noreturn]] void refuse(const std::string &sentence) {
+    throw Failure(CGD_BAD_ENGINE, sentence);
+}
 
 // Names of members, without a root, ".." or a drive.
 bool is_plain(const std::string &name) {
@@ -101,8 +103,8 @@ void take_golden(EngineFile &file, const Members &members) {
         file.golden_descriptors.resize(rows.values());
         std::memcpy(file.golden_descriptors.data(), rows.data, rows.values() * sizeof(float));
     } catch (const std::invalid_argument &error) {
-        refuse(file.path + " has golden pictures and descriptors that do not fit its spec (" + reason_of(error) + "); " +
-               REBUILD + ".");
+        refuse(file.path + " has golden pictures and descriptors that do not fit its spec (" + reason_of(error) +
+               "); " + REBUILD + ".");
     }
 }
 

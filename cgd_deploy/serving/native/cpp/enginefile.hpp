@@ -28,13 +28,15 @@ struct Manifest {
 struct EngineFile {
     std::string path;
     Manifest manifest;
-    std::string payload;                    // the model, in the form that the backend loads
-    std::vector<std::uint8_t> golden_images;  // [n, height, width, 3]
-    std::vector<float> golden_descriptors;    // [n, dim]
+    std::string payload;                         // the model, in the form that the backend loads
+    std::vector<std::uint8_t> golden_images;     // [n, height, width, 3]
+    std::vector<float> golden_descriptors;       // [n, dim]
     std::optional<Setting> latency, throughput;  // the fastest on a machine like this, if one was measured
     std::string untuned;  // why the tuning beside the engine cannot be used; empty if it can, or if there is none
 
-    std::size_t golden_count() const { return golden_descriptors.size() / manifest.spec.dim; }
+    std::size_t golden_count() const {
+        return golden_descriptors.size() / manifest.spec.dim;
+    }
 };
 
 // Read an engine file and verify every checksum, the manifest's first. Throws Failure(CGD_BAD_ENGINE) if the file is

@@ -18,13 +18,15 @@ namespace {
 
 constexpr std::size_t BLOCKS = 256, BLOCK = 4096, PART = 1 << 20;
 
-std::string reason() { return std::generic_category().message(errno); }
+std::string reason() {
+    return std::generic_category().message(errno);
+}
 
 }  // namespace
 
 File::File(const std::string &path, const char *limit, cgd_status status)
     : number_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {  // a pipe does not block
-    struct stat facts {};
+    struct stat facts{};
     if (number_ < 0) throw Failure(status, path + " cannot be opened (" + reason() + "); check the path.");
     try {
         if (::fstat(number_, &facts) != 0 || !S_ISREG(facts.st_mode))
@@ -37,7 +39,9 @@ File::File(const std::string &path, const char *limit, cgd_status status)
     }
 }
 
-File::~File() { ::close(number_); }
+File::~File() {
+    ::close(number_);
+}
 
 std::string File::read(std::size_t start, std::size_t size) const {
     if (start > size_ || size > size_ - start) throw std::invalid_argument("a part of it is missing");
@@ -83,7 +87,7 @@ Mapping::~Mapping() {
 }
 
 bool is_file(const std::string &path) {
-    struct stat facts {};
+    struct stat facts{};
     return ::stat(path.c_str(), &facts) == 0 && S_ISREG(facts.st_mode);
 }
 

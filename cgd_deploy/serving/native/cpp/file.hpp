@@ -20,10 +20,14 @@ class File {
     File(const File &) = delete;
     File &operator=(const File &) = delete;
 
-    std::size_t size() const { return size_; }
+    std::size_t size() const {
+        return size_;
+    }
     // Throws std::invalid_argument for bytes behind the end.
     std::string read(std::size_t start, std::size_t size) const;
-    std::string read() const { return read(0, size_); }
+    std::string read() const {
+        return read(0, size_);
+    }
 
     std::string sha256() const;
     // The sum of files.sampled_sha256: of the size and of 256 blocks that are spread over the file.
@@ -43,7 +47,9 @@ class Mapping {
     Mapping(const Mapping &) = delete;
     Mapping &operator=(const Mapping &) = delete;
 
-    std::string_view bytes() const { return {static_cast<const char *>(data_), size_}; }
+    std::string_view bytes() const {
+        return {static_cast<const char *>(data_), size_};
+    }
 
   private:
     void *data_ = nullptr;

@@ -21,7 +21,9 @@ using Json = nlohmann::json;
 
 constexpr std::size_t CHECKSUM_DIGITS = 32, LONGEST = 1 << 16;
 
-[[noreturn]] void refuse(const std::string &sentence) { throw Failure(CGD_BAD_INDEX, sentence); }
+[[noreturn]] void refuse(const std::string &sentence) {
+    throw Failure(CGD_BAD_INDEX, sentence);
+}
 
 // The names under which a file beside an index may be there: its own, and that of a writer that was killed.
 std::vector<std::string> names_of(const std::string &file) {
@@ -53,7 +55,8 @@ struct Form {
 constexpr Form FORMS[] = {{"float32", "<f4", 32}, {"float16", "<f2", 16}, {"int8", "|i1", 8}, {"binary", "|u1", 1}};
 
 void check_form(const Array &stored, const std::string &dtype, std::size_t length) {
-    const auto *const form = std::find_if(std::begin(FORMS), std::end(FORMS), [&](const Form &one) { return one.dtype == dtype; });
+    const auto *const form =
+        std::find_if(std::begin(FORMS), std::end(FORMS), [&](const Form &one) { return one.dtype == dtype; });
     if (form == std::end(FORMS)) throw std::invalid_argument("descriptor dtype " + dtype.substr(0, 60) + " is unknown");
     const std::size_t width = (length * form->bits + 7) / 8 / stored.item_size();
     if (stored.type != form->stored || stored.shape != std::vector<std::size_t>{stored.rows(), width})
@@ -75,12 +78,15 @@ std::vector<float> read_projection(const std::string &path, const Json &facts, s
     refuse(path + ".pca.npy, the PCA of " + path + ", is missing or belongs to a different run; make the index again.");
 }
 
-void check_path(const std::string &path) {
+// `path` if its name is that of an index that this library reads.
+const std::string &checked(const std::string &path) {
     const std::string suffix = std::filesystem::path(path).extension().string();
     if (suffix == ".parquet")
-        refuse(path + " is Parquet, and this library reads .npy; use the library of `cgd-deploy install-native "
+        refuse(path +
+               " is Parquet, and this library reads .npy; use the library of `cgd-deploy install-native "
                "--embed-python`, or write the index as .npy.");
     if (suffix != ".npy") refuse(path + " ends in " + (suffix.empty() ? "nothing" : suffix) + "; expected .npy.");
+    return path;
 }
 
 // The sidecar of the index file: the one whose checksum the file has.
@@ -90,7 +96,8 @@ Json sidecar_of(const std::string &path, const File &file) {
     for (const std::string &name : names) {
         Json facts = parse_table(with_marked_bytes(File(name, nullptr, CGD_BAD_INDEX).read()));
         const bool sampled = facts.contains("sampled_sha256");
-        if (facts.at(sampled ? "sampled_sha256" : "sha256") == (sampled ? file.sampled_sha256() : file.sha256())) return facts;
+        if (facts.at(sampled ? "sampled_sha256" : "sha256") == (sampled ? file.sampled_sha256() : file.sha256()))
+            return facts;
     }
     refuse(path + " and " + path + ".json belong to different runs; make the index again.");
 }
@@ -100,7 +107,8 @@ std::vector<std::string> paths_of(const Json &facts, const std::string &path) {
     for (const Json &name : facts.at("paths")) names.push_back(file_name(name.get_ref<const std::string &>()));
     const Json rule = facts.value("paths_are", Json());
     if (rule.is_null()) return names;  // of release 0.1.0
-    if (rule != "relative" && rule != "absolute") throw std::invalid_argument("paths_are is " + rule.dump().substr(0, 60));
+    if (rule != "relative" && rule != "absolute")
+        throw std::invalid_argument("paths_are is " + rule.dump().substr(0, 60));
     return paths_from_here(names, std::filesystem::path(path).parent_path().string());
 }
 
@@ -116,7 +124,8 @@ void check_texts(const Json &facts, std::size_t rows) {
 }  // namespace
 
 struct Index::Facts {
-    explicit Facts(const std::string &path) : file(path, nullptr, CGD_BAD_INDEX), json(sidecar_of(path, file)) {}
+    explicit Facts(const std::string &path)
+        : file(checked(path), nullptr, CGD_BAD_INDEX), json(sidecar_of(path, file)) {}
     File file;
     Json json;
 };
@@ -132,15 +141,17 @@ Index::Index(const std::string &path, const Facts &facts)
     dim_ = json.contains("dim") ? json["dim"].get<std::size_t>() : stored_.shape[1];
     const Json pca = json.value("pca", Json());
     length_ = pca.is_null() ? dim_ : pca.get<std::size_t>();
-    if (!dim_ || dim_ > LONGEST || !length_ || length_ > dim_) throw std::invalid_argument("its number of values cannot be");
+    if (!dim_ || dim_ > LONGEST || !length_ || length_ > dim_)
+        throw std::invalid_argument("its number of values cannot be");
     check_form(stored_, dtype_, length_);
     if (!pca.is_null()) projection_ = read_projection(path, json, length_, dim_);
     if (paths_.size() != size())
-        throw std::invalid_argument(std::to_string(paths_.size()) + " paths for " + std::to_string(size()) + " descriptors");
+        throw std::invalid_argument(std::to_string(paths_.size()) + " paths for " + std::to_string(size()) +
+                                    " descriptors");
     check_texts(json, size());
 }
 
-Index::Index(const std::string &path) try : Index((check_path(path), path), Facts(path)) {
+Index::Index(const std::string &path) try : Index(path, Facts(path)) {
 } catch (const Failure &) {
     throw;
 } catch (const std::exception &error) {
@@ -175,7 +186,8 @@ void Index::restore(std::size_t start, std::size_t count, float *out) const {
         if (dtype_ == "int8") {
             for (std::size_t i = 0; i < length_; i++) out[i] = float(std::int8_t(rows[i]));
         } else {
-            for (std::size_t i = 0; i < length_; i++) out[i] = from_half(std::uint16_t(rows[2 * i] | rows[2 * i + 1] << 8));
+            for (std::size_t i = 0; i < length_; i++)
+                out[i] = from_half(std::uint16_t(rows[2 * i] | rows[2 * i + 1] << 8));
         }
         make_unit(out, length_);
     }

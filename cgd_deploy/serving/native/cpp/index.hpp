@@ -15,13 +15,22 @@ namespace cgd {
 
 class Index {
   public:
-    // Throws Failure(CGD_BAD_INDEX) for an index that is missing, damaged, or of a form that this library does not read.
+    // Throws Failure(CGD_BAD_INDEX) for an index that is missing, damaged, or of a form that this library does not
+    // read.
     explicit Index(const std::string &path);
 
-    std::size_t size() const { return stored_.rows(); }
-    std::size_t dim() const { return dim_; }
-    const std::string &space_id() const { return space_id_; }
-    const std::string &path(std::size_t i) const { return paths_[i]; }
+    std::size_t size() const {
+        return stored_.rows();
+    }
+    std::size_t dim() const {
+        return dim_;
+    }
+    const std::string &space_id() const {
+        return space_id_;
+    }
+    const std::string &path(std::size_t i) const {
+        return paths_[i];
+    }
 
     // The k nearest pictures of each query, [count, k], best first. Queries are [count, dim], from an engine of the
     // space `asking`. Throws Failure(CGD_BAD_INDEX) for another space, and for a query that is not finite.

@@ -172,13 +172,13 @@ int inside_close(uint64_t number, char *message) {
 }
 
 int inside_self_test(uint64_t number, float *cosine, char *message) {
-    return told(message, [&] { engines.get(number)->call([&](cgd::Engine &engine) { *cosine = engine.self_test(); }); });
+    return told(message,
+                [&] { engines.get(number)->call([&](cgd::Engine &engine) { *cosine = engine.self_test(); }); });
 }
 
 int inside_embed(uint64_t number, const cgd_image *images, size_t count, float *out, char *message) {
-    return told(message, [&] {
-        engines.get(number)->call([&](cgd::Engine &engine) { engine.embed(images, count, out); });
-    });
+    return told(message,
+                [&] { engines.get(number)->call([&](cgd::Engine &engine) { engine.embed(images, count, out); }); });
 }
 
 int inside_embed_encoded(uint64_t number, const void *const *files, const size_t *sizes, size_t count, float *out,
@@ -251,7 +251,8 @@ int inside_index_search(uint64_t number, uint64_t engine, const cgd_rows *querie
         const auto index = indices.get(number);
         std::string space_id;
         std::size_t dim = 0;
-        engines.get(engine)->call([&](cgd::Engine &asking) { space_id = asking.spec().space_id, dim = asking.spec().dim; });
+        engines.get(engine)->call(
+            [&](cgd::Engine &asking) { space_id = asking.spec().space_id, dim = asking.spec().dim; });
         if (space_id == index->space_id() && dim != index->dim())
             throw Failure(CGD_BAD_INDEX, "the index and the engine have another number of values; use one model.");
         index->search(space_id, queries->values, queries->count, k, found->indices, found->scores);

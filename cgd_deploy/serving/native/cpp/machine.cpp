@@ -148,7 +148,7 @@ std::size_t available_threads() {
 std::string cpu_name() {
     for (const std::string &line : lines_of("/proc/cpuinfo"))
         if (line.compare(0, 10, "model name") == 0) return line.substr(line.find(':') + 2);
-    struct utsname names {};
+    struct utsname names{};
     return ::uname(&names) == 0 ? names.machine : "";
 }
 

@@ -19,12 +19,13 @@ using Json = nlohmann::json;
 
 constexpr std::uint64_t LARGEST_COUNT = 1 << 16;
 constexpr std::array NEEDED{"spec", "backend", "precision", "payload", "profile", "builder"};
-const std::set<std::string> OPTIONAL{"schema", "gpu",       "source", "parity", "proof",
-                                     "retrieval", "tuning", "sha256"};
+const std::set<std::string> OPTIONAL{"schema", "gpu", "source", "parity", "proof", "retrieval", "tuning", "sha256"};
 const std::set<std::string> PRECISIONS{"fp32", "tf32", "fp16", "bf16", "int8"};
 constexpr const char *AGAIN = "measure again with `cgd-deploy inspect --autotune`, or remove the file";
 
-[[noreturn]] void refuse(const std::string &what) { throw std::invalid_argument(what); }
+[[noreturn]] void refuse(const std::string &what) {
+    throw std::invalid_argument(what);
+}
 
 std::size_t count(const Json &table, const char *name) {
     const Json &value = table.at(name);
@@ -83,7 +84,8 @@ std::vector<Json> tunings_beside(const std::string &engine, const std::string &m
     if (told.at("schema") != SCHEMA) refuse("schema " + told["schema"].dump().substr(0, 60));
     for (const Json &tuning : told.at("machines")) check_tuning(tuning);
     if (told.at("manifest_sha256") != manifest_sha256)
-        throw Failure(CGD_BAD_ENGINE, path + " was measured for another engine than " + engine + " is now; " + AGAIN + ".");
+        throw Failure(CGD_BAD_ENGINE,
+                      path + " was measured for another engine than " + engine + " is now; " + AGAIN + ".");
     return told["machines"];
 }
 
@@ -127,7 +129,8 @@ void read_tunings(EngineFile &file, const std::string &manifest_sha256, const Js
     } catch (const Failure &failure) {
         file.untuned = failure.what();
     } catch (const std::exception &error) {
-        file.untuned = file.path + ".tuning.json is not a tuning of an engine (" + reason_of(error) + "); " + AGAIN + ".";
+        file.untuned =
+            file.path + ".tuning.json is not a tuning of an engine (" + reason_of(error) + "); " + AGAIN + ".";
     }
     if (const auto own = manifest.find("tuning"); own != manifest.end() && own->is_object()) tunings.push_back(*own);
     if (tunings.empty()) return;

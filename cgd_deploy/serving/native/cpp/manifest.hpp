@@ -23,8 +23,8 @@ std::string reason_of(const std::exception &error);
 
 struct ReadManifest {
     Manifest manifest;
-    std::string payload;                       // the name of its member
-    std::map<std::string, std::string> sums;   // SHA-256 of every other member
+    std::string payload;                      // the name of its member
+    std::map<std::string, std::string> sums;  // SHA-256 of every other member
 };
 
 // Throws Failure, std::invalid_argument or an exception of nlohmann::json for missing, unknown or wrong fields.

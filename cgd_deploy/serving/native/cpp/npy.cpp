@@ -11,7 +11,9 @@ constexpr std::string_view MAGIC = "\x93NUMPY";
 constexpr std::size_t LONGEST_HEADER = 10'000;  // as NumPy
 constexpr std::size_t LONGEST_NUMBER = 18;
 
-[[noreturn]] void refuse(const std::string &what) { throw std::invalid_argument(what); }
+[[noreturn]] void refuse(const std::string &what) {
+    throw std::invalid_argument(what);
+}
 
 // The text of the header, and where the data begins.
 std::pair<std::string, std::size_t> header_of(std::string_view file) {
@@ -61,7 +63,9 @@ std::size_t times(std::size_t a, std::size_t b) {
 
 }  // namespace
 
-std::size_t Array::item_size() const { return std::size_t(type.back() - '0'); }
+std::size_t Array::item_size() const {
+    return std::size_t(type.back() - '0');
+}
 
 std::size_t Array::values() const {
     std::size_t count = 1;

@@ -15,9 +15,11 @@ struct Array {
     std::vector<std::size_t> shape;
     const std::uint8_t *data;
 
-    std::size_t rows() const { return shape.empty() ? 0 : shape[0]; }
-    std::size_t values() const;      // of all rows
-    std::size_t item_size() const;   // bytes of a value
+    std::size_t rows() const {
+        return shape.empty() ? 0 : shape[0];
+    }
+    std::size_t values() const;     // of all rows
+    std::size_t item_size() const;  // bytes of a value
 };
 
 // The array in `file`, in C order; its data lies in `file`. Throws std::invalid_argument unless the file is whole.

@@ -8,7 +8,8 @@ namespace cgd {
 namespace {
 
 // A byte 0x80 to 0xff is U+DC80 to U+DCFF in Python's text; here it is U+10FF80 to U+10FFFF.
-constexpr const char *PYTHONS = "\\udc", *OURS = "\\udbff\\udf", *OURS_IN_UTF8 = "\xf4\x8f\xbe", *ALSO_OURS = "\xf4\x8f\xbf";
+constexpr const char *PYTHONS = "\\udc", *OURS = "\\udbff\\udf", *OURS_IN_UTF8 = "\xf4\x8f\xbe",
+                     *ALSO_OURS = "\xf4\x8f\xbf";
 
 bool is_high_surrogate(const std::string &json, std::size_t at) {
     const auto letter = [&](std::size_t i) { return char(json[i] | 0x20); };

@@ -12,8 +12,8 @@ namespace cgd {
 std::string with_marked_bytes(const std::string &json);
 std::string file_name(const std::string &text);
 
-// The paths of `names`, which start from `folder`, as they can be opened from the current folder: relative inside of it,
-// absolute outside.
+// The paths of `names`, which start from `folder`, as they can be opened from the current folder: relative inside of
+// it, absolute outside.
 std::vector<std::string> paths_from_here(const std::vector<std::string> &names, const std::string &folder);
 
 }  // namespace cgd

@@ -31,13 +31,15 @@ struct Request {
     const void *ticket = nullptr;                 // by which it may be cancelled
     double timeout_ms = 0;                        // after which it is not computed; 0: no limit
 
-    std::vector<std::uint8_t> own_pixels;    // what `prepare` wrote
+    std::vector<std::uint8_t> own_pixels;  // what `prepare` wrote
     const Clock::time_point began = Clock::now();
-    Clock::time_point ready = began;         // for its next stage
-    double waited = 0;                       // seconds
-    bool cancelled = false;                  // while it was decoded
+    Clock::time_point ready = began;  // for its next stage
+    double waited = 0;                // seconds
+    bool cancelled = false;           // while it was decoded
 
-    void stop_waiting() { waited += std::chrono::duration<double>(Clock::now() - ready).count(); }
+    void stop_waiting() {
+        waited += std::chrono::duration<double>(Clock::now() - ready).count();
+    }
     bool is_late() const {
         return timeout_ms > 0 && std::chrono::duration<double, std::milli>(Clock::now() - began).count() >= timeout_ms;
     }
@@ -46,10 +48,10 @@ struct Request {
 using RequestPtr = std::unique_ptr<Request>;
 
 struct Policy {
-    std::size_t places;     // the most images in the queue
-    std::size_t max_batch;  // images of a full batch, which leaves as soon as a worker is free
+    std::size_t places;         // the most images in the queue
+    std::size_t max_batch;      // images of a full batch, which leaves as soon as a worker is free
     Clock::duration max_delay;  // that the oldest image of a partial batch waits for others
-    std::size_t enough;     // batches in flight that keep the backend busy; a partial batch leaves while fewer are
+    std::size_t enough;         // batches in flight that keep the backend busy; a partial batch leaves while fewer are
 };
 
 class Queue {
@@ -79,8 +81,12 @@ class Queue {
   private:
     using Requests = std::deque<RequestPtr>;
 
-    std::size_t waiting() const { return undecoded_.size() + decoding_.size() + decoded_.size(); }
-    bool is_over() const { return closed_ && waiting() == 0; }
+    std::size_t waiting() const {
+        return undecoded_.size() + decoding_.size() + decoded_.size();
+    }
+    bool is_over() const {
+        return closed_ && waiting() == 0;
+    }
     bool may_leave() const;
     void add_decoded(RequestPtr request);
     void leave_decoding(const Request &request);

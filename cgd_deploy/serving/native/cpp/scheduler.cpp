@@ -7,7 +7,9 @@
 namespace cgd {
 namespace {
 
-double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
+double seconds_since(Clock::time_point began) {
+    return std::chrono::duration<double>(Clock::now() - began).count();
+}
 
 // A thread that handles no signals: handlers of the program run in threads of the program.
 template <typename Function>
@@ -98,8 +100,7 @@ void Scheduler::compute(const std::vector<RequestPtr> &batch, std::vector<std::u
     for (std::size_t i = 0; i < batch.size(); i++)
         std::memcpy(&pixels[i * sizes_.image_bytes], batch[i]->pixels, sizes_.image_bytes);
     backend_.run(pixels.data(), batch.size(), rows.data());
-    for (std::size_t i = 0; i < batch.size(); i++)
-        std::copy_n(&rows[i * sizes_.dim], sizes_.dim, batch[i]->out);
+    for (std::size_t i = 0; i < batch.size(); i++) std::copy_n(&rows[i * sizes_.dim], sizes_.dim, batch[i]->out);
 }
 
 }  // namespace cgd

@@ -25,8 +25,12 @@ class Scheduler {
 
     // Throws Failure(CGD_OVERLOADED) if the queue is full.
     void submit(RequestPtr request);
-    void cancel(const void *ticket) { queue_.cancel(ticket); }
-    cgd_stats stats() { return queue_.stats(); }
+    void cancel(const void *ticket) {
+        queue_.cancel(ticket);
+    }
+    cgd_stats stats() {
+        return queue_.stats();
+    }
 
   private:
     bool decode_next();

@@ -10,8 +10,8 @@
 namespace cgd {
 namespace {
 
-constexpr std::size_t BLOCK = 128;       // rows that are read at a time: their floats fit the cache of a core
-constexpr std::size_t FEW = 4096;        // rows for which a second thread does not pay
+constexpr std::size_t BLOCK = 128;  // rows that are read at a time: their floats fit the cache of a core
+constexpr std::size_t FEW = 4096;   // rows for which a second thread does not pay
 
 struct Neighbour {
     float score;
@@ -35,7 +35,9 @@ class Best {
         heap_.push_back(neighbour);
         std::push_heap(heap_.begin(), heap_.end());
     }
-    const std::vector<Neighbour> &found() const { return heap_; }
+    const std::vector<Neighbour> &found() const {
+        return heap_;
+    }
 
     std::vector<Neighbour> sorted() {
         std::sort_heap(heap_.begin(), heap_.end());
@@ -57,7 +59,8 @@ std::vector<Best> best_of(const Rows &rows, std::size_t begin, std::size_t end, 
         rows.read(start, size, block.data());
         for (std::size_t query = 0; query < query_count; query++)
             for (std::size_t row = 0; row < size; row++)
-                best[query].offer({dot(queries + query * rows.length, &block[row * rows.length], rows.length), start + row});
+                best[query].offer(
+                    {dot(queries + query * rows.length, &block[row * rows.length], rows.length), start + row});
     }
     return best;
 }
@@ -81,7 +84,8 @@ void nearest(const Rows &rows, const float *queries, std::size_t query_count, st
     std::vector<std::future<std::vector<Best>>> parts;
     for (std::size_t part = 0; part < threads; part++)
         parts.push_back(std::async(threads == 1 ? std::launch::deferred : std::launch::async, best_of, std::cref(rows),
-                                   rows.count * part / threads, rows.count * (part + 1) / threads, queries, query_count, k));
+                                   rows.count * part / threads, rows.count * (part + 1) / threads, queries, query_count,
+                                   k));
     std::vector<Best> best(query_count, Best(k));
     for (auto &part : parts) {
         const auto found = part.get();
@@ -90,7 +94,8 @@ void nearest(const Rows &rows, const float *queries, std::size_t query_count, st
     }
     for (std::size_t query = 0; query < query_count; query++) {
         std::size_t at = query * k;
-        for (const Neighbour &neighbour : best[query].sorted()) indices[at] = neighbour.index, scores[at++] = neighbour.score;
+        for (const Neighbour &neighbour : best[query].sorted())
+            indices[at] = neighbour.index, scores[at++] = neighbour.score;
     }
 }
 

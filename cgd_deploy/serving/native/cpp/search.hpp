@@ -15,7 +15,8 @@ struct Rows {
 };
 
 // Writes the k rows with the largest inner products with each query, the largest first; equal products go to the
-// smaller number. `queries` is [query_count, length]; `indices` and `scores` are [query_count, k]; k is at most the count.
+// smaller number. `queries` is [query_count, length]; `indices` and `scores` are [query_count, k]; k is at most the
+// count.
 void nearest(const Rows &rows, const float *queries, std::size_t query_count, std::size_t k, std::uint64_t *indices,
              float *scores);
 

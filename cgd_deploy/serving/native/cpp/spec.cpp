@@ -15,10 +15,12 @@ using Json = nlohmann::json;
 
 constexpr std::size_t LONGEST = 1 << 16, LONGEST_TEXT = 60;
 constexpr std::uint32_t SMALLEST_SIDE = 32, LARGEST_SIDE = 4096;
-constexpr std::array FIELDS{"backbone", "color", "descriptors", "dim",  "gem_eps",  "gem_p", "input_size",
-                            "mean",     "no_downsample", "resize", "space_id", "std"};
+constexpr std::array FIELDS{"backbone",   "color", "descriptors",   "dim",    "gem_eps",  "gem_p",
+                            "input_size", "mean",  "no_downsample", "resize", "space_id", "std"};
 
-[[noreturn]] void refuse(const std::string &what) { throw std::invalid_argument(what); }
+[[noreturn]] void refuse(const std::string &what) {
+    throw std::invalid_argument(what);
+}
 
 void expect(bool is_right, const Json &fields, const char *name, const char *expected) {
     if (!is_right)
@@ -30,7 +32,9 @@ bool is_whole(const Json &value, std::uint64_t least, std::uint64_t most) {
     return value.is_number_unsigned() && value.get<std::uint64_t>() >= least && value.get<std::uint64_t>() <= most;
 }
 
-bool is_finite(const Json &value) { return value.is_number() && std::isfinite(value.get<double>()); }
+bool is_finite(const Json &value) {
+    return value.is_number() && std::isfinite(value.get<double>());
+}
 
 bool are_three(const Json &values, double above) {
     return values.is_array() && values.size() == 3 && std::all_of(values.begin(), values.end(), [&](const Json &value) {
@@ -57,8 +61,7 @@ void check_fields(const Json &fields) {
     if (!fields.is_object()) refuse("the model's spec is not a table of fields");
     for (const char *name : FIELDS)
         if (!fields.contains(name)) refuse(std::string("the model's spec lacks ") + name + "");
-    if (fields.size() > FIELDS.size())
-        refuse("the model's spec has unknown fields; a newer cgd-deploy wrote it");
+    if (fields.size() > FIELDS.size()) refuse("the model's spec has unknown fields; a newer cgd-deploy wrote it");
 }
 
 }  // namespace

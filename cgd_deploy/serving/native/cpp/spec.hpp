@@ -18,11 +18,13 @@ struct Spec {
     ResizeRule rule;
     std::string space_id;
 
-    std::size_t image_bytes() const { return 3 * std::size_t(height) * width; }
+    std::size_t image_bytes() const {
+        return 3 * std::size_t(height) * width;
+    }
 };
 
-// The inverse of ModelSpec.to_dict. Throws std::invalid_argument, Failure or an exception of nlohmann::json for a missing
-// or unknown field, or a wrong value.
+// The inverse of ModelSpec.to_dict. Throws std::invalid_argument, Failure or an exception of nlohmann::json for a
+// missing or unknown field, or a wrong value.
 Spec read_spec(const nlohmann::json &fields);
 
 }  // namespace cgd

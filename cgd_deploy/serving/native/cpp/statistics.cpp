@@ -22,18 +22,40 @@ Histogram Statistics::seconds() {
 
 void Statistics::ended(cgd_status status) {
     switch (status) {
-        case CGD_OK: described++; break;
-        case CGD_OVERLOADED: shed++; break;
-        case CGD_TIMED_OUT: expired++; break;
-        case CGD_BAD_INPUT: bad_input++; break;
-        case CGD_CANCELLED: cancelled++; break;
-        default: failed++;
+        case CGD_OK:
+            described++;
+            break;
+        case CGD_OVERLOADED:
+            shed++;
+            break;
+        case CGD_TIMED_OUT:
+            expired++;
+            break;
+        case CGD_BAD_INPUT:
+            bad_input++;
+            break;
+        case CGD_CANCELLED:
+            cancelled++;
+            break;
+        default:
+            failed++;
     }
 }
 
 cgd_stats Statistics::stats(std::size_t waiting, std::size_t in_flight) const {
-    return {sizeof(cgd_stats), waiting,   in_flight, described, shed, expired, bad_input, failed, cancelled,
-            batch_sizes.counts(), decode_seconds.counts(), queue_seconds.counts(), compute_seconds.counts()};
+    return {sizeof(cgd_stats),
+            waiting,
+            in_flight,
+            described,
+            shed,
+            expired,
+            bad_input,
+            failed,
+            cancelled,
+            batch_sizes.counts(),
+            decode_seconds.counts(),
+            queue_seconds.counts(),
+            compute_seconds.counts()};
 }
 
 }  // namespace cgd

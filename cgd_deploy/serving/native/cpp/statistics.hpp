@@ -16,7 +16,9 @@ class Histogram {
   public:
     Histogram(std::initializer_list<double> bounds);
     void add(double value);
-    const cgd_histogram &counts() const { return counts_; }
+    const cgd_histogram &counts() const {
+        return counts_;
+    }
 
   private:
     cgd_histogram counts_{};

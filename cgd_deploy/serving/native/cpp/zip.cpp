@@ -13,7 +13,9 @@ constexpr std::uint32_t END = 0x06054b50, ENTRY = 0x02014b50, MEMBER = 0x04034b5
 constexpr std::size_t END_SIZE = 22, ENTRY_SIZE = 46, MEMBER_SIZE = 30, LONGEST_COMMENT = 65535;
 constexpr std::uint32_t ENCRYPTED = 1, LARGER = 0xffffffff;  // a size that only a zip64 record could hold
 
-[[noreturn]] void refuse(const std::string &what) { throw std::invalid_argument(what); }
+[[noreturn]] void refuse(const std::string &what) {
+    throw std::invalid_argument(what);
+}
 
 std::uint32_t number(std::string_view bytes, std::size_t start, std::size_t size) {
     std::uint32_t value = 0;
