@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeDriver
 from native_build import prefix  # noqa: F401  (a fixture)
+from native_pictures import limited, native  # noqa: F401  (fixtures)
 from PIL import Image
 from served import gate, index_file, photos, serving  # noqa: F401  (fixtures)
 

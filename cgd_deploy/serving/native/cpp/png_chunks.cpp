@@ -64,7 +64,8 @@ std::optional<std::size_t> letters_of(Bytes text) {
 
 void PngChunks::read(Bytes name, Bytes content) {
     for (const Least &least : LEAST)
-        if (name == least.name && content.size() < least.bytes) throw Damaged("a chunk " + std::string(name) + " is short");
+        if (name == least.name && content.size() < least.bytes)
+            throw Damaged("its chunk " + std::string(name) + " is too short");
     if (name == "IHDR") read_header(content);
     if (name == "PLTE" && has_mode && header.colour == 3) palette = content;
     if (name == "tRNS") read_transparency(content);
@@ -72,7 +73,7 @@ void PngChunks::read(Bytes name, Bytes content) {
     if (name == "tEXt") read_text(content);
     if (name == "zTXt") read_compressed_text(content);
     if (name == "iTXt") read_international_text(content);
-    if (name == "eXIf") metadata.exif = content;
+    if (name == "eXIf") metadata.exif = std::string("Exif\0\0", 6).append(content);
     if (name == "acTL") read_animation(content);
     if (name == "fcTL") read_frame(content);
 }

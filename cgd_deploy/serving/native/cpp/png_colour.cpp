@@ -25,8 +25,8 @@ std::uint8_t on_white(std::uint32_t value, std::uint32_t alpha) {
 void check_brightness(std::uint32_t largest, std::uint32_t bits) {
     if (largest > 0 && largest < 1U << (bits - UNUSED_BITS))
         throw Failure(CGD_BAD_INPUT,
-                      "the picture has values of 16 bits, none of which uses the highest 4, as in pictures of 12 bits or "
-                      "fewer; convert it to 8 bits, or to TIFF with the tag SMaxSampleValue.");
+                      "the picture has values of 16 bits, none of which uses the highest 4, as in pictures of 12 bits "
+                      "or fewer; convert it to 8 bits, or to TIFF with the tag SMaxSampleValue.");
 }
 
 // The entry that alone is transparent; nullopt if the alphas say more.
@@ -71,7 +71,8 @@ std::array<Colour, COLOURS> palette_colours(const std::optional<std::string> &pa
 std::array<Colour, COLOURS> grey_colours(int depth, const std::optional<std::string> &transparency) {
     std::array<Colour, COLOURS> colours{};
     const std::uint32_t largest = (1U << depth) - 1, factor = 255 / largest;
-    for (std::uint32_t sample = 0; sample <= largest; ++sample) colours[sample].fill(static_cast<std::uint8_t>(sample * factor));
+    for (std::uint32_t sample = 0; sample <= largest; ++sample)
+        colours[sample].fill(static_cast<std::uint8_t>(sample * factor));
     if (!transparency) return colours;
     const std::uint32_t key = big16(*transparency, 0);
     // Pillow keeps the lowest 8 bits of the scaled key, and takes every key of 1 bit but 0 for 1.
