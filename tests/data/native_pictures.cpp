@@ -64,11 +64,12 @@ CGD_API size_t pictures_encode(const uint8_t *pixels, uint32_t width, uint32_t h
         info.comp_info[i].v_samp_factor = how->sampling[2 * i + 1];
     }
     info.arith_code = how->arithmetic;
+    const size_t bytes = size_t{width} * static_cast<size_t>(how->channels);
     info.restart_interval = static_cast<unsigned>(how->restart);
     if (how->progressive != 0) jpeg_simple_progression(&info);
     jpeg_start_compress(&info, TRUE);
     while (info.next_scanline < height) {
-        auto *row = const_cast<uint8_t *>(pixels) + size_t{info.next_scanline} * width * how->channels;
+        auto *row = const_cast<uint8_t *>(pixels) + info.next_scanline * bytes;
         jpeg_write_scanlines(&info, &row, 1);
     }
     jpeg_finish_compress(&info);

@@ -122,7 +122,17 @@ def test_rules_that_python_refuses_are_refused(native, rule):
         ResizeRule.parse(rule)
     with pytest.raises(Refused) as caught:
         native.fit(smooth(20, 30), rule, (16, 16))
-    assert caught.value.args[0] == BAD_ENGINE and caught.value.args[1].endswith(".")
+    assert caught.value.args[0] == BAD_ENGINE and "resize='" in caught.value.args[1]
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 30), (30, 7)])
+def test_pixels_of_short_sides_are_refused_with_pythons_sentence(native, height, width):
+    pixels = smooth(height, width)
+    with pytest.raises(InputError) as ours:
+        decode(pixels)
+    with pytest.raises(Refused) as theirs:
+        native.fit(pixels, "pillow-box", (16, 16))
+    assert theirs.value.args == (BAD_INPUT, str(ours.value))
 
 
 def test_a_resized_picture_beyond_the_limit_is_refused(limited):

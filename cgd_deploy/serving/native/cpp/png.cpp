@@ -9,6 +9,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <utility>
 
 namespace cgd {
 
@@ -59,9 +60,9 @@ class PngFile {
         const std::optional<std::string> palette = chunks_.palette;
         check_sides({header.height, header.width});
         if (!has_pixels_) throw Damaged("it has no pixels");
-        const Samples samples = read_pixels(header);
+        Samples samples = read_pixels(header);
         read_to_end();
-        Picture picture = coloured(header, palette, chunks_.transparency, samples);
+        Picture picture = coloured(header, palette, chunks_.transparency, std::move(samples));
         return turned(std::move(picture), orientation(chunks_.metadata));
     }
 
