@@ -126,6 +126,7 @@ BLOCKS = {
     "an unknown type": entries((0x0112, 77, 1, 6 << 16), (0x0112, 3, 1, 8 << 16)),
     "the first of two": entries(SIX, (0x0112, 3, 1, 8 << 16)),
     "behind a tag beyond the end": entries((0x010F, 2, 9, 0xFFFF), SIX),
+    "partly beyond the end": entries((0x0112, 3, 9, 62)) + b"\0\6\0\6",
     "behind the second tag of a name": entries((0x010F, 2, 6, 8), (0x010F, 2, 9, 0xFFFF), SIX),
     "behind a long tag": entries((0x010F, 2, 999, 8), SIX),
     "before a tag beyond the end": entries(SIX, (0x0131, 2, 9, 0xFFFF)),

@@ -69,6 +69,20 @@ def test_transparency_of_png_files(native, bits, colour, content, late):
     agree(native, data, whole=False)
 
 
+@pytest.mark.parametrize("key", [(300, 512, 65535), (1, 2, 3), (40000, 40000, 40001)])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_pixels_of_a_transparent_colour_are_white(native, bits, key):
+    stored = bytes(value & 255 for value in key) if bits == 8 else struct.pack(">3H", *key)
+    row = b"\0" + (stored + b"\xf0" * len(stored)) * 15
+    whole = png(bits, 2, before=chunk(b"tRNS", struct.pack(">3H", *key)))
+    data = whole[: whole.index(b"IDAT") - 4] + chunk(b"IDAT", zlib.compress(row * 21)) + whole[-12:]
+    assert (
+        agree(native, data)
+        and (native.decode(data)[:, ::2] == 255).all()
+        and (native.decode(data)[:, 1::2] == 240).all()
+    )
+
+
 @pytest.mark.parametrize("colours", [None, 0, 1, 100, 256, 257])
 @pytest.mark.parametrize("transparency", [b"", alphas(3, 0)])
 def test_palettes_of_every_length(native, colours, transparency):
@@ -125,6 +139,10 @@ CHUNKS = {
     "a smaller frame": chunk(b"acTL", struct.pack(">II", 1, 0)) + chunk(b"fcTL", FRAME[:12] + b"\0\0\0\1" + FRAME[16:]),
     "a frame of fewer rows": chunk(b"fcTL", SMALL_FRAME),
     "a frame out of order": chunk(b"fcTL", b"\0\0\0\5" + FRAME[4:]),
+    "two frames out of order": chunk(b"fcTL", FRAME)
+    + chunk(b"fcTL", b"\0\0\0\5" + FRAME[4:])
+    + chunk(b"tEXt", b"exif\0" + TIFF),
+    "two frames": chunk(b"fcTL", FRAME) + chunk(b"fcTL", b"\0\0\0\1" + FRAME[4:]) + chunk(b"tEXt", b"exif\0" + TIFF),
     "a header once more": chunk(b"IHDR", struct.pack(">IIBBBBB", 30, 21, 8, 2, 0, 0, 0)),
 }
 
@@ -134,6 +152,13 @@ CHUNKS = {
 def test_other_chunks_of_png_files(native, content, interlaced):
     agree(native, png(8, 2, before=content, interlaced=interlaced), whole=False)
     agree(native, png(8, 6, after=content, interlaced=interlaced), whole=False)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_frame_of_an_animation_lies_where_pillow_puts_it(native, interlaced):
+    whole, packed = png(8, 2, interlaced=interlaced), zlib.compress(png_rows(8, 2, 10, 16, interlaced))
+    frame = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 16, 10, 5, 6, 1, 1, 0, 0))
+    assert agree(native, whole[:33] + frame + chunk(b"IDAT", packed) + whole[-12:])
 
 
 HEADS = {

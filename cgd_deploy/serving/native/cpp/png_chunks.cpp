@@ -68,7 +68,7 @@ void PngChunks::read(Bytes name, Bytes content) {
             throw Damaged("its chunk " + std::string(name) + " is too short");
     if (name == "IHDR") read_header(content);
     if (name == "PLTE" && has_mode && header.colour == 3) palette = content;
-    if (name == "tRNS") read_transparency(content);
+    if (name == "tRNS" && has_mode && header.colour < 4) transparency = content;
     if (name == "iCCP") read_profile(content);
     if (name == "tEXt") read_text(content);
     if (name == "zTXt") read_compressed_text(content);
@@ -88,13 +88,6 @@ void PngChunks::read_header(Bytes content) {
     }
     header.interlaced = header.interlaced || byte_at(content, 12) != 0;
     if (byte_at(content, 11) != 0) throw Damaged("its filters are unknown");
-}
-
-void PngChunks::read_transparency(Bytes content) {
-    if (!has_mode || header.colour == 4 || header.colour == 6) return;
-    const std::size_t least = header.colour == 3 ? 0 : 2 * header.channels();
-    if (content.size() < least) throw Damaged("its transparent colour is too short");
-    transparency = content;
 }
 
 void PngChunks::read_profile(Bytes content) {
