@@ -17,6 +17,7 @@ import pytest
 from fake_cuda import FakeDriver
 from native_build import plain_prefix, prefix, python_prefix  # noqa: F401  (fixtures)
 from native_ctypes import expected, library, native_engine, opened  # noqa: F401  (fixtures)
+from native_pictures import limited, native  # noqa: F401  (fixtures)
 from PIL import Image
 from served import gate, index_file, photos, serving  # noqa: F401  (fixtures)
 

@@ -45,7 +45,8 @@ Picture turned(Picture picture, int orientation) {
     };
     std::uint8_t *out = result.rgb.data();
     for (std::size_t y = 0; y < result.height; ++y)
-        for (std::size_t x = 0; x < result.width; ++x, out += 3) std::copy_n(sideways ? source(y, x) : source(x, y), 3, out);
+        for (std::size_t x = 0; x < result.width; ++x, out += 3)
+            std::copy_n(sideways ? source(y, x) : source(x, y), 3, out);
     return result;
 }
 

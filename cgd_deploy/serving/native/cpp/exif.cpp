@@ -18,16 +18,17 @@ constexpr Bytes PREFIX{"Exif\0\0", 6};
 constexpr Bytes SPACES = " \t\n\r\v\f";
 constexpr std::array<std::size_t, 17> UNITS = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8};  // bytes, by type
 
-enum Type : std::uint32_t { SHORT = 3, LONG = 4, RATIONAL = 5, SIGNED_BYTE = 6, SIGNED_SHORT = 8, SIGNED_LONG = 9,
-                            SIGNED_RATIONAL = 10, FLOAT = 11, DOUBLE = 12, IFD = 13, LONG8 = 16 };  // clang-format off
+constexpr std::uint64_t SHORT = 3, LONG = 4, RATIONAL = 5, FLOAT = 11, DOUBLE = 12, IFD = 13, LONG8 = 16;
+constexpr std::uint64_t SIGNED_BYTE = 6, SIGNED_SHORT = 8, SIGNED_LONG = 9, SIGNED_RATIONAL = 10;
 
 // Whole numbers of a block in its own byte order.
 class Numbers {
   public:
     explicit Numbers(Bytes block) : block_(block), little_(starts_with(block, "II")) {
-        constexpr std::array<Bytes, 4> starts = {{{"MM\0*", 4}, {"II*\0", 4}, {"MM*\0", 4}, {"II\0*", 4}}};
-        const bool known = std::any_of(starts.begin(), starts.end(), [&](Bytes start) { return starts_with(block, start); });
-        if (!known) throw Damaged("its EXIF block has an unknown header");
+        constexpr std::array<Bytes, 5> starts = {
+            {{"MM\0*", 4}, {"II*\0", 4}, {"MM*\0", 4}, {"II\0*", 4}, {"MM\0+", 4}}};
+        const auto fits = [&](Bytes start) { return starts_with(block, start); };
+        if (std::none_of(starts.begin(), starts.end(), fits)) throw Damaged("its EXIF block has an unknown header");
     }
 
     std::uint64_t at(std::size_t place, std::size_t bytes) const { return of(block_.substr(place, bytes), bytes); }
@@ -54,10 +55,10 @@ double real(std::uint64_t number) {
 double divided(double numerator, double denominator) { return denominator == 0 ? NAN : numerator / denominator; }
 
 // The first value of a tag. NaN for texts and bytes, which no orientation equals.
-double first_value(const Numbers &numbers, std::uint32_t type, Bytes content) {
+double first_value(const Numbers &numbers, std::uint64_t type, Bytes content) {
     const auto number = [&](std::size_t place, std::size_t bytes) { return numbers.of(content.substr(place), bytes); };
     const auto whole = [&](std::size_t place) { return static_cast<double>(number(place, 4)); };
-    const auto integer = [&](std::size_t place) { return static_cast<double>(static_cast<std::int32_t>(number(place, 4))); };
+    const auto integer = [&](std::size_t place) { return static_cast<std::int32_t>(number(place, 4)); };
     switch (type) {
         case SHORT: return static_cast<double>(number(0, 2));
         case LONG:
@@ -102,7 +103,7 @@ std::optional<double> stored_orientation(Bytes block) {
     for (std::uint64_t i = 0; i < count; ++i) {
         const std::uint64_t entry = start + 2 + 12 * i;
         if (entry + 12 > block.size()) return std::nullopt;
-        const std::uint64_t tag = numbers.at(entry, 2);
+        const std::uint64_t tag = numbers.at(entry, 2), type = numbers.at(entry + 2, 2);
         if (seen.count(tag) != 0) continue;
         std::optional<Bytes> content;
         try {
@@ -112,7 +113,7 @@ std::optional<double> stored_orientation(Bytes block) {
         }
         if (!content) continue;
         seen.insert(tag);
-        if (tag == ORIENTATION) return first_value(numbers, static_cast<std::uint32_t>(numbers.at(entry + 2, 2)), *content);
+        if (tag == ORIENTATION) return first_value(numbers, type, *content);
     }
     return std::nullopt;
 }

@@ -110,8 +110,8 @@ std::string format_name(const std::string &name) {
         if (plain == lower(format.name)) return format.name;
     for (const Format &format : FORMATS)
         if (std::string_view(format.suffixes).find(suffix) != std::string_view::npos) return format.name;
-    throw Failure(CGD_INVALID_ARGUMENT,
-                  "limit formats=" + name + " is unknown; pass names or suffixes of picture formats, such as JPEG,PNG.");
+    throw Failure(CGD_INVALID_ARGUMENT, "limit formats=" + name +
+                                            " is unknown; pass names or suffixes of formats, such as JPEG,PNG.");
 }
 
 std::string format_of(Bytes file) {

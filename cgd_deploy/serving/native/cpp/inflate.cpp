@@ -41,7 +41,8 @@ std::optional<std::string> inflated_text(Bytes input) {
         while (!inflater.ended() && text.size() < LONGEST_TEXT) {
             const std::size_t before = text.size();
             text.resize(std::min(before + BLOCK, LONGEST_TEXT));
-            const std::size_t count = inflater.read(reinterpret_cast<std::uint8_t *>(&text[before]), text.size() - before);
+            auto *out = reinterpret_cast<std::uint8_t *>(&text[before]);
+            const std::size_t count = inflater.read(out, text.size() - before);
             text.resize(before + count);
             if (count == 0) break;
         }

@@ -9,7 +9,7 @@ namespace cgd {
 
 namespace {
 
-constexpr std::uint32_t DHT = 0xC4, DAC = 0xCC, JPG = 0xC8, SOS = 0xDA, DQT = 0xDB, DHP = 0xDE, EXP = 0xDF;
+constexpr std::uint32_t DHT = 0xC4, DAC = 0xCC, JPG = 0xC8, SOS = 0xDA, DHP = 0xDE, EXP = 0xDF;
 constexpr std::uint32_t APP0 = 0xE0, APP1 = 0xE1, APP2 = 0xE2, APP13 = 0xED, APP14 = 0xEE, APP15 = 0xEF, COM = 0xFE;
 constexpr Bytes EXIF{"Exif\0\0", 6}, XMP{"http://ns.adobe.com/xap/1.0/\0", 29}, PROFILE{"ICC_PROFILE\0", 12};
 constexpr Bytes PHOTOSHOP{"Photoshop 3.0\0", 14};
@@ -41,19 +41,10 @@ void check_photoshop(Bytes content) {
     }
 }
 
-void check_tables(Bytes content) {
-    while (!content.empty()) {
-        const std::size_t size = byte_at(content, 0) < 16 ? 65 : 129;
-        if (content.size() < size) throw Damaged("a quantization table is too short");
-        content.remove_prefix(size);
-    }
-}
-
 class Header {
   public:
     void read(std::uint32_t marker, Bytes content) {
         if (is_frame(marker)) return read_frame(content);
-        if (marker == DQT) return check_tables(content);
         if (marker == APP0 && starts_with(content, "JFIF")) big16(content, 5);
         if (marker == APP1) read_metadata(content);
         if (marker == APP2 && starts_with(content, PROFILE)) add_profile(content);

@@ -43,12 +43,14 @@ const Size *size_named(const std::string &name) {
 }
 
 [[noreturn]] void refuse(const std::string &name, const std::string &value, const std::string &expected) {
-    throw Failure(CGD_INVALID_ARGUMENT, "limit " + name + "=" + value + " cannot be used; expected one like " + expected + ".");
+    throw Failure(CGD_INVALID_ARGUMENT,
+                  "limit " + name + "=" + value + " cannot be used; expected one like " + expected + ".");
 }
 
 std::uint64_t whole_number(const std::string &name, const std::string &value, std::uint64_t fallback) {
     const bool digits = std::all_of(value.begin(), value.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (value.empty() || !digits || value.size() > MOST_DIGITS) refuse(name, "'" + value + "'", std::to_string(fallback));
+    if (value.empty() || !digits || value.size() > MOST_DIGITS)
+        refuse(name, "'" + value + "'", std::to_string(fallback));
     const std::uint64_t number = std::stoull(value);
     if (number < 1) refuse(name, "0", std::to_string(fallback));
     return number;

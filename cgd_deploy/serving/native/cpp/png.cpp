@@ -1,5 +1,5 @@
-// Reads PNG files with zlib alone, as Pillow does. libpng refuses files that Pillow reads, for example those with a wrong
-// checksum behind their pixels.
+// Reads PNG files with zlib alone, as Pillow does. libpng refuses files that Pillow reads, for example those whose
+// pixels have a wrong checksum.
 #include "codecs.hpp"
 #include "png_colour.hpp"
 #include "png_rows.hpp"
@@ -9,6 +9,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <utility>
 
 namespace cgd {
 
@@ -59,9 +60,9 @@ class PngFile {
         const std::optional<std::string> palette = chunks_.palette;
         check_sides({header.height, header.width});
         if (!has_pixels_) throw Damaged("it has no pixels");
-        const Samples samples = read_pixels(header);
+        Samples samples = read_pixels(header);
         read_to_end();
-        Picture picture = coloured(header, palette, chunks_.transparency, samples);
+        Picture picture = coloured(header, palette, chunks_.transparency, std::move(samples));
         return turned(std::move(picture), orientation(chunks_.metadata));
     }
 
@@ -155,7 +156,7 @@ std::string without_metadata(Bytes file, bool oriented) {
     std::string kept(file.substr(0, SIGNATURE));
     file.remove_prefix(SIGNATURE);
     while (file.size() >= 8) {
-        const Bytes name = file.substr(4, 4), whole = file.substr(0, 8 + big32(file, 0) + CHECKSUM);
+        const Bytes name = file.substr(4, 4), whole = file.substr(0, 8 + CHECKSUM + std::size_t{big32(file, 0)});
         const bool is_pixels = std::find(pixels.begin(), pixels.end(), name) != pixels.end();
         if (is_pixels || (oriented && says_orientation(name, whole.substr(8)))) kept += whole;
         if (name == "IEND") break;

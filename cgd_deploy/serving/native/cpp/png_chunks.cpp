@@ -64,15 +64,16 @@ std::optional<std::size_t> letters_of(Bytes text) {
 
 void PngChunks::read(Bytes name, Bytes content) {
     for (const Least &least : LEAST)
-        if (name == least.name && content.size() < least.bytes) throw Damaged("a chunk " + std::string(name) + " is short");
+        if (name == least.name && content.size() < least.bytes)
+            throw Damaged("its chunk " + std::string(name) + " is too short");
     if (name == "IHDR") read_header(content);
     if (name == "PLTE" && has_mode && header.colour == 3) palette = content;
-    if (name == "tRNS") read_transparency(content);
+    if (name == "tRNS" && has_mode && header.colour < 4) transparency = content;
     if (name == "iCCP") read_profile(content);
     if (name == "tEXt") read_text(content);
     if (name == "zTXt") read_compressed_text(content);
     if (name == "iTXt") read_international_text(content);
-    if (name == "eXIf") metadata.exif = content;
+    if (name == "eXIf") metadata.exif = std::string("Exif\0\0", 6).append(content);
     if (name == "acTL") read_animation(content);
     if (name == "fcTL") read_frame(content);
 }
@@ -87,13 +88,6 @@ void PngChunks::read_header(Bytes content) {
     }
     header.interlaced = header.interlaced || byte_at(content, 12) != 0;
     if (byte_at(content, 11) != 0) throw Damaged("its filters are unknown");
-}
-
-void PngChunks::read_transparency(Bytes content) {
-    if (!has_mode || header.colour == 4 || header.colour == 6) return;
-    const std::size_t least = header.colour == 3 ? 0 : 2 * header.channels();
-    if (content.size() < least) throw Damaged("its transparent colour is too short");
-    transparency = content;
 }
 
 void PngChunks::read_profile(Bytes content) {

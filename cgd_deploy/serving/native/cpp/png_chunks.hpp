@@ -44,7 +44,6 @@ class PngChunks {
 
   private:
     void read_header(Bytes content);
-    void read_transparency(Bytes content);
     void read_profile(Bytes content);
     void read_text(Bytes content);
     void read_compressed_text(Bytes content);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 namespace cgd {
 
@@ -25,8 +26,8 @@ std::uint8_t on_white(std::uint32_t value, std::uint32_t alpha) {
 void check_brightness(std::uint32_t largest, std::uint32_t bits) {
     if (largest > 0 && largest < 1U << (bits - UNUSED_BITS))
         throw Failure(CGD_BAD_INPUT,
-                      "the picture has values of 16 bits, none of which uses the highest 4, as in pictures of 12 bits or "
-                      "fewer; convert it to 8 bits, or to TIFF with the tag SMaxSampleValue.");
+                      "the picture has values of 16 bits, none of which uses the highest 4, as in pictures of 12 bits "
+                      "or fewer; convert it to 8 bits, or to TIFF with the tag SMaxSampleValue.");
 }
 
 // The entry that alone is transparent; nullopt if the alphas say more.
@@ -71,7 +72,8 @@ std::array<Colour, COLOURS> palette_colours(const std::optional<std::string> &pa
 std::array<Colour, COLOURS> grey_colours(int depth, const std::optional<std::string> &transparency) {
     std::array<Colour, COLOURS> colours{};
     const std::uint32_t largest = (1U << depth) - 1, factor = 255 / largest;
-    for (std::uint32_t sample = 0; sample <= largest; ++sample) colours[sample].fill(static_cast<std::uint8_t>(sample * factor));
+    for (std::uint32_t sample = 0; sample <= largest; ++sample)
+        colours[sample].fill(static_cast<std::uint8_t>(sample * factor));
     if (!transparency) return colours;
     const std::uint32_t key = big16(*transparency, 0);
     // Pillow keeps the lowest 8 bits of the scaled key, and takes every key of 1 bit but 0 for 1.
@@ -100,36 +102,49 @@ void deep_grey(const Samples &samples, const std::optional<std::string> &transpa
     check_brightness(largest, 16);
 }
 
-// Colour, or grey and alpha, of 8 or 16 bits, of which Pillow keeps the high byte.
-void colour(const PngHeader &header, const Samples &samples, const std::optional<std::string> &transparency,
-            std::uint8_t *out) {
-    const std::size_t bytes = static_cast<std::size_t>(header.depth) / 8, channels = header.channels();
-    const bool grey = channels == 2, alpha = channels != 3;
-    const std::size_t second = grey ? 0 : bytes, third = 2 * second;
+// The transparent colour, by the bytes that Pillow keeps.
+Colour key_of(const std::string &transparency, std::size_t bytes) {
     Colour key{};
-    for (std::size_t i = 0; transparency && !alpha && i < 3; ++i) {
-        const std::uint32_t value = big16(*transparency, 2 * i);
+    for (std::size_t i = 0; i < key.size(); ++i) {
+        const std::uint32_t value = big16(transparency, 2 * i);
         key[i] = static_cast<std::uint8_t>(bytes == 2 ? value >> 8 : value);
     }
+    return key;
+}
+
+// Colour, or grey and alpha, of 8 or 16 bits, of which Pillow keeps the high byte.
+template <std::size_t channels, std::size_t bytes>
+void colour(const Samples &samples, const std::optional<std::string> &transparency, std::uint8_t *out) {
+    constexpr bool alpha = channels != 3;
+    constexpr std::size_t second = channels == 2 ? 0 : bytes, size = channels * bytes;
+    const bool keyed = transparency && !alpha;
+    const Colour key = keyed ? key_of(*transparency, bytes) : WHITE;
     std::uint8_t largest = 0;
-    for (std::size_t i = 0; i < samples.content.size(); i += samples.bytes, out += 3) {
+    for (std::size_t i = 0; i < samples.content.size(); i += size, out += 3) {
         const std::uint8_t *sample = &samples.content[i];
-        const Colour stored = {sample[0], sample[second], sample[third]};
-        largest = std::max({largest, stored[0], stored[1], stored[2]});
-        const bool keyed = transparency && !alpha && stored == key;
-        const std::uint32_t opacity = alpha ? sample[samples.bytes - bytes] : keyed ? 0 : 255;
+        const Colour stored = {sample[0], sample[second], sample[2 * second]};
+        if (bytes == 2) largest = std::max({largest, stored[0], stored[1], stored[2]});
+        const std::uint32_t opacity = alpha ? sample[size - bytes] : keyed && stored == key ? 0 : 255;
         for (std::size_t channel = 0; channel < 3; ++channel) out[channel] = on_white(stored[channel], opacity);
     }
     if (bytes == 2) check_brightness(largest, 8);
 }
 
+template <std::size_t bytes>
+void any_colour(std::uint32_t channels, const Samples &samples, const std::optional<std::string> &transparency,
+                std::uint8_t *out) {
+    if (channels == 2) return colour<2, bytes>(samples, transparency, out);
+    if (channels == 3) return colour<3, bytes>(samples, transparency, out);
+    colour<4, bytes>(samples, transparency, out);
+}
+
 }  // namespace
 
 Picture coloured(const PngHeader &header, const std::optional<std::string> &palette,
-                 const std::optional<std::string> &transparency, const Samples &samples) {
+                 const std::optional<std::string> &transparency, Samples samples) {
     Picture picture{header.width, header.height, {}};
     if (header.colour == 2 && header.depth == 8 && !transparency) {
-        picture.rgb = samples.content;
+        picture.rgb = std::move(samples.content);
         return picture;
     }
     picture.rgb.resize(3 * samples.width * samples.height);
@@ -139,8 +154,10 @@ Picture coloured(const PngHeader &header, const std::optional<std::string> &pale
         look_up(samples, grey_colours(header.depth, transparency), picture.rgb.data());
     else if (header.colour == 0)
         deep_grey(samples, transparency, picture.rgb.data());
+    else if (header.depth == 8)
+        any_colour<1>(header.channels(), samples, transparency, picture.rgb.data());
     else
-        colour(header, samples, transparency, picture.rgb.data());
+        any_colour<2>(header.channels(), samples, transparency, picture.rgb.data());
     return picture;
 }
 

@@ -13,7 +13,7 @@ namespace cgd {
 // `palette` and `transparency` are the contents of the chunks PLTE and tRNS.
 // Throws Damaged, and Failure(CGD_BAD_INPUT) for 16 bits of which the highest four are not used.
 Picture coloured(const PngHeader &header, const std::optional<std::string> &palette,
-                 const std::optional<std::string> &transparency, const Samples &samples);
+                 const std::optional<std::string> &transparency, Samples samples);
 
 }  // namespace cgd
 

@@ -106,7 +106,8 @@ void PngRows::store() {
     if (bits >= 8 && pass.column_step == 1) {
         std::memcpy(out, row, bytes_);
     } else if (bits >= 8) {
-        for (std::size_t i = 0; i < columns_; ++i, out += step) std::memcpy(out, row + i * samples_.bytes, samples_.bytes);
+        const std::size_t bytes = samples_.bytes;
+        for (std::size_t i = 0; i < columns_; ++i, out += step) std::memcpy(out, row + i * bytes, bytes);
     } else {
         const auto mask = static_cast<std::uint8_t>((1U << bits) - 1);
         for (std::size_t i = 0; i < columns_; ++i, out += step)

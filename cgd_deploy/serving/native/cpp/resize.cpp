@@ -8,7 +8,6 @@
 #include <array>
 #include <cstring>
 #include <limits>
-#include <regex>
 #include <vector>
 
 namespace cgd {
@@ -21,6 +20,20 @@ constexpr std::array<const char *, 4> FILTERS = {"bilinear", "bicubic", "lanczos
 
 std::string by(std::uint32_t width, std::uint32_t height) {
     return std::to_string(width) + "x" + std::to_string(height);
+}
+
+// One to six digits without a zero before them.
+bool is_number(const std::string &digits) {
+    const bool only = std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
+    return !digits.empty() && digits.size() <= 6 && only && digits[0] != '0';
+}
+
+std::uint32_t shorter_side(const std::string &digits, const std::string &rule) {
+    const auto side = static_cast<std::uint32_t>(std::stoul(digits));
+    if (side > LONGEST_SIDE)
+        throw Failure(CGD_BAD_ENGINE, "the shorter side of resize='" + rule + "' must be 1 to " +
+                                          std::to_string(LONGEST_SIDE) + " pixels.");
+    return side;
 }
 
 // Where a part lies in the centre of a whole; half a pixel is rounded to the even place.
@@ -46,17 +59,18 @@ struct Rows {
 };
 
 void narrow(Rows rows, std::uint32_t height, const Axis &across, std::uint8_t *out) {
-    for (std::uint32_t y = 0; y < height; ++y)
-        resample_row(rows.data + y * rows.stride, across, out + y * 3 * static_cast<std::size_t>(across.size()));
+    const std::size_t bytes = 3 * static_cast<std::size_t>(across.size());
+    for (std::uint32_t y = 0; y < height; ++y) resample_row(rows.data + y * rows.stride, across, out + y * bytes);
 }
 
 void flatten(Rows rows, std::size_t bytes, const Axis &down, std::uint8_t *out) {
-    for (std::uint32_t y = 0; y < down.size(); ++y) resample_column(rows.data, rows.stride, down, y, bytes, out + y * bytes);
+    for (std::uint32_t y = 0; y < down.size(); ++y)
+        resample_column(rows.data, rows.stride, down, y, bytes, out + y * bytes);
 }
 
 // Whether Pillow 13 resamples the columns before the rows, which rounds differently. Earlier releases never do.
 bool columns_first(Size from, Size to) {
-    const auto lost = [](std::uint32_t before, std::uint32_t after) { return static_cast<std::int64_t>(before) - after; };
+    const auto lost = [](std::int64_t before, std::int64_t after) { return before - after; };
     return from.height > to.height && lost(from.height, to.height) > 2 * lost(from.width, to.width);
 }
 
@@ -87,20 +101,17 @@ void resample(const View &view, Filter filter, Size whole, Size input, std::uint
 }  // namespace
 
 ResizeRule ResizeRule::parse(const std::string &text) {
-    static const std::regex form("pillow-(bilinear|bicubic|lanczos|box)(-shorter-([1-9][0-9]{0,5}))?");
-    std::smatch parts;
-    if (text.size() > 60 || !std::regex_match(text, parts, form))
-        throw Failure(CGD_BAD_ENGINE, "resize='" + text.substr(0, 60) +
-                                          "' is unknown; this release knows pillow-FILTER and "
-                                          "pillow-FILTER-shorter-PIXELS, where FILTER is bilinear, bicubic, lanczos, box.");
-    const auto *name = std::find(FILTERS.begin(), FILTERS.end(), parts[1].str());
-    ResizeRule rule{static_cast<Filter>(name - FILTERS.begin()), {}};
-    if (!parts[3].matched) return rule;
-    rule.shorter = static_cast<std::uint32_t>(std::stoul(parts[3].str()));
-    if (*rule.shorter > LONGEST_SIDE)
-        throw Failure(CGD_BAD_ENGINE, "the shorter side of resize='" + text + "' must be 1 to " +
-                                          std::to_string(LONGEST_SIDE) + " pixels.");
-    return rule;
+    for (std::size_t filter = 0; filter < FILTERS.size(); ++filter) {
+        const std::string stretched = std::string("pillow-") + FILTERS[filter], kept = stretched + "-shorter-";
+        const ResizeRule rule{static_cast<Filter>(filter), {}};
+        if (text == stretched) return rule;
+        const std::string digits = text.substr(0, kept.size()) == kept ? text.substr(kept.size()) : "";
+        if (is_number(digits)) return {rule.filter, shorter_side(digits, text)};
+    }
+    throw Failure(CGD_BAD_ENGINE,
+                  "resize='" + text.substr(0, 60) +
+                      "' is unknown; this release knows pillow-FILTER and pillow-FILTER-shorter-PIXELS, where FILTER "
+                      "is bilinear, bicubic, lanczos, box.");
 }
 
 Size ResizeRule::resized(Size picture, Size input) const {
@@ -115,7 +126,7 @@ void check_sides(Size size) {
     const std::string sides = by(size.width, size.height);
     if (std::min(size.width, size.height) < LEAST_SIDE)
         throw Failure(CGD_BAD_INPUT, "the picture is " + sides + " pixels; expected 8x8 or more.");
-    check_size("the picture (" + sides + ")", static_cast<std::uint64_t>(size.width) * size.height, "pixels", CGD_BAD_INPUT);
+    check_size("the picture (" + sides + ")", size.pixels(), "pixels", CGD_BAD_INPUT);
 }
 
 void fit(const View &view, const ResizeRule &rule, std::uint32_t height, std::uint32_t width, std::uint8_t *out) {
@@ -125,16 +136,17 @@ void fit(const View &view, const ResizeRule &rule, std::uint32_t height, std::ui
     if (view.bgr) swap_red_and_blue(out, input);
 }
 
-void fit_always(const View &view, const ResizeRule &rule, std::uint32_t height, std::uint32_t width, std::uint8_t *out) {
+void fit_always(const View &view, const ResizeRule &rule, std::uint32_t height, std::uint32_t width,
+                std::uint8_t *out) {
     const Size input{height, width}, picture{view.height, view.width};
     check_sides(picture);
     const Size whole = rule.resized(picture, input);
     if (rule.shorter)
-        check_size("the picture, resized to " + by(whole.width, whole.height) + ",",
-                   static_cast<std::uint64_t>(whole.width) * whole.height, "pixels", CGD_BAD_INPUT);
+        check_size("the picture, resized to " + by(whole.width, whole.height) + ",", whole.pixels(), "pixels",
+                   CGD_BAD_INPUT);
     if (whole.height < height || whole.width < width)
-        throw Failure(CGD_BAD_ENGINE, "the rule resizes to " + by(whole.width, whole.height) +
-                                          " pixels, and the input has " + by(width, height) + "; export the model again.");
+        throw Failure(CGD_BAD_ENGINE, "the spec resizes to " + by(whole.width, whole.height) +
+                                          " pixels and crops " + by(width, height) + "; export the model again.");
     resample(view, rule.filter, whole, input, out);
     if (view.bgr) swap_red_and_blue(out, input);
 }

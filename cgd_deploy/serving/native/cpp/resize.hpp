@@ -13,6 +13,7 @@ enum class Filter { bilinear, bicubic, lanczos, box };
 
 struct Size {
     std::uint32_t height, width;  // pixels
+    std::uint64_t pixels() const { return static_cast<std::uint64_t>(height) * width; }
     bool operator==(const Size &other) const { return height == other.height && width == other.width; }
 };
 
