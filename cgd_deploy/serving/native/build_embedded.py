@@ -66,7 +66,7 @@ def build_embedded(folder: Path, name: str) -> Path:
     ffi.embedding_init_code(START)
     ffi.set_source(
         "_libcgd",
-        f'#include "inside.h"\n{_python()}#include "python.c"\n#include "cgd.c"\n',
+        f'#include "inside.h"\n{_python()}#define CGD_START "python.c"\n#include "cgd.c"\n',
         include_dirs=[str(HERE)],
         extra_compile_args=["-std=gnu11", "-O2"],
         extra_link_args=[

@@ -25,6 +25,9 @@ static cgd_status fail(cgd_status status, const char *format, ...) {
     return status;
 }
 
+#ifdef CGD_START
+#include CGD_START /* defines start(), start_error, python_lock, release_lock() and take_lock(), as plain.c does */
+#endif
 #include "shutdown.c"
 
 static atomic_size_t calls_since_open;

@@ -1,8 +1,8 @@
-/* The Python inside the library: it starts once and never ends. The file comes before cgd.c. */
+/* The Python inside the library: it starts once and never ends. cgd.c includes this file. */
 #include <dlfcn.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <string.h>
+#include <signal.h>
+#include <stdatomic.h>
 
 typedef PyThreadState *python_lock;
 
@@ -64,7 +64,7 @@ static void import_signal(void) {
     PyErr_Clear();
 }
 
-/* Run install.BOOT. It writes the reason of a failed import into `problem`. */
+/* Run build_embedded.BOOT. It writes the reason of a failed import into `problem`. */
 static void import_packages(int joined) {
     PyObject *names = Py_BuildValue("{s:O,s:i}", "__builtins__", PyEval_GetBuiltins(), "joined", joined);
     PyObject *done = names ? PyRun_String(PYTHON_BOOT, Py_file_input, names, names) : NULL;
