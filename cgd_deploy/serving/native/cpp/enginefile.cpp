@@ -14,11 +14,16 @@
 #include <cstring>
 #include <map>
 #include <stdexcept>
+#include <tuple>
 
 namespace cgd {
 namespace {
 
-using Members = std::map<std::string, std::string>;  // contents by name
+struct Content {
+    std::string bytes, sum;
+};
+
+using Members = std::map<std::string, Content>;  // by name
 
 constexpr const char *MANIFEST = "manifest.json";
 constexpr const char *GOLDEN_IMAGES = "golden/images.npy", *GOLDEN_DESCRIPTORS = "golden/descriptors.npy";
@@ -74,15 +79,16 @@ std::pair<ReadManifest, nlohmann::json> parsed(const std::string &text, const st
 Members checked_members(const File &file, const Zip &zip, const ReadManifest &manifest, const std::string &path) {
     Members members;
     for (const Member &member : zip.members)
-        if (member.name != MANIFEST) members[member.name] = file.read(member.start, member.size);
+        if (member.name != MANIFEST)
+            std::tie(members[member.name].bytes, members[member.name].sum) =
+                file.read_and_sum(member.start, member.size);
     std::map<std::string, bool> names{{manifest.payload, true}, {GOLDEN_IMAGES, true}, {GOLDEN_DESCRIPTORS, true}};
     for (const auto &[name, sum] : manifest.sums) names[name] = true;
     for (const auto &[name, content] : members) names[name] = true;
     for (const auto &[name, wanted] : names) {
         const auto content = members.find(name);
         const auto sum = manifest.sums.find(name);
-        if (content == members.end() || sum == manifest.sums.end() ||
-            sha256(content->second.data(), content->second.size()) != sum->second)
+        if (content == members.end() || sum == manifest.sums.end() || content->second.sum != sum->second)
             refuse("'" + name.substr(0, 60) + "' in " + path +
                    " does not have the checksum of its manifest; copy it again or " + REBUILD + ".");
     }
@@ -93,7 +99,8 @@ Members checked_members(const File &file, const Zip &zip, const ReadManifest &ma
 void take_golden(EngineFile &file, const Members &members) {
     const Spec &spec = file.manifest.spec;
     try {
-        const Array images = read_npy(members.at(GOLDEN_IMAGES)), rows = read_npy(members.at(GOLDEN_DESCRIPTORS));
+        const Array images = read_npy(members.at(GOLDEN_IMAGES).bytes),
+                    rows = read_npy(members.at(GOLDEN_DESCRIPTORS).bytes);
         const std::size_t count = images.rows();
         if (images.type != "|u1" || images.shape != std::vector<std::size_t>{count, spec.height, spec.width, 3})
             throw std::invalid_argument("the pictures have another type or size");
@@ -119,7 +126,7 @@ EngineFile read_engine(const std::string &path) {
         const std::string text = manifest_text(file, zip, path);
         auto [read, table] = parsed(text, path);
         Members members = checked_members(file, zip, read, path);
-        EngineFile engine{path, read.manifest, std::move(members[read.payload]), {}, {}, {}, {}, {}};
+        EngineFile engine{path, read.manifest, std::move(members[read.payload].bytes), {}, {}, {}, {}, {}};
         take_golden(engine, members);
         read_tunings(engine, zip.comment, table);
         return engine;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <fcntl.h>
+#include <future>
 #include <stdexcept>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -16,7 +17,7 @@
 namespace cgd {
 namespace {
 
-constexpr std::size_t BLOCKS = 256, BLOCK = 4096, PART = 1 << 20;
+constexpr std::size_t BLOCKS = 256, BLOCK = 4096, PART = 4 << 20;
 
 std::string reason() {
     return std::generic_category().message(errno);
@@ -43,16 +44,37 @@ File::~File() {
     ::close(number_);
 }
 
-std::string File::read(std::size_t start, std::size_t size) const {
-    if (start > size_ || size > size_ - start) throw std::invalid_argument("a part of it is missing");
-    std::string bytes(size, '\0');
+void File::read_into(char *bytes, std::size_t start, std::size_t size) const {
     for (std::size_t done = 0; done < size;) {
-        const ssize_t taken = ::pread(number_, bytes.data() + done, size - done, off_t(start + done));
+        const ssize_t taken = ::pread(number_, bytes + done, size - done, off_t(start + done));
         if (taken < 0 && errno == EINTR) continue;
         if (taken <= 0) throw std::runtime_error(taken ? reason() : "it became shorter");
         done += std::size_t(taken);
     }
+}
+
+std::string File::read(std::size_t start, std::size_t size) const {
+    if (start > size_ || size > size_ - start) throw std::invalid_argument("a part of it is missing");
+    std::string bytes(size, '\0');
+    read_into(bytes.data(), start, size);
     return bytes;
+}
+
+std::pair<std::string, std::string> File::read_and_sum(std::size_t start, std::size_t size) const {
+    if (start > size_ || size > size_ - start) throw std::invalid_argument("a part of it is missing");
+    std::string bytes;
+    bytes.reserve(size);  // pages are touched part by part
+    Sha256 sum;
+    std::future<void> summing;
+    for (std::size_t done = 0; done < size; done += PART) {
+        const std::size_t part = std::min(PART, size - done);
+        bytes.resize(done + part);
+        read_into(bytes.data() + done, start + done, part);
+        if (summing.valid()) summing.get();
+        summing = std::async(std::launch::async, [&sum, data = bytes.data() + done, part] { sum.add(data, part); });
+    }
+    if (summing.valid()) summing.get();
+    return {std::move(bytes), sum.hex()};
 }
 
 std::string File::sha256() const {

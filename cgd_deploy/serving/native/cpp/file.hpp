@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace cgd {
 
@@ -29,11 +30,16 @@ class File {
         return read(0, size_);
     }
 
+    // The bytes and their SHA-256, which another thread computes while this one reads on.
+    std::pair<std::string, std::string> read_and_sum(std::size_t start, std::size_t size) const;
+
     std::string sha256() const;
     // The sum of files.sampled_sha256: of the size and of 256 blocks that are spread over the file.
     std::string sampled_sha256() const;
 
   private:
+    void read_into(char *bytes, std::size_t start, std::size_t size) const;
+
     friend class Mapping;
     int number_ = -1;
     std::size_t size_ = 0;

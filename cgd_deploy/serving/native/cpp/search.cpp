@@ -67,7 +67,7 @@ std::vector<Best> best_of(const Rows &rows, std::size_t begin, std::size_t end, 
 
 }  // namespace
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)  // it would choose a clone before the sanitizer runs
 __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #endif
 float dot(const float *a, const float *b, std::size_t length) {

@@ -67,6 +67,7 @@ __attribute__((target("sha,sse4.1"))) void add_blocks_fast(State &state, const s
         __m128i w[4];  // the last 16 words of the message
         for (int i = 0; i < 4; i++)
             w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(data) + i), bytes_of_words);
+#pragma GCC unroll 16  // so that the four parts of the message stay in registers
         for (std::size_t four = 0; four < 16; four++) {
             const __m128i words = w[four % 4];
             __m128i summed = _mm_add_epi32(words, _mm_loadu_si128(reinterpret_cast<const __m128i *>(&K[4 * four])));
