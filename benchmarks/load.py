@@ -401,7 +401,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", help="folder or list of pictures to send [default: made pictures]")
     parser.add_argument("--http", action="store_true", help="also by cgd-deploy serve, which gets JPEG files")
     parser.add_argument("--triton", action="store_true", help="also by a tritonserver, see docs/triton.md")
-    parser.add_argument("--service", type=Path, help="examples/native/throughput.cpp, built: also compare C with Python")
+    parser.add_argument("--service", type=Path, help="examples/native/throughput.cpp, built: compares C with Python")
     parser.add_argument("--c-threads", type=int, default=8, help="that send in that comparison [default: 8]")
     options = parser.parse_args(arguments)
     counts = (options.rounds, options.batch, options.max_queue, options.clients, options.threads, options.c_threads)

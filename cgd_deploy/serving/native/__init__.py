@@ -1,1 +1,1 @@
-"""The C ABI: cgd.h and cgd.hpp, and libcgd.so, which runs the Python runtime inside a C or C++ program."""
+"""The C ABI: cgd.h and cgd.hpp, and two libraries behind them: one is C++ on OpenVINO, the other runs Python."""

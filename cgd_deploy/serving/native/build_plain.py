@@ -27,13 +27,16 @@ def build_plain(folder: Path, name: str) -> Path:
     """
     if not shutil.which("cmake"):
         raise MissingDependency(f"libcgd.so cannot be built, because there is no CMake; {NEEDED}.")
-    _run("cmake", "-S", HERE, "-B", folder, *_openvino())
+    _run("cmake", "-S", HERE, "-B", folder, *openvino_for_cmake())
     _run("cmake", "--build", folder, "--parallel", available_threads())
     return (folder / name).resolve()
 
 
-def _openvino() -> list[str]:
-    """Where CMake finds the OpenVINO of this Python's packages. Importing it would take a second."""
+def openvino_for_cmake() -> list[str]:
+    """CMake's option that names the OpenVINO of this Python's packages, if it is one of them.
+
+    Importing OpenVINO would take a second.
+    """
     found = find_spec("openvino")
     folders = [Path(folder, "cmake") for folder in (found.submodule_search_locations or [])] if found else []
     return [f"-DOpenVINO_DIR={folder}" for folder in folders if folder.is_dir()]

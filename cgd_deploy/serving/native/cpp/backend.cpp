@@ -18,11 +18,11 @@ std::string last_line(const std::string &text) {
     return trimmed.substr(start == std::string::npos ? 0 : start + 1).substr(0, 200);
 }
 
-bool fits(const ov::PartialShape &shape, const std::vector<std::size_t> &row) {
-    if (shape.rank().is_dynamic() || std::size_t(shape.rank().get_length()) != row.size() + 1) return false;
-    for (std::size_t i = 0; i < row.size(); i++)
-        if (!shape[i + 1].is_static() || std::size_t(shape[i + 1].get_length()) != row[i]) return false;
-    return true;
+// Whether `shape` is [any number, the sizes of a row].
+bool fits(const ov::PartialShape &shape, const ov::Shape &row) {
+    ov::PartialShape expected{ov::Dimension::dynamic()};
+    expected.insert(expected.end(), row.begin(), row.end());
+    return shape.rank().is_static() && shape.same_scheme(expected);
 }
 
 }  // namespace
@@ -39,7 +39,7 @@ class Backend::Compiled {
         if (model_.inputs().size() != 1 || model_.input().get_element_type() != ov::element::u8 ||
             !fits(model_.input().get_partial_shape(), row_) || model_.outputs().size() != 1 ||
             model_.output().get_element_type() != ov::element::f32 ||
-            !fits(model_.output().get_partial_shape(), {dim_}))
+            !fits(model_.output().get_partial_shape(), ov::Shape{dim_}))
             throw Failure(CGD_BAD_ENGINE,
                           "the model has another input or output than its spec; build the engine again.");
     }
@@ -75,7 +75,7 @@ class Backend::Compiled {
         return request;
     }
 
-    const std::vector<std::size_t> row_;
+    const ov::Shape row_;
     const std::size_t dim_;
     ov::Core core_;
     ov::CompiledModel model_;

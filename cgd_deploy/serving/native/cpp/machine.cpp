@@ -131,8 +131,10 @@ std::size_t cores_of_affinity() {
 }
 
 std::string onednn_limit() {
+    // NOLINTBEGIN(concurrency-mt-unsafe): this library changes no variable
     const char *limit = std::getenv("ONEDNN_MAX_CPU_ISA");
     if (!limit) limit = std::getenv("DNNL_MAX_CPU_ISA");
+    // NOLINTEND(concurrency-mt-unsafe)
     std::string name = limit ? limit : "";
     std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return char(std::tolower(c)); });
     return name;
