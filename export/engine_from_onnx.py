@@ -41,7 +41,7 @@ from .metadata import Metadata, check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
 from .parity import open_onnx, parity_of, run_in_batches, run_onnx
 from .progress import QUIET, Progress
-from .proof import compiled_precisions, graph_precisions, prove
+from .proof import COMPILED, compiled_precisions, graph_precisions, prove
 from .tensorrt import Plan, plan_from_onnx
 from .typed import LAYOUTS, MakeGraph, check_precision, float_graph, int8_graph
 
@@ -133,7 +133,7 @@ def engine_from_onnx(
 
     model_path    an FP32 model from ``onnx_from_checkpoint``
     backend       "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", or "auto", see ``choose_backend``
-    calibration   pictures for INT8, see ``calibration_list``; FP16 and TF32 measure their parity on them
+    calibration   pictures for INT8, see ``calibration_list``; BF16, FP16 and TF32 measure parity on them
     int8          recipe, guard and distillation, see ``Int8Options``
     options       batch sizes and TensorRT's options, see ``BuildOptions``
     progress      hears how far the build is, see ``Progress``
@@ -261,8 +261,9 @@ def _manifest(request: _Request, metadata: Metadata, typed: _Typed, plan: Plan, 
 def _compiled_proof(request: _Request, typed: _Typed, plan: Plan) -> dict[str, Any]:
     """The proof by the kernels that the CPU's runtime chose."""
     names = [node.name for node in convolutions(typed.graph)]
-    found = compiled_precisions(kernels(request.backend, plan.payload), names)
-    return prove("compiled model", found, typed.graph, request.precision, typed.keep_float)
+    bf16 = request.precision is Precision.BF16
+    found = compiled_precisions(kernels(request.backend, plan.payload, bf16), names)
+    return prove(COMPILED, found, typed.graph, request.precision, typed.keep_float)
 
 
 def _runs_here(path: Path, manifest: Manifest) -> bool:

@@ -21,6 +21,7 @@ from served import gate, index_file, photos, serving  # noqa: F401  (fixtures)
 
 from cgd_deploy import limits
 from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.hardware import cpu
 from cgd_deploy.pictures.images import ImageList, read_images
 from cgd_deploy.runtime import engine
 from cgd_deploy.runtime.backends.fake import FakeBackend
@@ -63,6 +64,22 @@ def tensorrt_rtx() -> ModuleType:
         "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed", exc_type=ImportError
     )
     return bindings
+
+
+@pytest.fixture
+def bf16_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This CPU says that it has AVX512-BF16. If it has not, OpenVINO emulates BF16, which takes AVX-512."""
+    real = cpu.instruction_sets()
+    if "avx512f" not in real:
+        pytest.skip("OpenVINO emulates BF16 on CPUs with AVX-512 only")
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: [*real, "avx512_bf16"])
+
+
+@pytest.fixture
+def no_bf16_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This CPU says that it has no BF16."""
+    real = cpu.instruction_sets()
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: [name for name in real if name not in cpu.FAST_BF16])
 
 
 @pytest.fixture

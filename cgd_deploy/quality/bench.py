@@ -49,6 +49,7 @@ PACKAGES = (
 LIMITS = {
     Precision.FP32: {"max_recall_drop_pp": 0.05, "min_overlap_at_10": 0.99},
     Precision.TF32: {"max_recall_drop_pp": 0.2, "min_overlap_at_10": 0.98},
+    Precision.BF16: {"max_recall_drop_pp": 0.5, "min_overlap_at_10": 0.95},
     Precision.FP16: {"max_recall_drop_pp": 0.2, "min_overlap_at_10": 0.98},
     Precision.INT8: {"max_recall_drop_pp": 1.0, "min_overlap_at_10": 0.8},
 }

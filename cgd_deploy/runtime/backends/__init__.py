@@ -33,6 +33,8 @@ def default_device(backend: str, precision: Precision) -> str:
 
 def model_settings(backend: str, device: str, spec: ModelSpec, precision: Precision) -> dict[str, Any]:
     """Further arguments of ``BACKENDS[backend][device]``, which describe the model. A TensorRT plan contains them."""
+    if backend == "openvino":
+        return {"bf16": precision is Precision.BF16}
     if (backend, device) != ("onnxruntime", "cuda"):
         return {}
     return {"input_size": spec.input_size, "dim": spec.dim, "tf32": precision is Precision.TF32}
