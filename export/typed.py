@@ -71,6 +71,14 @@ def check_bf16(backend: str, option: str) -> None:
         )
 
 
+def check_float_precision(backend: str, asked: Precision | None) -> None:
+    """Raise ExportError unless INT8 engines of ``backend`` can leave something in float as ``asked``."""
+    if asked and backend in MODULES:
+        raise ExportError(f"{backend} leaves FP16 where INT8 engines have floats; leave --int8-float out.")
+    if asked is Precision.BF16:
+        check_bf16(backend, "--int8-float bf16")
+
+
 def float_graph(model: onnx.ModelProto, precision: Precision) -> MakeGraph:
     """Make the graph for FP16, BF16, TF32 or FP32; recipe and convolutions to keep float change nothing."""
     typed = halved(model) if precision is Precision.FP16 else model

@@ -28,10 +28,11 @@ def check_compatibility(path: str | Path, manifest: Manifest) -> None:
     if manifest.precision is Precision.TF32:
         device = find_device()
         check_tf32(str(path), manifest.backend, device.compute_capability, f"this machine's {device.name}")
-    if manifest.precision is Precision.BF16 and not has_fast_bf16():
+    if manifest.needs_bf16 and not has_fast_bf16():
+        instead = "--int8` or `--fp32" if manifest.precision is Precision.BF16 else "--int8 --int8-float fp32"
         raise EngineError(
             f"{path} computes in BF16, which needs a CPU with AVX512-BF16 or AMX-BF16; build an engine for this CPU "
-            "with `cgd-deploy build-engine --int8` or `--fp32`."
+            f"with `cgd-deploy build-engine {instead}`."
         )
     if manifest.backend not in MODULES:
         return

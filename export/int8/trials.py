@@ -6,8 +6,9 @@ opens models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.errors import ExportError
+from cgd_deploy.hardware.timing import interleaved
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
 from cgd_deploy.quality.significance import recall_drops
@@ -38,8 +40,29 @@ FROM_INT8, FROM_FP32 = "int8 queries, fp32 gallery", "fp32 queries, int8 gallery
 
 Names = frozenset[str]
 """Names of the convolutions that stay float."""
-OpenInt8 = Callable[[Recipe, Names], Backend]
-"""Opens the INT8 model of a recipe with the named convolutions in float."""
+Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, float]]
+"""Runs contestants in turns; returns the seconds of a call, by contestant."""
+LEAST_COST = 0.005
+"""The part of a model's time below which a measured difference is noise."""
+
+
+def timed(contestants: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """The median seconds of a call by contestant; they take turns, with at least 12 calls each."""
+    return {name: float(np.median(taken)) for name, taken in interleaved(contestants, seconds=0).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Opens the models that trials measure.
+
+    fp32    opens the FP32 model
+    int8    opens the INT8 model of a recipe with the named convolutions in float, as the engine will run it
+    timer   finds what convolutions cost in float; None if opened models do not run at the speed of the engine
+    """
+
+    fp32: Callable[[], Backend]
+    int8: Callable[[Recipe, Names], Backend]
+    timer: Timer | None = timed
 
 
 @dataclass(frozen=True)
@@ -60,8 +83,6 @@ class Work:
 class Trials:
     """INT8 models of one FP32 model, each opened and measured once.
 
-    open_fp32    opens the FP32 model
-    open_int8    opens INT8 models as the engine will run them
     evaluation   the test pictures and who searches whom
     always       convolutions that are float in every model
 
@@ -71,18 +92,17 @@ class Trials:
     def __init__(
         self,
         model: onnx.ModelProto,
-        open_fp32: Callable[[], Backend],
-        open_int8: OpenInt8,
+        models: Models,
         evaluation: Evaluation,
         always: Names,
         progress: Progress,
     ) -> None:
         self.always, self.progress = always, progress
         self.work = Work(convolution_work(model))
-        self._open_int8, self._evaluation = open_int8, evaluation
+        self._models, self._evaluation = models, evaluation
         images = evaluation.images
         self._pictures = _Pictures.decoded(images, get_metadata(model).spec, progress.on_step)
-        self._reference = self._descriptors(open_fp32(), self._pictures, "Measuring FP32")
+        self._reference = self._descriptors(models.fp32(), self._pictures, "Measuring FP32")
         self._expected = evaluation.neighbours(self._reference, NEIGHBOURS)[0]
         chosen = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)
         self._sample = self._pictures.subset(chosen)
@@ -105,7 +125,7 @@ class Trials:
         key = recipe, self.always.union(*order)
         if key not in self._measured:
             phase = f"Measuring INT8 with {len(key[1])} in float"
-            found = self._descriptors(self._open_int8(*key), self._pictures, phase)
+            found = self._descriptors(self._models.int8(*key), self._pictures, phase)
             self._measured[key] = self._compared(*key, found)
             self.progress.on_trial(self._measured[key])
         return self._measured[key]
@@ -114,7 +134,7 @@ class Trials:
         """Overlap@10 on the sample, where every picture searches all others, with ``names`` in float too."""
         key = recipe, self.always.union(names)
         if key not in self._sampled:
-            descriptors = self._descriptors(self._open_int8(*key), self._sample)
+            descriptors = self._descriptors(self._models.int8(*key), self._sample)
             self._sampled[key] = overlap(_all_neighbours(descriptors), self._sample_expected)
             self.progress.on_trial(
                 Trial(
@@ -133,6 +153,26 @@ class Trials:
         for step, names in enumerate(candidates):
             found.append(self.overlap(recipe, names))
             self.progress.on_step(phase, step + 1, len(candidates))
+        return found
+
+    def costs(self, recipe: Recipe, base: Collection[str], others: Sequence[tuple[str, ...]]) -> list[float]:
+        """By how much the time differs with each of ``others`` instead of ``base`` in float, as a part of the time.
+
+        Base and other run the same batch in turns, on this machine. A difference below LEAST_COST, which is noise,
+        counts as LEAST_COST. Without a timer, the cost is the part of the convolution work.
+        """
+        if self._models.timer is None:
+            return [abs(self.work.part(names) - self.work.part(base)) for names in others]
+        pixels = next(self._sample.batches())
+        found = []
+        with self._models.int8(recipe, self.always.union(base)) as first:
+            for step, names in enumerate(others):
+                with self._models.int8(recipe, self.always.union(names)) as second:
+                    calls = {"base": partial(first.run, pixels), "other": partial(second.run, pixels)}
+                    seconds = self._models.timer(calls)
+                slower = seconds["other"] / seconds["base"] - 1
+                found.append(max(slower if len(names) > len(base) else -slower, LEAST_COST))
+                self.progress.on_step("Timing", step + 1, len(others))
         return found
 
     def _compared(self, recipe: Recipe, floats: Names, descriptors: Descriptors) -> Trial:

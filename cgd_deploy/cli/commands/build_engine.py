@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,11 +33,21 @@ KEPT = {
 }
 """Overlap@10 with FP32, measured on CARS196 with trained and untrained ResNet-50 models."""
 
+TOLD = ("backend", "precision", "float_precision", "parity", "proof", "retrieval", "tuning")
+"""The fields of the manifest that --json prints."""
+
 BuildOption = partial(typer.Option, rich_help_panel="What to build")
 Int8Option = partial(typer.Option, rich_help_panel="INT8")
 LimitOption = partial(typer.Option, rich_help_panel="Limits of INT8")
 BatchOption = partial(typer.Option, rich_help_panel="Batches")
 TensorRtOption = partial(typer.Option, rich_help_panel="TensorRT and TensorRT-RTX")
+
+
+class FloatPrecision(str, Enum):
+    """The values of --int8-float."""
+
+    BF16 = "bf16"
+    FP32 = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +90,14 @@ class BuildEngineOptions:
             "--reduced-range/--full-range",
             help="INT8 weights of 7 or 8 bits. CPUs without VNNI, AMX or i8mm need 7: their sums saturate with 8.",
             show_default="what this CPU needs",
+        ),
+    ] = None
+    int8_float: Annotated[
+        FloatPrecision | None,
+        Int8Option(
+            metavar="bf16|fp32",
+            help="Arithmetic of the layers that stay in float.",
+            show_default="bf16 where it is fast and layers stay in float, else fp32; fp16 on GPUs",
         ),
     ] = None
     distill: Annotated[
@@ -205,7 +224,7 @@ def build_engine(options: BuildEngineOptions) -> None:
     for change in changes(before):
         warn(change)
     facts = manifest.to_dict()
-    told = {name: facts[name] for name in ("backend", "precision", "parity", "proof", "retrieval", "tuning")}
+    told = {name: facts[name] for name in TOLD}
     told["trials"] = [trial.to_dict() for trial in trials]
     told["left_out"] = [picture._asdict() for picture in job.left_out]
     print_result({"path": str(engine), **told}, build_summary(engine, manifest), options.as_json)
@@ -303,6 +322,7 @@ def _build(options: BuildEngineOptions, job: Job) -> tuple[Manifest, list[Trial]
     int8 = Int8Options(
         recipe=job.recipe,
         reduced_range=options.reduced_range,
+        float_precision=Precision(options.int8_float.value) if options.int8_float else None,
         budget=job.budget,
         distill=job.distillation,
         distill_steps=options.distill_steps,

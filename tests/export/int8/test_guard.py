@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from cgd_export.int8.budget import Budget, Trial, check_disjoint, read_budget, s
 from cgd_export.int8.guard import MIN_INT8_SHARE, blocks, guarded
 from cgd_export.int8.quantize import convolutions
 from cgd_export.int8.recipe import DEFAULT, Recipe
-from cgd_export.int8.trials import FROM_FP32, FROM_INT8
+from cgd_export.int8.trials import FROM_FP32, FROM_INT8, LEAST_COST, Models, Timer, Trials, timed
 from cgd_export.metadata import get_metadata, load_onnx, save_onnx
 from cgd_export.onnx_from_checkpoint import calibration_beside
 from cgd_export.parity import run_onnx
@@ -52,6 +53,12 @@ def unseen(tmp_path_factory) -> Path:
         for number in range(7):
             draw(kind, 100 + number).save(folder / f"kind-{kind}" / f"{number}.jpg", quality=90)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_time(monkeypatch) -> None:
+    """Commands find that all convolutions cost the same."""
+    monkeypatch.setattr(packing, "timed", lambda contestants: dict.fromkeys(contestants, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +84,11 @@ PLAIN = Recipe()
 
 
 class Hurt(FakeBackend):
-    """Descriptors with noise for each convolution in INT8; remembers which pictures it saw."""
+    """Descriptors with noise for each convolution in INT8; remembers which pictures it saw, and what is in float."""
 
-    def __init__(self, noises: dict[str, float], seen: list[str]) -> None:
+    def __init__(self, noises: dict[str, float], seen: list[str], floats: Collection[str] = ()) -> None:
         super().__init__(b'{"dim": 24}')
+        self.floats = floats
         self._noises, self._seen = noises, seen
 
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -98,6 +106,7 @@ class Search:
 
     noises   of each convolution, from those that are float
     parts    of it, that a recipe leaves
+    timer    see ``Models``; None: the cost is the work
     """
 
     def __init__(
@@ -105,8 +114,9 @@ class Search:
         model: onnx.ModelProto,
         noises: Callable[[Collection[str]], dict[str, float]],
         parts: Callable[[Recipe], float] = lambda recipe: 1.0,
+        timer: Timer | None = None,
     ) -> None:
-        self.model, self.noises, self.parts = model, noises, parts
+        self.model, self.noises, self.parts, self.timer = model, noises, parts, timer
         self.trials: list[Trial] = []
         self.steps: list[tuple[str, int, int]] = []
         self.seen: list[list[str]] = []
@@ -114,13 +124,14 @@ class Search:
     def open(self, recipe: Recipe, floats: Collection[str]) -> Hurt:
         self.seen.append([])
         noises = {name: size * self.parts(recipe) for name, size in self.noises(floats).items()}
-        return Hurt(noises, self.seen[-1])
+        return Hurt(noises, self.seen[-1], floats)
 
     def run(self, budget: Budget, keep_float: Collection[str] = (), recipe: Recipe | None = PLAIN) -> Trial:
         reference = lambda: FakeBackend(b'{"dim": 24}')  # noqa: E731
         progress = Progress(on_step=lambda *step: self.steps.append(step), on_trial=self.trials.append)
         search = recipe is None
-        return guarded(self.model, reference, self.open, budget, keep_float, recipe or DEFAULT, search, progress)
+        models = Models(fp32=reference, int8=self.open, timer=self.timer)
+        return guarded(self.model, models, budget, keep_float, recipe or DEFAULT, search, progress)
 
     @property
     def full(self) -> list[Trial]:
@@ -217,6 +228,53 @@ def test_of_two_equal_losses_the_cheaper_layer_is_returned(model, names, evaluat
     trial = search.run(Budget(evaluation=evaluation, min_overlap=probe.overlap_at_10))
     assert trial.keep_float == (cheap,)
     assert trial.int8_share == pytest.approx(1 - work[cheap] / sum(work.values()))
+
+
+def clock(**costs: float) -> tuple[Timer, list[set[str]]]:
+    """A timer on which INT8 takes a second, and each convolution in float so much more; and what it timed."""
+    told: list[set[str]] = []
+
+    def timer(contestants: Mapping[str, Any]) -> dict[str, float]:
+        base, other = (set(contestants[name].func.__self__.floats) for name in ("base", "other"))
+        assert all(len(call()) == 8 for call in contestants.values())  # a batch of the same pictures
+        told.append(base ^ other)
+        return {"base": 1 + sum(map(costs.get, base)), "other": 1 + sum(map(costs.get, other))}
+
+    return timer, told
+
+
+def test_of_two_equal_losses_the_layer_that_costs_less_time_is_returned(model, names, evaluation):
+    """Its work is more than three times the other's: time decides."""
+    little, much = names[7], names[-1]
+    timer, timings = clock(**{**dict.fromkeys(names, 0.1), little: 0.5, much: 0.02})
+    noises = losing(**{little: 0.35, much: 0.35})
+    probe = Search(model, losing(**{little: 0.35})).run(Budget(evaluation=evaluation, min_overlap=0.0))
+    search = Search(model, noises, timer=timer)
+    budget = Budget(evaluation=evaluation, min_overlap=probe.overlap_at_10)
+    assert search.run(budget).keep_float == (much,)
+    assert timings[:9] == [set(block) for block in blocks(model)]  # alone in float, against none
+    assert timings[9:] == [{name} for name in names[-2:]]  # alone in INT8, against the block in float
+    steps = [step for phase, *step in search.steps if phase == "Timing"]
+    assert steps == [[n, 9] for n in range(1, 10)] + [[1, 2], [2, 2]]
+
+
+def test_a_cost_is_a_part_of_the_time_and_noise_has_the_least(model, names, evaluation):
+    timer, _ = clock(**{name: 0.25 * (number % 2) - 0.001 for number, name in enumerate(names)})
+    search = Search(model, losing(), timer=timer)
+    models = Models(fp32=lambda: FakeBackend(b'{"dim": 24}'), int8=search.open, timer=timer)
+    trials = Trials(model, models, evaluation, frozenset(names[:1]), Progress())
+    base = 1 - 0.001  # names[0] is always in float
+    found = trials.costs(PLAIN, (), [(names[1],), (names[2],)])
+    assert found == pytest.approx([0.249 / base, LEAST_COST])
+    dearer = base + 0.249
+    assert trials.costs(PLAIN, (names[1],), [()]) == pytest.approx([0.249 / dearer])
+
+
+def test_contestants_take_turns():
+    calls: list[str] = []
+    seconds = timed({name: partial(calls.append, name) for name in ("base", "other")})
+    assert set(seconds) == {"base", "other"} and all(value >= 0 for value in seconds.values())
+    assert "".join(name[0] for name in calls) == "bbbboooo" * 4
 
 
 def parts_left(**parts: float) -> Callable[[Recipe], float]:
@@ -578,7 +636,7 @@ def test_without_classes_overlap_alone_is_measured_and_the_summary_says_so(cli, 
     found = read_engine(tmp_path / "e.cgd").manifest.retrieval
     assert found["recall_drop_pp"] == found["cross_recall_drop_pp"] == {} and found["keep_float"] == []
     told = f"overlap@10 {found['overlap_at_10']:.3f}, calibrated by mean + bias corrected"
-    assert f"on 42 test pictures: {told}, 0 of 20 convolutions in float" in out
+    assert f"on 42 test pictures: {told}, 0 of 20 convolutions in fp32" in out
     assert out.endswith(f"  {found['statement']}\n")
 
 
@@ -619,8 +677,8 @@ def test_calibration_pictures_among_the_test_pictures_are_refused(cli, model_onn
 
 
 def test_a_plan_that_is_yet_to_be_built_is_measured_by_its_graph(model, model_onnx):
-    backend = packing._opened("tensorrt", halved(model))
+    backend = packing._opened("tensorrt", halved(model), Precision.FP16)
     with backend:
         assert isinstance(backend, OnnxRuntimeBackend)
-    with packing._opened("openvino", model) as other:
+    with packing._opened("openvino", model, Precision.FP32) as other:
         assert not isinstance(other, OnnxRuntimeBackend)
