@@ -77,13 +77,14 @@ def _retrieval_lines(found: Mapping[str, Any], convolutions: int, floats: str) -
     convolutions   number of convolutions in the whole model
     floats         precision of those that are not INT8
     """
-    told = [f"overlap@10 {found['overlap_at_10']:.3f}"]
+    low, high = found["overlap_at_10_interval"]
+    told = [f"overlap@10 {found['overlap_at_10']:.3f} (95 %: {low:.3f} to {high:.3f})"]
     if drop := found["recall_drop_pp"].get("1"):
         interval = change_interval((drop["low"], drop["high"]), " to ")
         told.append(f"recall@1 {change(drop['drop'])} pp (95 %: {interval})")
     told.append(f"calibrated by {found['recipe']}")
     told.append(f"{len(found['keep_float'])} of {convolutions} convolutions in {floats}")
-    yield f"  on {found['pictures']} test pictures: {', '.join(told)} (run on the {found['measured_on']})"
+    yield f"  on {found['compared']} held-out queries: {', '.join(told)} (run on the {found['measured_on']})"
     yield f"  {found['statement']}"
     if note := left_out_queries(found["queries"]) if "queries" in found else None:
         yield f"  {note}"
@@ -101,25 +102,34 @@ def _tuning_lines(tuning: Mapping[str, Any]) -> Iterator[str]:
 def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each INT8 model that the search for a recipe and for float convolutions measured, in that order.
 
-    A row names its recipe if the recipe changes there, or if every convolution is INT8.
+    A row names its recipe if the recipe changes there, or if every convolution is INT8. The last row may be the chosen
+    model on the held-out queries.
     """
-    table = _table(TRIED, "INT8", "pictures", "overlap@10", "change pp", "95 %", "cross pp")
+    table = _table(TRIED, "INT8", "queries", "overlap@10", "change pp", "95 %", "cross pp")
     recipe = None
     for trial in trials:
         named = [] if trial["keep_float"] and trial["recipe"] == recipe else [trial["recipe"]]
+        if trial["held_out"]:
+            named = ["held out"]
         recipe = trial["recipe"]
         drop = trial["recall_drop_pp"].get("1")
         crossed = [drops["1"]["drop"] for drops in trial["cross_recall_drop_pp"].values()]
         table.add_row(
             ", ".join([*named, *_first_of(trial["keep_float"])]),
             f"{trial['int8_share']:.1%}",
-            str(trial["pictures"]),
-            f"{trial['overlap_at_10']:.3f}",
+            str(trial["compared"]),
+            with_margin(trial["overlap_at_10"], trial["overlap_at_10_interval"]),
             change(drop and drop["drop"]),
             drop and change_interval((drop["low"], drop["high"])),
             change(max(crossed, default=None)),
         )
     return table
+
+
+def with_margin(value: float, ends: Sequence[float]) -> str:
+    """A share and half the width of its 95 % interval, for example "0.832±0.012"."""
+    low, high = ends
+    return f"{value:.3f}±{(high - low) / 2:.3f}"
 
 
 def print_bench(result: dict[str, Any]) -> None:

@@ -99,6 +99,25 @@ class Evaluation:
         unanswerable = None if self.images.classes is None else int((self.relevant == 0).sum())
         return {"asked": len(self.queries), "unanswerable": unanswerable}
 
+    def halves(self) -> tuple[Indices, Indices]:
+        """Split the queries into halves, to choose on one and to report on the other: rows of ``queries``, in order.
+
+        A class has queries in one half only, unless one class has more than half of all queries. Both halves search the
+        same gallery, because a smaller gallery keeps more neighbours. With a single query, the second half is empty.
+        """
+        total = len(self.queries)
+        groups = np.arange(total) if self.images.classes is None else self._labels[self.queries]
+        if 2 * np.bincount(groups).max() > total:
+            groups = np.arange(total)
+        counts = np.bincount(groups)
+        in_second, sizes = np.zeros(len(counts), bool), [0, 0]
+        for group in np.argsort(-counts, kind="stable"):
+            smaller = int(sizes[1] < sizes[0])
+            in_second[group] = smaller
+            sizes[smaller] += counts[group]
+        second = in_second[groups]
+        return np.flatnonzero(~second), np.flatnonzero(second)
+
     def check_recall(self) -> None:
         """Raise InputError if recall cannot be measured."""
         if self.images.classes is None:

@@ -44,22 +44,33 @@ def guarded(
     search       whether to look for a better recipe if plain INT8 misses the budget
     progress     hears of each phase and of every measurement
 
+    Half of the queries choose the model (steps 1 to 4). The result is its trial on the other half.
+
     1. Measure plain INT8. If it holds the budget, it is the answer.
     2. Compare recipes by overlap@10 on a sample: first with and without bias correction, then every calibration, then
        equalization. Bias correction comes first: the mean error of rounded weights hides which calibration is best.
     3. Return each residual block to float alone and rank the blocks by overlap@10 gained per cost, see
        ``Trials.costs``. Bisection finds the
-       fewest blocks of that ranking that hold the budget on all pictures. The unit is a block because a tensor needs
+       fewest blocks of that ranking that hold the budget. The unit is a block because a tensor needs
        no codes only when both its writer and its reader are float: in the UINT8 layout, one of them alone gains
        nothing. There are also three times fewer blocks than convolutions.
     4. Return each convolution of those blocks to INT8 alone, rank them by overlap@10 lost per cost, and bisect again.
        This ranking measures one convolution at a time, so it can return convolutions that the blocks took needlessly.
 
-    Raises GateError if the budget is missed with half of the work in float, ExportError for descriptors that are not
-    numbers, InputError for pictures that cannot be read.
+    Raises GateError if the budget is missed with half of the work in float, or if the held-out queries contradict it,
+    ExportError for descriptors that are not numbers, InputError for pictures that cannot be read.
     """
-    always = frozenset(keep_float)
-    trials = Trials(model, models, budget.evaluation, always, progress)
+    trials = Trials(model, models, budget.evaluation, frozenset(keep_float), progress)
+    chosen = _chosen(model, trials, budget, recipe, search)
+    told = trials.held_out(chosen)
+    if budget.contradicted_by(told):
+        raise GateError(_contradicted(budget, told))
+    return replace(told, recipes=chosen.recipes)
+
+
+def _chosen(model: onnx.ModelProto, trials: Trials, budget: Budget, recipe: Recipe, search: bool) -> Trial:
+    """The model that holds the budget on the choosing half of the queries. Raises GateError if none does."""
+    always = trials.always
     plain = trials.measure(recipe)
     if budget.holds(plain):
         return plain
@@ -150,6 +161,17 @@ def _shortest(trials: Trials, budget: Budget, recipe: Recipe, order: Sequence[Bl
         else:
             misses = middle
     return trials.measure(recipe, order[:holds])
+
+
+def _contradicted(budget: Budget, told: Trial) -> str:
+    found = [f"an overlap@10 of {told.overlap_at_10:.3f}"]
+    if told.recall_drop:
+        found.append(f"a recall@1 drop of {told.recall_drop.drop:.2f} pp")
+    return (
+        f"the INT8 engine by {told.recipe} with {len(told.keep_float)} convolutions in float has {budget} for the "
+        f"queries that chose it, but {' and '.join(found)} for the {told.compared} others; allow more, or pass more "
+        "test pictures with --data."
+    )
 
 
 def _missed(budget: Budget, plain: Trial, trials: Trials) -> str:

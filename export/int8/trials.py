@@ -1,4 +1,5 @@
-"""Measure which neighbours INT8 models find: on a sample to rank the models, on all test pictures to judge them.
+"""Measure which neighbours INT8 models find: on a sample to rank the models, on half of the queries to choose one, on
+the other half to report it.
 
 Compares neighbours with FP32's neighbours, never cosines or squared errors. Knows no layout and no runtime: the caller
 opens models.
@@ -7,7 +8,7 @@ opens models.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,10 +20,10 @@ from cgd_deploy.errors import ExportError
 from cgd_deploy.hardware.timing import interleaved
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.quality.significance import recall_drops
+from cgd_deploy.quality.significance import mean_interval, recall_drops
 from cgd_deploy.runtime.backends import Backend
 from cgd_deploy.runtime.descriptors import Descriptors
-from cgd_deploy.search.retrieval import NEIGHBOURS, Indices, neighbours, overlap
+from cgd_deploy.search.retrieval import NEIGHBOURS, Indices, neighbours, overlap, overlaps
 from cgd_deploy.spec import ModelSpec
 
 from ..metadata import get_metadata
@@ -33,7 +34,7 @@ from .recipe import Recipe
 
 BATCH = 8
 SAMPLE = 256
-"""Pictures on which candidates are ranked."""
+"""Pictures on which candidates are ranked; no held-out query is among them."""
 HELD_BYTES = 512 << 20
 """Up to this size, decoded pictures stay in memory; beyond it, each measurement decodes them again."""
 FROM_INT8, FROM_FP32 = "int8 queries, fp32 gallery", "fp32 queries, int8 gallery"
@@ -104,11 +105,13 @@ class Trials:
         self._pictures = _Pictures.decoded(images, get_metadata(model).spec, progress.on_step)
         self._reference = self._descriptors(models.fp32(), self._pictures, "Measuring FP32")
         self._expected = evaluation.neighbours(self._reference, NEIGHBOURS)[0]
-        chosen = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)
+        self._choosing, self._held_out = evaluation.halves()
+        free = np.setdiff1d(np.arange(len(images)), evaluation.queries[self._held_out])
+        chosen = free[np.linspace(0, len(free) - 1, min(SAMPLE, len(free))).round().astype(int)]
         self._sample = self._pictures.subset(chosen)
         self._sample_expected = _all_neighbours(self._reference[chosen])
         self._sampled: dict[tuple[Recipe, Names], float] = {}
-        self._measured: dict[tuple[Recipe, Names], Trial] = {}
+        self._measured: dict[tuple[Recipe, Names], tuple[Trial, Trial]] = {}
 
     @property
     def recipes(self) -> dict[str, float]:
@@ -117,32 +120,42 @@ class Trials:
 
     @property
     def last(self) -> Trial:
-        """The latest measurement on all pictures."""
-        return list(self._measured.values())[-1]
+        """The latest measurement on the choosing half."""
+        return list(self._measured.values())[-1][0]
 
     def measure(self, recipe: Recipe, order: Sequence[tuple[str, ...]] = ()) -> Trial:
-        """Measure on all pictures the model that has ``always`` and the convolutions of ``order`` in float."""
+        """Measure on the choosing half the model that has ``always`` and the convolutions of ``order`` in float."""
         key = recipe, self.always.union(*order)
         if key not in self._measured:
             phase = f"Measuring INT8 with {len(key[1])} in float"
             found = self._descriptors(self._models.int8(*key), self._pictures, phase)
-            self._measured[key] = self._compared(*key, found)
-            self.progress.on_trial(self._measured[key])
-        return self._measured[key]
+            choosing = self._compared(*key, found, self._choosing)
+            self._measured[key] = choosing, replace(self._compared(*key, found, self._held_out), held_out=True)
+            self.progress.on_trial(choosing)
+        return self._measured[key][0]
+
+    def held_out(self, chosen: Trial) -> Trial:
+        """What the model of ``chosen``, which ``measure`` returned, retrieves for the held-out half of the queries."""
+        found = self._measured[chosen.recipe, frozenset(chosen.keep_float)][1]
+        self.progress.on_trial(found)
+        return found
 
     def overlap(self, recipe: Recipe, names: Collection[str] = ()) -> float:
         """Overlap@10 on the sample, where every picture searches all others, with ``names`` in float too."""
         key = recipe, self.always.union(names)
         if key not in self._sampled:
             descriptors = self._descriptors(self._models.int8(*key), self._sample)
-            self._sampled[key] = overlap(_all_neighbours(descriptors), self._sample_expected)
+            shared = overlaps(_all_neighbours(descriptors), self._sample_expected)
+            self._sampled[key] = float(shared.mean())
             self.progress.on_trial(
                 Trial(
                     recipe=recipe,
                     keep_float=self.work.in_order(key[1]),
                     int8_share=1 - self.work.part(key[1]),
                     pictures=len(descriptors),
+                    compared=len(descriptors),
                     overlap_at_10=self._sampled[key],
+                    overlap_interval=mean_interval(shared),
                 )
             )
         return self._sampled[key]
@@ -175,23 +188,27 @@ class Trials:
                 self.progress.on_step("Timing", step + 1, len(others))
         return found
 
-    def _compared(self, recipe: Recipe, floats: Names, descriptors: Descriptors) -> Trial:
-        evaluation, reference = self._evaluation, self._reference
+    def _compared(self, recipe: Recipe, floats: Names, descriptors: Descriptors, rows: Indices) -> Trial:
+        """Compare the neighbours of the queries in ``rows``."""
+        evaluation, reference, expected = self._evaluation, self._reference, self._expected
         alone = evaluation.neighbours(descriptors, NEIGHBOURS)[0]
         mixed = {
             FROM_INT8: evaluation.neighbours(descriptors, NEIGHBOURS, gallery=reference)[0],
             FROM_FP32: evaluation.neighbours(reference, NEIGHBOURS, gallery=descriptors)[0],
         }
-        drops = {name: recall_drops(evaluation, self._expected, found, ks=(1,)) for name, found in mixed.items()}
+        drops = {name: recall_drops(evaluation, expected, found, (1,), rows) for name, found in mixed.items()}
+        shared = overlaps(alone[rows], expected[rows])
         return Trial(
             recipe=recipe,
             keep_float=self.work.in_order(floats),
             int8_share=1 - self.work.part(floats),
             pictures=len(descriptors),
-            overlap_at_10=overlap(alone, self._expected),
-            recall_drop=recall_drops(evaluation, self._expected, alone, ks=(1,)).get("1"),
+            compared=len(rows),
+            overlap_at_10=float(shared.mean()),
+            overlap_interval=mean_interval(shared),
+            recall_drop=recall_drops(evaluation, expected, alone, (1,), rows).get("1"),
             cross_recall_drop={name: drop["1"] for name, drop in drops.items() if drop},
-            cross_overlap={name: overlap(found, self._expected) for name, found in mixed.items()},
+            cross_overlap={name: overlap(found[rows], expected[rows]) for name, found in mixed.items()},
             recipes=self.recipes,
         )
 
@@ -243,5 +260,6 @@ class _Pictures:
 
 
 def _all_neighbours(descriptors: Descriptors) -> Indices:
-    """The neighbours of each picture among all the others, int64 [N, NEIGHBOURS]."""
-    return neighbours(descriptors, descriptors, NEIGHBOURS, skip_self=True)[0]
+    """The NEIGHBOURS nearest of each picture among all the others, int64 [N, K]; of few pictures, the nearer half."""
+    k = min(NEIGHBOURS, max(1, (len(descriptors) - 1) // 2))
+    return neighbours(descriptors, descriptors, k, skip_self=True)[0]

@@ -133,6 +133,11 @@ class BuildEngineOptions:
         ),
     ] = None
 
+    confident: Annotated[
+        bool,
+        LimitOption("--confident", help="Limits hold at the worse end of the 95 % interval, not only for the mean."),
+    ] = False
+
     min_batch: Annotated[int, BatchOption(metavar="N", help="Smallest batch.")] = 1
     opt_batch: Annotated[int, BatchOption(metavar="N", help="Batch to optimize for.")] = 8
     max_batch: Annotated[int, BatchOption(metavar="N", help="Largest batch.")] = 64
@@ -257,7 +262,7 @@ def _read_job(options: BuildEngineOptions) -> Job:
 
     backend = _backend(options)
     recipe = None if options.calibration == "auto" else Recipe.parse(options.calibration)
-    budget = read_budget(options.data, options.max_recall_drop, options.min_overlap)
+    budget = read_budget(options.data, options.max_recall_drop, options.min_overlap, options.confident)
     settings = _settings(options)
     calibration = calibration_list(options.model, options.calib) if options.int8 or options.calib else None
     distillation = read_training(options.distill) if options.distill else None

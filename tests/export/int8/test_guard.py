@@ -135,7 +135,8 @@ class Search:
 
     @property
     def full(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.cross_overlap]
+        """The measurements on the half that chooses."""
+        return [trial for trial in self.trials if trial.cross_overlap and not trial.held_out]
 
 
 def losing(**sizes: float) -> Callable[[Collection[str]], dict[str, float]]:
@@ -191,8 +192,9 @@ def test_a_convolution_outside_of_any_block_stands_alone_and_a_constant_makes_no
 def test_plain_int8_that_holds_is_measured_once_and_left_alone(model, budget):
     search = Search(model, losing())
     trial = search.run(budget)
-    assert search.trials == [trial] and len(search.seen) == 1
+    assert search.trials == [*search.full, trial] and len(search.full) == len(search.seen) == 1
     assert (trial.keep_float, trial.int8_share, trial.overlap_at_10, trial.pictures) == ((), 1.0, 1.0, 42)
+    assert trial.held_out and trial.compared == search.full[0].compared == 21
     assert {"Decoding", "Measuring FP32"} <= {phase for phase, _, _ in search.steps}
     assert all(1 <= step <= steps for _, step, steps in search.steps)
 
@@ -224,8 +226,9 @@ def test_of_two_equal_losses_the_cheaper_layer_is_returned(model, names, evaluat
     search = Search(model, losing(**{cheap: 0.35, dear: 0.35}))
     plain, one = (search.noises(floats) for floats in ((), (cheap,)))
     assert len(plain) == 2 and len(one) == 1
-    probe = Search(model, losing(**{dear: 0.35})).run(Budget(evaluation=evaluation, min_overlap=0.0))
-    trial = search.run(Budget(evaluation=evaluation, min_overlap=probe.overlap_at_10))
+    probe = Search(model, losing(**{dear: 0.35}))
+    probe.run(Budget(evaluation=evaluation, min_overlap=0.0))
+    trial = search.run(Budget(evaluation=evaluation, min_overlap=probe.full[0].overlap_at_10))
     assert trial.keep_float == (cheap,)
     assert trial.int8_share == pytest.approx(1 - work[cheap] / sum(work.values()))
 
@@ -248,9 +251,10 @@ def test_of_two_equal_losses_the_layer_that_costs_less_time_is_returned(model, n
     little, much = names[7], names[-1]
     timer, timings = clock(**{**dict.fromkeys(names, 0.1), little: 0.5, much: 0.02})
     noises = losing(**{little: 0.35, much: 0.35})
-    probe = Search(model, losing(**{little: 0.35})).run(Budget(evaluation=evaluation, min_overlap=0.0))
+    probe = Search(model, losing(**{little: 0.35}))
+    probe.run(Budget(evaluation=evaluation, min_overlap=0.0))
     search = Search(model, noises, timer=timer)
-    budget = Budget(evaluation=evaluation, min_overlap=probe.overlap_at_10)
+    budget = Budget(evaluation=evaluation, min_overlap=probe.full[0].overlap_at_10)
     assert search.run(budget).keep_float == (much,)
     assert timings[:9] == [set(block) for block in blocks(model)]  # alone in float, against none
     assert timings[9:] == [{name} for name in names[-2:]]  # alone in INT8, against the block in float
@@ -299,8 +303,8 @@ def test_if_plain_int8_misses_recipes_are_compared_and_the_best_one_is_the_answe
     search = Search(model, losing(**{names[2]: 0.5}), left)
     trial = search.run(budget, recipe=None)
     assert str(trial.recipe) == "mse + bias corrected" and trial.keep_float == () and trial.int8_share == 1
-    assert budget.holds(trial) and search.trials[-1] == trial
-    plain, *compared, last = search.trials
+    assert budget.holds(search.full[-1]) and search.trials[-1] == trial
+    plain, *compared, last, _ = search.trials
     default, *corrected = [f"{method} + bias corrected" for method in METHODS]
     assert (recipes([plain, last]), plain.recipes) == ([default, "mse + bias corrected"], {})
     assert recipes(compared) == [default, "mean", *corrected, "mse + equalized + bias corrected"]
@@ -399,7 +403,9 @@ def test_candidates_are_ranked_on_a_sample_that_is_always_the_same(model, names,
     assert search.run(budget).keep_float == (names[9],)
     sampled = [pictures for pictures in search.seen if len(pictures) == 16]
     assert len(sampled) == 1 + 9 + 2 and all(pictures == sampled[0] for pictures in sampled)
-    assert sampled[0][0] == search.seen[0][0] and sampled[0][-1] == search.seen[0][-1]
+    choosing, held_out = budget.evaluation.halves()
+    assert sampled[0][0] == search.seen[0][choosing[0]] and sampled[0][-1] == search.seen[0][choosing[-1]]
+    assert not {search.seen[0][row] for row in held_out} & set(sampled[0])
     assert {len(pictures) for pictures in search.seen} == {16, 42}
     assert {trial.pictures for trial in search.trials if not trial.cross_overlap} == {16}
 
@@ -423,6 +429,7 @@ def test_a_trial_by_loops(model, names, evaluation, roles):
     fp32, int8 = FakeBackend(b'{"dim": 24}').run(pixels), Hurt({names[0]: 1.0}, []).run(pixels)
     classes = evaluation.images.classes
     queries = [i for i in range(42) if not (roles and in_gallery[i])]
+    queries = [queries[row] for row in evaluation.halves()[1]]
 
     def found(asked: np.ndarray, searched: np.ndarray) -> list[list[int]]:
         lists = []
@@ -461,7 +468,9 @@ def mixed(drop: Drop | None = None, other: Drop | None = None, overlap: float = 
         keep_float=(),
         int8_share=1.0,
         pictures=100,
+        compared=100,
         overlap_at_10=0.5,
+        overlap_interval=(0.4, 0.6),
         cross_recall_drop={FROM_INT8: drop, FROM_FP32: other or drop} if drop else {},
         cross_overlap={FROM_INT8: 1.0, FROM_FP32: overlap},
     )
@@ -484,6 +493,70 @@ def mixed(drop: Drop | None = None, other: Drop | None = None, overlap: float = 
 )
 def test_the_statement_on_mixed_galleries(trial, told):
     assert statement(trial).startswith(told)
+
+
+def held(limit: str, low: float, mean: float, high: float, confident: bool) -> tuple[bool, bool]:
+    """Whether a budget holds, and whether it is contradicted, by a trial with these values."""
+    budget = object.__new__(Budget)  # without test pictures
+    limits = {"max_recall_drop_pp": None, "min_overlap": None, "confident": confident}
+    for name, value in {**limits, limit: 0.5}.items():
+        object.__setattr__(budget, name, value)
+    trial = mixed()
+    if limit == "min_overlap":
+        trial = replace(trial, overlap_at_10=mean, overlap_interval=(low, high))
+    else:
+        trial = replace(trial, recall_drop=Drop(mean, low, high))
+    return budget.holds(trial), budget.contradicted_by(trial)
+
+
+@pytest.mark.parametrize(
+    ("low", "mean", "high", "surely", "expected"),
+    [
+        (0.6, 0.7, 0.8, (True, False), (True, False)),
+        (0.4, 0.6, 0.8, (False, False), (True, False)),
+        (0.3, 0.4, 0.6, (False, True), (False, False)),
+        (0.2, 0.3, 0.4, (False, True), (False, True)),
+    ],
+)
+def test_limits_and_intervals(low, mean, high, surely, expected):
+    """With --confident the worse end must hold where the model is chosen, and the mean where it is held out."""
+    assert held("min_overlap", low, mean, high, True) == surely
+    assert held("min_overlap", low, mean, high, False) == expected
+    assert held("max_recall_drop_pp", 1 - high, 1 - mean, 1 - low, True) == surely
+    assert held("max_recall_drop_pp", 1 - high, 1 - mean, 1 - low, False) == expected
+
+
+def test_confidence_costs_more_layers_in_float(model, names, evaluation):
+    sizes = {names[2]: 0.5, names[9]: 0.12}
+    found = {}
+    for confident in (False, True):
+        probe = Search(model, losing(**{names[9]: 0.12}))
+        probe.run(Budget(evaluation=evaluation, min_overlap=0.0))
+        limit = probe.full[0].overlap_at_10
+        assert probe.full[0].overlap_interval[0] < limit
+        search = Search(model, losing(**sizes))
+        found[confident] = search.run(Budget(evaluation=evaluation, min_overlap=limit, confident=confident)).keep_float
+    assert found == {False: (names[2],), True: (names[2], names[9])}
+
+
+def test_held_out_queries_may_contradict(model, names, evaluation):
+    """A model whose INT8 hurts only the pictures that no layer was chosen on."""
+    rows = evaluation.halves()[1]
+    spec = get_metadata(model).spec
+    hurt = {preprocess(evaluation.images.path(row), spec).tobytes() for row in rows}
+
+    class Treacherous(Hurt):
+        def run(self, images: np.ndarray) -> np.ndarray:
+            found, clean = super().run(images), FakeBackend.run(self, images)
+            return np.stack([f if i.tobytes() in hurt else c for f, c, i in zip(found, clean, images, strict=True)])
+
+    search = Search(model, losing(**{names[2]: 3.0}))
+    search.open = lambda recipe, floats: Treacherous({names[2]: 3.0}, [], floats)  # type: ignore[method-assign]
+    limit = 0.7  # the gallery is hurt for both halves
+    with pytest.raises(GateError, match=r"for the queries that chose it, but an overlap@10 of .* for the 21 others"):
+        search.run(Budget(evaluation=evaluation, min_overlap=limit))
+    choosing, told = search.trials
+    assert choosing.overlap_at_10 >= limit > told.overlap_interval[1] and told.held_out
 
 
 def flat(folder: Path, source: Path) -> Path:
@@ -511,6 +584,7 @@ def test_limits_and_test_pictures_go_together(unseen, tmp_path):
         refused("0 to 100", read_budget, unseen, value)
     for value in (-0.1, 1.1, float("nan")):
         refused("0 to 1", read_budget, unseen, None, value)
+    refused("pass --data", read_budget, None, None, None, True)
     refused("got 7 pictures; pass at least 12", read_budget, unseen / "kind-0", None, 0.9)
     gone = Evaluation(ImageList(tmp_path / "gone", tuple(f"{n}.jpg" for n in range(20))))
     refused("all 20 test pictures are gone, .*--data", Budget, evaluation=gone, min_overlap=0.9)
@@ -585,7 +659,8 @@ def test_a_model_made_hard_to_quantize_passes_with_the_guard(cli, hard, unseen, 
         and found["int8_share"] > 0.8
     )
     testing = read_images(unseen)
-    assert found["pictures"] == 42 and found["limits"] == {"max_recall_drop_pp": None, "min_overlap_at_10": least}
+    assert found["pictures"] == 42 and found["compared"] == 21 and found["held_out"] is True
+    assert found["limits"] == {"max_recall_drop_pp": None, "min_overlap_at_10": least, "confident": False}
     assert found["pictures_sha256"] == manifest.source["evaluation_sha256"] == testing.sha256
     assert manifest.source["calibration_sha256"] == read_images(calibration_beside(hard)).sha256
     assert set(found["recall_drop_pp"]["1"]) == {"drop", "low", "high"}
@@ -607,7 +682,8 @@ def test_a_recipe_puts_right_what_was_made_hard_and_everything_stays_int8(cli, h
     assert "equalized" in found["recipe"] and manifest.source["calibration"] == found["recipe"]
     assert {"mean", "mean + bias corrected"} < set(found["recipes"]) and len(found["recipes"]) == 7
     assert found["recipes"][found["recipe"]] == max(found["recipes"].values()) > found["recipes"]["mean"] + 0.1
-    assert [trial["recipe"] for trial in told["trials"]] == [str(DEFAULT), *found["recipes"], found["recipe"]]
+    chosen = [found["recipe"]] * 2  # on the half that chooses, and held out
+    assert [trial["recipe"] for trial in told["trials"]] == [str(DEFAULT), *found["recipes"], *chosen]
 
     again = tmp_path / "again.cgd"  # what was told can be asked for
     options = ["--int8", "--backend", "onnxruntime", "--calibration", found["recipe"], "-o", again]
@@ -635,8 +711,12 @@ def test_without_classes_overlap_alone_is_measured_and_the_summary_says_so(cli, 
     assert (status, err) == (0, "")
     found = read_engine(tmp_path / "e.cgd").manifest.retrieval
     assert found["recall_drop_pp"] == found["cross_recall_drop_pp"] == {} and found["keep_float"] == []
-    told = f"overlap@10 {found['overlap_at_10']:.3f}, calibrated by mean + bias corrected"
-    assert f"on 42 test pictures: {told}, 0 of 20 convolutions in fp32" in out
+    low, high = found["overlap_at_10_interval"]
+    assert low < found["overlap_at_10"] < high
+    told = (
+        f"overlap@10 {found['overlap_at_10']:.3f} (95 %: {low:.3f} to {high:.3f}), calibrated by mean + bias corrected"
+    )
+    assert f"on 21 held-out queries: {told}, 0 of 20 convolutions in fp32" in out
     assert out.endswith(f"  {found['statement']}\n")
 
 
@@ -654,10 +734,10 @@ def test_the_limit_on_recall_counts_the_queries_that_can_be_answered(cli, model_
     options = ["--int8", "--backend", "onnxruntime", "-o", tmp_path / "e.cgd", "--data", data]
     status, out, _ = cli("build-engine", model_onnx, *options, "--max-recall-drop", 50)
     assert status == 0
-    assert "\n  recall leaves out 28 of 42 queries: there is no picture of their class to find.\n" in out
+    assert "\n  recall leaves out 14 of 21 queries: there is no picture of their class to find.\n" in out
     found = read_engine(tmp_path / "e.cgd").manifest.retrieval
-    assert found["queries"] == {"asked": 42, "unanswerable": 28} and found["pictures"] == 42
-    one = 100 / 14  # a query, in percentage points
+    assert found["queries"] == {"asked": 21, "unanswerable": 14} and found["pictures"] == 42
+    one = 100 / 7  # a query, in percentage points
     drop = found["recall_drop_pp"]["1"]["drop"] / one
     assert drop == pytest.approx(round(drop), abs=1e-3)
 
@@ -666,6 +746,12 @@ def test_a_limit_on_recall_needs_a_query_that_can_be_answered(unseen, tmp_path):
     data = lonely(tmp_path / "data", unseen, classes=0)
     refused("none of the 42 queries in .* has a picture of its class to find", read_budget, data, 0.1)
     assert read_budget(data, None, 0.9).evaluation.asked["unanswerable"] == 42
+
+
+def test_both_halves_need_a_query_that_can_be_answered(unseen, tmp_path):
+    data = lonely(tmp_path / "data", unseen, classes=1)
+    refused("all that can be answered are in one half; pass more", read_budget, data, 0.1)
+    assert read_budget(data, None, 0.9).min_overlap == 0.9
 
 
 def test_calibration_pictures_among_the_test_pictures_are_refused(cli, model_onnx, pictures, tmp_path):
