@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from cgd_deploy.errors import InputError
 from cgd_deploy.hardware.cpu import has_fast_bf16, has_fast_int8
@@ -91,6 +92,7 @@ class Int8Options:
     budget          what INT8 may lose; convolutions return to float until the model holds it, see ``guarded``
     distill         pictures without labels to tune INT8 on, see ``distilled``
     distill_steps   steps of that tuning, None for 120
+    retrieval       what this model retrieves, if a frontier measured it before, see ``retrieval_facts``
 
     Raises InputError for distillation by a recipe that moves weights or biases itself.
     """
@@ -102,6 +104,7 @@ class Int8Options:
     budget: Budget | None = None
     distill: ImageList | None = None
     distill_steps: int | None = None
+    retrieval: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.distill and self.recipe and (self.recipe.equalized or self.recipe.bias_corrected):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -121,7 +121,7 @@ class _Typed:
     recipe: Recipe
     keep_float: Collection[str]
     floats: Precision
-    retrieval: dict[str, Any] | None
+    retrieval: Mapping[str, Any] | None
 
 
 def engine_from_onnx(
@@ -165,7 +165,7 @@ def engine_from_onnx(
         progress=progress,
     )
     request.options.check(request.backend)
-    model, metadata = _fp32_model(request.model_path)
+    model, metadata = fp32_model(request.model_path)
     request.int8.check(precision, calibration)
     typed = _typed(request, model)
     onnx.checker.check_model(typed.graph, full_check=True)
@@ -183,7 +183,8 @@ def engine_from_onnx(
     return manifest
 
 
-def _fp32_model(path: Path) -> tuple[onnx.ModelProto, Metadata]:
+def fp32_model(path: Path) -> tuple[onnx.ModelProto, Metadata]:
+    """The model at ``path`` and its metadata. Raises EngineError, SpecError or ExportError for one that is not FP32."""
     model = load_onnx(path)
     metadata = get_metadata(model, str(path))
     if metadata.precision is not Precision.FP32:
@@ -200,16 +201,11 @@ def _typed(request: _Request, model: onnx.ModelProto) -> _Typed:
         make = int8_graph(model, backend, request.calibration, int8, request.unfinished, request.progress)
     else:
         make = float_graph(model, request.precision)
-    recipe, keep_float, retrieval = int8.first_recipe(backend), int8.keep_float, None
+    recipe, keep_float, retrieval = int8.first_recipe(backend), int8.keep_float, int8.retrieval
     if int8.budget:
-        models = Models(
-            fp32=lambda: OnnxRuntimeBackend(model.SerializeToString()),
-            int8=lambda tried, names: _opened(backend, make(tried, names), int8.floats(backend, names)),
-            timer=None if backend in MODULES else timed,
-        )
         trial = guarded(
             model,
-            models,
+            models_of(model, backend, make, int8),
             int8.budget,
             keep_float,
             recipe,
@@ -218,7 +214,8 @@ def _typed(request: _Request, model: onnx.ModelProto) -> _Typed:
         )
         recipe, keep_float = trial.recipe, trial.keep_float
         measured_on = "graph" if backend in MODULES else "engine"
-        retrieval = {**retrieval_facts(trial, int8.budget), "measured_on": measured_on}
+        facts = retrieval_facts(trial, int8.budget.evaluation, int8.budget.limits)
+        retrieval = {**facts, "measured_on": measured_on}
     return _Typed(
         graph=make(recipe, keep_float),
         make=make,
@@ -229,7 +226,16 @@ def _typed(request: _Request, model: onnx.ModelProto) -> _Typed:
     )
 
 
-def _opened(backend: str, typed: onnx.ModelProto, floats: Precision) -> Backend:
+def models_of(model: onnx.ModelProto, backend: str, make: MakeGraph, int8: Int8Options) -> Models:
+    """Opens the FP32 ``model``, and the INT8 models that ``make`` types for ``backend``."""
+    return Models(
+        fp32=lambda: OnnxRuntimeBackend(model.SerializeToString()),
+        int8=lambda recipe, names: opened(backend, make(recipe, names), int8.floats(backend, names)),
+        timer=None if backend in MODULES else timed,
+    )
+
+
+def opened(backend: str, typed: onnx.ModelProto, floats: Precision) -> Backend:
     """The graph on the runtime that will run the engine; on ONNX Runtime if the engine is a plan, not built yet."""
     if backend in MODULES:
         return open_onnx(rounded(typed))

@@ -117,6 +117,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 6 classes with 7 pictures each, none of them ``pictures``."""
+    folder = tmp_path_factory.mktemp("unseen")
+    for kind in range(6):
+        (folder / f"kind-{kind}").mkdir()
+        for number in range(7):
+            draw(kind, 100 + number).save(folder / f"kind-{kind}" / f"{number}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def picture_list(pictures: Path) -> ImageList:
     return read_images(pictures)
 

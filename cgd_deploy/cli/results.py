@@ -126,6 +126,24 @@ def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def frontier_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each engine of a frontier; "best" marks those that no other row beats in speed and neighbours."""
+    sizes = list(rows[0]["ms"])
+    table = _table("engine", *(f"ms, batch {size}" for size in sizes), "overlap@10", "recall@1", "pp, 95 %", "best")
+    for row in rows:
+        found = row["retrieval"]
+        drop = found["recall_drop_pp"].get("1")
+        table.add_row(
+            row["name"],
+            *(f"{row['ms'][size]:.2f}" for size in sizes),
+            with_margin(found["overlap_at_10"], found["overlap_at_10_interval"]),
+            percent(found["recall"].get("1")),
+            drop and change_interval((drop["low"], drop["high"])),
+            "*" if row["best"] else "",
+        )
+    return table
+
+
 def with_margin(value: float, ends: Sequence[float]) -> str:
     """A share and half the width of its 95 % interval, for example "0.832±0.012"."""
     low, high = ends

@@ -172,14 +172,18 @@ class Evaluation:
         """
         return recall_at(self.first_correct(found), self.recall_at) if self.has_recall else {}
 
-    def first_correct(self, found: Indices) -> Indices:
+    def first_correct(self, found: Indices, rows: Indices | None = None) -> Indices:
         """The rank of the first correct neighbour of each answerable query: int64 [A], A <= Q.
 
         found   picture numbers int64 [Q, K'] from ``neighbours``; the pictures must have classes
+        rows    rows of the queries that count, None: all
 
         See ``retrieval.first_correct``.
         """
-        return first_correct(self._correct(found, slice(None)))[self.relevant > 0]
+        answerable = self.relevant > 0
+        if rows is not None:
+            answerable &= np.isin(np.arange(len(answerable)), rows)
+        return first_correct(self._correct(found, slice(None)))[answerable]
 
     def measure(self, descriptors: Descriptors) -> dict[str, Any]:
         """Measure recall and mAP@R of unit descriptors float32 [N, D].

@@ -68,10 +68,7 @@ def recall_drops(
     """
     if not evaluation.has_recall:
         return {}
-    first, second = (evaluation.first_correct(found) for found in (before, after))
-    if rows is not None:
-        counted = np.isin(np.flatnonzero(evaluation.relevant > 0), rows)
-        first, second = first[counted], second[counted]
+    first, second = (evaluation.first_correct(found, rows) for found in (before, after))
     if not len(first):
         return {}
     return {str(k): paired_drop(first < k, second < k) for k in ks or evaluation.recall_at}

@@ -24,50 +24,66 @@ SAFE_DROP_PP, SAFE_HIGH_PP, SAFE_OVERLAP = 0.3, 1.0, 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What an INT8 model retrieves, compared with FP32.
+class Found:
+    """What a model retrieves, compared with FP32.
 
-    recipe             recipe of the model
-    keep_float         names of the convolutions that stay float
-    int8_share         part of the convolution work that is INT8, 0 to 1
     pictures           number of pictures described, queries and gallery
     compared           number of queries whose neighbours are compared
-    overlap_at_10      fraction of FP32's ten nearest neighbours that INT8 finds too
+    held_out           whether no model was chosen on these queries
+    overlap_at_10      fraction of FP32's ten nearest neighbours that the model finds too
     overlap_interval   ends of its 95 % interval, by the bootstrap over queries
-    recall_drop        drop of recall@1; None without classes, and for a measurement on the sample
+    recall             recall@1; None without classes, and for a measurement on the sample
+    recall_drop        drop of recall@1
     cross_recall_drop  drop of recall@1 when queries of one model search the gallery of the other, by direction
     cross_overlap      overlap@10 of the same two searches
-    recipes            overlap@10 on the sample of each recipe compared so far
-    held_out           whether no model was chosen on these queries
+    """
+
+    pictures: int
+    compared: int
+    held_out: bool = False
+    overlap_at_10: float
+    overlap_interval: tuple[float, float]
+    recall: float | None = None
+    recall_drop: Drop | None = None
+    cross_recall_drop: dict[str, Drop] = field(default_factory=dict)
+    cross_overlap: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain dicts, lists and numbers; recall and drops are by K, as in the bench's JSON."""
+        return {
+            "pictures": self.pictures,
+            "compared": self.compared,
+            "held_out": self.held_out,
+            "overlap_at_10": round(self.overlap_at_10, 5),
+            "overlap_at_10_interval": list(self.overlap_interval),
+            "cross_overlap_at_10": {name: round(value, 5) for name, value in self.cross_overlap.items()},
+            "recall": {} if self.recall is None else {"1": round(self.recall, 5)},
+            "recall_drop_pp": {"1": self.recall_drop._asdict()} if self.recall_drop else {},
+            "cross_recall_drop_pp": {name: {"1": drop._asdict()} for name, drop in self.cross_recall_drop.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Found):
+    """What an INT8 model retrieves.
+
+    recipe       recipe of the model
+    keep_float   names of the convolutions that stay float
+    int8_share   part of the convolution work that is INT8, 0 to 1
+    recipes      overlap@10 on the sample of each recipe compared so far
     """
 
     recipe: Recipe
     keep_float: tuple[str, ...]
     int8_share: float
-    pictures: int
-    compared: int
-    overlap_at_10: float
-    overlap_interval: tuple[float, float]
-    recall_drop: Drop | None = None
-    cross_recall_drop: dict[str, Drop] = field(default_factory=dict)
-    cross_overlap: dict[str, float] = field(default_factory=dict)
     recipes: dict[str, float] = field(default_factory=dict)
-    held_out: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain dicts, lists and numbers; drops are by K, as in the bench's JSON."""
         return {
-            "pictures": self.pictures,
-            "compared": self.compared,
-            "held_out": self.held_out,
+            **super().to_dict(),
             "recipe": str(self.recipe),
             "keep_float": list(self.keep_float),
             "int8_share": round(self.int8_share, 5),
-            "overlap_at_10": round(self.overlap_at_10, 5),
-            "overlap_at_10_interval": list(self.overlap_interval),
-            "cross_overlap_at_10": {name: round(value, 5) for name, value in self.cross_overlap.items()},
-            "recall_drop_pp": {"1": self.recall_drop._asdict()} if self.recall_drop else {},
-            "cross_recall_drop_pp": {name: {"1": drop._asdict()} for name, drop in self.cross_recall_drop.items()},
             "recipes": {name: round(value, 5) for name, value in self.recipes.items()},
         }
 
@@ -143,6 +159,15 @@ class Budget:
             {"worse": drop.high, "mean": drop.drop, "better": drop.low}[end] <= self.max_recall_drop_pp
         )
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits as the manifest records them."""
+        return {
+            "max_recall_drop_pp": self.max_recall_drop_pp,
+            "min_overlap_at_10": self.min_overlap,
+            "confident": self.confident,
+        }
+
     def __str__(self) -> str:
         drop = [] if self.max_recall_drop_pp is None else [f"a recall@1 drop of at most {self.max_recall_drop_pp} pp"]
         least = [] if self.min_overlap is None else [f"an overlap@10 of at least {self.min_overlap}"]
@@ -189,7 +214,7 @@ def check_disjoint(images: ImageList, testing: ImageList, purpose: str = "calibr
         )
 
 
-def statement(trial: Trial) -> str:
+def statement(trial: Found) -> str:
     """One line: whether INT8 and FP32 descriptors may share a gallery, and the numbers that decide it.
 
     They may if recall@1 of both mixed searches drops by at most 0.3 percentage points, and by at most 1 at the worse
@@ -207,22 +232,18 @@ def statement(trial: Trial) -> str:
     return f"{'safe' if safe else 'not safe'} to mix with an FP32 gallery: {told}"
 
 
-def retrieval_facts(trial: Trial, budget: Budget) -> dict[str, Any]:
-    """The manifest's "retrieval": the trial on held-out queries, its list of pictures and limits, and whether
-    galleries may be mixed.
+def retrieval_facts(found: Found, evaluation: Evaluation, limits: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's "retrieval": what held-out queries find, the list of pictures, and whether galleries may be mixed.
+
+    limits   that chose the model, see ``Budget.limits``; none for a model that no limit chose
     """
-    evaluation = budget.evaluation
     unanswerable = None
     if evaluation.images.classes is not None:
         unanswerable = int((evaluation.relevant[evaluation.halves()[1]] == 0).sum())
     return {
-        **trial.to_dict(),
+        **found.to_dict(),
         "pictures_sha256": evaluation.images.sha256,
-        "queries": {"asked": trial.compared, "unanswerable": unanswerable},
-        "limits": {
-            "max_recall_drop_pp": budget.max_recall_drop_pp,
-            "min_overlap_at_10": budget.min_overlap,
-            "confident": budget.confident,
-        },
-        "statement": statement(trial),
+        "queries": {"asked": found.compared, "unanswerable": unanswerable},
+        "limits": limits,
+        "statement": statement(found),
     }

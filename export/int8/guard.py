@@ -50,10 +50,9 @@ def guarded(
     2. Compare recipes by overlap@10 on a sample: first with and without bias correction, then every calibration, then
        equalization. Bias correction comes first: the mean error of rounded weights hides which calibration is best.
     3. Return each residual block to float alone and rank the blocks by overlap@10 gained per cost, see
-       ``Trials.costs``. Bisection finds the
-       fewest blocks of that ranking that hold the budget. The unit is a block because a tensor needs
-       no codes only when both its writer and its reader are float: in the UINT8 layout, one of them alone gains
-       nothing. There are also three times fewer blocks than convolutions.
+       ``Trials.costs``. Bisection finds the fewest blocks of that ranking that hold the budget. The unit is a block
+       because a tensor needs no codes only when both its writer and its reader are float: in the UINT8 layout, one of
+       them alone gains nothing. There are also three times fewer blocks than convolutions.
     4. Return each convolution of those blocks to INT8 alone, rank them by overlap@10 lost per cost, and bisect again.
        This ranking measures one convolution at a time, so it can return convolutions that the blocks took needlessly.
 
@@ -70,7 +69,6 @@ def guarded(
 
 def _chosen(model: onnx.ModelProto, trials: Trials, budget: Budget, recipe: Recipe, search: bool) -> Trial:
     """The model that holds the budget on the choosing half of the queries. Raises GateError if none does."""
-    always = trials.always
     plain = trials.measure(recipe)
     if budget.holds(plain):
         return plain
@@ -78,8 +76,8 @@ def _chosen(model: onnx.ModelProto, trials: Trials, budget: Budget, recipe: Reci
         recipe = _best_recipe(trials, recipe)
         if budget.holds(better := trials.measure(recipe)):
             return better
-    candidates = [free for block in blocks(model) if (free := tuple(name for name in block if name not in always))]
-    best = _shortest(trials, budget, recipe, _ranked_blocks(trials, recipe, candidates))
+    candidates = free_blocks(model, trials.always)
+    best = _shortest(trials, budget, recipe, ranked_blocks(trials, recipe, candidates))
     if best is None:
         raise GateError(_missed(budget, plain, trials))
     return _shortest(trials, budget, recipe, _ranked_convolutions(trials, best)) or best
@@ -109,6 +107,11 @@ def blocks(model: onnx.ModelProto) -> list[Block]:
     return sorted((block for block in found if block), key=lambda block: order.index(block[0]))
 
 
+def free_blocks(model: onnx.ModelProto, always: Names) -> list[Block]:
+    """``blocks`` without the convolutions ``always``."""
+    return [free for block in blocks(model) if (free := tuple(name for name in block if name not in always))]
+
+
 def _best_recipe(trials: Trials, plain: Recipe) -> Recipe:
     best = _best(trials, [plain, replace(plain, bias_corrected=False)])
     best = _best(trials, [replace(best, calibration=method) for method in Calibration])
@@ -124,7 +127,7 @@ def _best(trials: Trials, recipes: Sequence[Recipe]) -> Recipe:
     return recipes[found.index(max(found))]
 
 
-def _ranked_blocks(trials: Trials, recipe: Recipe, candidates: Sequence[Block]) -> list[Block]:
+def ranked_blocks(trials: Trials, recipe: Recipe, candidates: Sequence[Block]) -> list[Block]:
     """Blocks by overlap@10 gained per cost; blocks that would leave less than MIN_INT8_SHARE in INT8 are left out."""
     before, *after = trials.overlaps(recipe, [(), *candidates], "Ranking blocks")
     costs = trials.costs(recipe, (), candidates)

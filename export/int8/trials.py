@@ -29,7 +29,7 @@ from cgd_deploy.spec import ModelSpec
 from ..metadata import get_metadata
 from ..progress import OnStep, Progress
 from ..proof import convolution_work
-from .budget import Trial
+from .budget import Found, Trial
 from .recipe import Recipe
 
 BATCH = 8
@@ -127,10 +127,9 @@ class Trials:
         """Measure on the choosing half the model that has ``always`` and the convolutions of ``order`` in float."""
         key = recipe, self.always.union(*order)
         if key not in self._measured:
-            phase = f"Measuring INT8 with {len(key[1])} in float"
-            found = self._descriptors(self._models.int8(*key), self._pictures, phase)
-            choosing = self._compared(*key, found, self._choosing)
-            self._measured[key] = choosing, replace(self._compared(*key, found, self._held_out), held_out=True)
+            found = self.compared(self._models.int8(*key), f"Measuring INT8 with {len(key[1])} in float")
+            choosing, held_out = (self.trial(*key, half) for half in found)
+            self._measured[key] = choosing, held_out
             self.progress.on_trial(choosing)
         return self._measured[key][0]
 
@@ -147,17 +146,13 @@ class Trials:
             descriptors = self._descriptors(self._models.int8(*key), self._sample)
             shared = overlaps(_all_neighbours(descriptors), self._sample_expected)
             self._sampled[key] = float(shared.mean())
-            self.progress.on_trial(
-                Trial(
-                    recipe=recipe,
-                    keep_float=self.work.in_order(key[1]),
-                    int8_share=1 - self.work.part(key[1]),
-                    pictures=len(descriptors),
-                    compared=len(descriptors),
-                    overlap_at_10=self._sampled[key],
-                    overlap_interval=mean_interval(shared),
-                )
+            found = Found(
+                pictures=len(descriptors),
+                compared=len(descriptors),
+                overlap_at_10=self._sampled[key],
+                overlap_interval=mean_interval(shared),
             )
+            self.progress.on_trial(replace(self.trial(*key, found), recipes={}))
         return self._sampled[key]
 
     def overlaps(self, recipe: Recipe, candidates: Sequence[tuple[str, ...]], phase: str) -> list[float]:
@@ -188,7 +183,23 @@ class Trials:
                 self.progress.on_step("Timing", step + 1, len(others))
         return found
 
-    def _compared(self, recipe: Recipe, floats: Names, descriptors: Descriptors, rows: Indices) -> Trial:
+    def compared(self, backend: Backend, phase: str) -> tuple[Found, Found]:
+        """What a model retrieves for the choosing and for the held-out half of the queries. Closes the backend."""
+        descriptors = self._descriptors(backend, self._pictures, phase)
+        held_out = replace(self._compared(descriptors, self._held_out), held_out=True)
+        return self._compared(descriptors, self._choosing), held_out
+
+    def trial(self, recipe: Recipe, floats: Collection[str], found: Found) -> Trial:
+        """The trial of the model with ``floats`` in float, which retrieves ``found``."""
+        return Trial(
+            **{name: getattr(found, name) for name in Found.__dataclass_fields__},
+            recipe=recipe,
+            keep_float=self.work.in_order(floats),
+            int8_share=1 - self.work.part(floats),
+            recipes=self.recipes,
+        )
+
+    def _compared(self, descriptors: Descriptors, rows: Indices) -> Found:
         """Compare the neighbours of the queries in ``rows``."""
         evaluation, reference, expected = self._evaluation, self._reference, self._expected
         alone = evaluation.neighbours(descriptors, NEIGHBOURS)[0]
@@ -198,18 +209,16 @@ class Trials:
         }
         drops = {name: recall_drops(evaluation, expected, found, (1,), rows) for name, found in mixed.items()}
         shared = overlaps(alone[rows], expected[rows])
-        return Trial(
-            recipe=recipe,
-            keep_float=self.work.in_order(floats),
-            int8_share=1 - self.work.part(floats),
+        drop = recall_drops(evaluation, expected, alone, (1,), rows).get("1")
+        return Found(
             pictures=len(descriptors),
             compared=len(rows),
             overlap_at_10=float(shared.mean()),
             overlap_interval=mean_interval(shared),
-            recall_drop=recall_drops(evaluation, expected, alone, (1,), rows).get("1"),
+            recall=float((evaluation.first_correct(alone, rows) < 1).mean()) if drop else None,
+            recall_drop=drop,
             cross_recall_drop={name: drop["1"] for name, drop in drops.items() if drop},
             cross_overlap={name: overlap(found[rows], expected[rows]) for name, found in mixed.items()},
-            recipes=self.recipes,
         )
 
     def _descriptors(self, backend: Backend, pictures: _Pictures, phase: str | None = None) -> Descriptors:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -17,21 +19,14 @@ from ..options import Autotune, Json, Strict
 from .export import MODEL
 
 if TYPE_CHECKING:
-    from cgd_export.build_options import BuildOptions
+    from cgd_export.build_options import BuildOptions, Int8Options
     from cgd_export.int8.budget import Budget, Trial
     from cgd_export.int8.recipe import Recipe
+    from cgd_export.progress import Progress
 
     from ...datasets.left_out import LeftOut
     from ...pictures.images import ImageList
     from ...runtime.enginefile import Manifest
-
-KEPT = {
-    Precision.FP32: "all",
-    Precision.FP16: "0.99",
-    Precision.BF16: "0.96 to 0.98",
-    Precision.INT8: "0.85 to 0.93",
-}
-"""Overlap@10 with FP32, measured on CARS196 with trained and untrained ResNet-50 models."""
 
 TOLD = ("backend", "precision", "float_precision", "parity", "proof", "retrieval", "tuning")
 """The fields of the manifest that --json prints."""
@@ -39,6 +34,7 @@ TOLD = ("backend", "precision", "float_precision", "parity", "proof", "retrieval
 BuildOption = partial(typer.Option, rich_help_panel="What to build")
 Int8Option = partial(typer.Option, rich_help_panel="INT8")
 LimitOption = partial(typer.Option, rich_help_panel="Limits of INT8")
+FrontierOption = partial(typer.Option, rich_help_panel="Choice by measurement")
 BatchOption = partial(typer.Option, rich_help_panel="Batches")
 TensorRtOption = partial(typer.Option, rich_help_panel="TensorRT and TensorRT-RTX")
 
@@ -138,6 +134,19 @@ class BuildEngineOptions:
         LimitOption("--confident", help="Limits hold at the worse end of the 95 % interval, not only for the mean."),
     ] = False
 
+    frontier: Annotated[
+        bool,
+        FrontierOption(
+            "--frontier",
+            help="Build nothing: measure FP32, BF16 if it is fast here, INT8, INT8 with some layers in float, and "
+            "with --distill distilled INT8, on --data. Writes MODEL.frontier.json and .html.",
+        ),
+    ] = False
+    pick: Annotated[
+        str | None,
+        FrontierOption(metavar="NAME", help="Build the engine of this row of MODEL.frontier.json."),
+    ] = None
+
     min_batch: Annotated[int, BatchOption(metavar="N", help="Smallest batch.")] = 1
     opt_batch: Annotated[int, BatchOption(metavar="N", help="Batch to optimize for.")] = 8
     max_batch: Annotated[int, BatchOption(metavar="N", help="Largest batch.")] = 64
@@ -179,6 +188,11 @@ class BuildEngineOptions:
         return chosen[0]
 
     @property
+    def frontier_file(self) -> Path:
+        """The file of --frontier."""
+        return self.model.with_suffix(".frontier.json")
+
+    @property
     def engine(self) -> Path:
         """The file to write."""
         return self.out or self.model.with_name(f"{self.model.stem}-{self.precision.value}.cgd")
@@ -207,12 +221,18 @@ class Job:
 def build_engine(options: BuildEngineOptions) -> None:
     """Build an engine from an ONNX model and prove its precision.
 
-    Choose one of --int8, --bf16, --fp16, --tf32 and --fp32.
+    Choose one of --int8, --bf16, --fp16, --tf32 and --fp32. Or measure them with --frontier, then --pick one.
     """
     from ...hardware.packages import check_runtime
+    from ..choice import explain_precisions, picked
 
+    if options.frontier:
+        _frontier(options)
+        return
+    if options.pick:
+        options = picked(options)
     if not any(getattr(options, precision.value) for precision in Precision):
-        _explain_precisions(options.backend)
+        explain_precisions(options.backend)
     engine = options.engine
     check_runtime()
     from ...runtime.provenance import changes, contents
@@ -235,20 +255,33 @@ def build_engine(options: BuildEngineOptions) -> None:
     print_result({"path": str(engine), **told}, build_summary(engine, manifest), options.as_json)
 
 
-def _explain_precisions(backend: str) -> None:
-    """Print two lines on stderr: the precisions of this machine, fastest first, and the neighbours that each keeps."""
-    from cgd_export.engine_from_onnx import choose_backend
-    from cgd_export.typed import precisions_here
+def _frontier(options: BuildEngineOptions) -> None:
+    """Measure, write and print the frontier."""
+    from cgd_export.frontier import frontier
 
-    from ..terminal import errors
+    from ...files import write_text
+    from ...hardware.packages import check_runtime
+    from ...quality.frontier import write_frontier_page
+    from ..results import frontier_table
+    from ..terminal import output, warn_of_load
 
-    chosen = choose_backend(backend)
-    able = precisions_here(chosen)
-    errors.print(f"{chosen} here, fastest first: {', '.join(f'--{precision.value}' for precision in able)}.")
-    kept = ", ".join(f"--{one.value} {KEPT[one]}" for one in Precision if one in able and one in KEPT)
-    errors.print(
-        f"Of the ten nearest neighbours of ResNet-50, they keep: {kept}; --min-overlap makes --int8 keep more."
-    )
+    if options.pick or options.max_recall_drop is not None or options.min_overlap is not None or options.confident:
+        raise InputError("--frontier measures without limits; leave --pick and the limits out.")
+    if options.precision is not Precision.INT8 or options.data is None:
+        raise InputError("--frontier compares INT8 engines on test pictures; pass --int8 and --data PICTURES.")
+    check_runtime()
+    job = _read_job(replace(options, min_overlap=0.0))
+    assert job.calibration  # for --int8
+    with _progress(job, []) as progress:
+        result = frontier(options.model, job.backend, job.calibration, _int8_options(options, job), progress)
+    write_text(options.frontier_file, json.dumps(result, indent=1))
+    page = write_frontier_page(options.frontier_file.with_suffix(".html"), result)
+    warn_of_load(result["load"])
+    if options.as_json:
+        print(json.dumps(result))
+        return
+    output.print(frontier_table(result["rows"]))
+    output.print(f"{page}: the rows as a picture; build-engine --pick NAME builds a row.", soft_wrap=True)
 
 
 def _read_job(options: BuildEngineOptions) -> Job:
@@ -314,17 +347,10 @@ def _settings(options: BuildEngineOptions) -> BuildOptions:
     )
 
 
-def _build(options: BuildEngineOptions, job: Job) -> tuple[Manifest, list[Trial]]:
-    """Build the engine with progress bars; prints what was tried if no model holds the limits."""
+def _int8_options(options: BuildEngineOptions, job: Job) -> Int8Options:
     from cgd_export.build_options import Int8Options
-    from cgd_export.engine_from_onnx import engine_from_onnx
-    from cgd_export.progress import Progress
 
-    from ..results import trial_table
-    from ..terminal import errors, phases
-
-    trials: list[Trial] = []
-    int8 = Int8Options(
+    return Int8Options(
         recipe=job.recipe,
         reduced_range=options.reduced_range,
         float_precision=Precision(options.int8_float.value) if options.int8_float else None,
@@ -332,17 +358,42 @@ def _build(options: BuildEngineOptions, job: Job) -> tuple[Manifest, list[Trial]
         distill=job.distillation,
         distill_steps=options.distill_steps,
     )
+
+
+@contextmanager
+def _progress(job: Job, trials: list[Trial]) -> Iterator[Progress]:
+    """Progress bars; appends every trial to ``trials``."""
+    from cgd_export.progress import Progress
+
+    from ..terminal import phases
+
+    with phases() as on_progress:
+        yield Progress(
+            on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
+            on_pictures=_passes(len(job.calibration or [0]), partial(on_progress, "Calibrating")),
+            on_trial=trials.append,
+        )
+
+
+def _build(options: BuildEngineOptions, job: Job) -> tuple[Manifest, list[Trial]]:
+    """Build the engine with progress bars; prints what was tried if no model holds the limits."""
+    from cgd_export.engine_from_onnx import engine_from_onnx
+    from cgd_export.frontier import build_row
+
+    from ..choice import measured
+    from ..results import trial_table
+    from ..terminal import errors
+
+    trials: list[Trial] = []
+    precision, int8 = options.precision, _int8_options(options, job)
+    if options.pick:
+        precision, int8 = build_row(measured(options.frontier_file), options.pick, options.model, job.calibration, int8)
     try:
-        with phases() as on_progress:
-            progress = Progress(
-                on_step=lambda phase, step, steps: on_progress(phase[:40], step / max(steps, 1)),
-                on_pictures=_passes(len(job.calibration or [0]), partial(on_progress, "Calibrating")),
-                on_trial=trials.append,
-            )
+        with _progress(job, trials) as progress:
             manifest = engine_from_onnx(
                 options.model,
                 options.engine,
-                options.precision,
+                precision,
                 backend=job.backend,
                 calibration=job.calibration,
                 int8=int8,

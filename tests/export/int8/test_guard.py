@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import draw, listing
+from conftest import listing
 from onnx import numpy_helper
 
 from cgd_deploy.cli.results import trial_table
@@ -42,17 +42,6 @@ from cgd_export.onnx_from_checkpoint import calibration_beside
 from cgd_export.parity import run_onnx
 from cgd_export.progress import Progress
 from cgd_export.proof import convolution_work
-
-
-@pytest.fixture(scope="module")
-def unseen(tmp_path_factory) -> Path:
-    """A folder of 6 classes with 7 pictures each, none of them ``pictures``."""
-    folder = tmp_path_factory.mktemp("unseen")
-    for kind in range(6):
-        (folder / f"kind-{kind}").mkdir()
-        for number in range(7):
-            draw(kind, 100 + number).save(folder / f"kind-{kind}" / f"{number}.jpg", quality=90)
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -763,8 +752,8 @@ def test_calibration_pictures_among_the_test_pictures_are_refused(cli, model_onn
 
 
 def test_a_plan_that_is_yet_to_be_built_is_measured_by_its_graph(model, model_onnx):
-    backend = packing._opened("tensorrt", halved(model), Precision.FP16)
+    backend = packing.opened("tensorrt", halved(model), Precision.FP16)
     with backend:
         assert isinstance(backend, OnnxRuntimeBackend)
-    with packing._opened("openvino", model, Precision.FP32) as other:
+    with packing.opened("openvino", model, Precision.FP32) as other:
         assert not isinstance(other, OnnxRuntimeBackend)
