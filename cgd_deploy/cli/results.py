@@ -197,7 +197,7 @@ def _retrieval_table(reference: Mapping[str, Any], engines: Iterable[Mapping[str
             change(run["recall_drop_pp"].get("1")),
             change_interval(run["recall_drop_interval_pp"].get("1", ())),
             change(run["cross_recall_drop_pp"].get("1")),
-            f"{run['overlap_at_10']:.3f}",
+            with_margin(run["overlap_at_10"], run["overlap_at_10_interval"]),
             f"{run['cosine']['min']:.5f}",
         )
     return table

@@ -488,6 +488,21 @@ def test_a_missed_gate_is_status_3_and_the_result_is_still_written(cli, noisy, p
 QUICKLY = ["--seconds", 0, "--batch", 1]
 
 
+def test_a_confident_gate_fails_where_the_mean_passes(cli, noisy, pictures):
+    exact = write_fake_engine(Path("exact.cgd"))
+    hurt = write_fake_engine(Path("hurt.cgd"), noise=0.5, backend="noisy", precision=Precision.INT8)
+    options = ["bench", hurt, "--reference", exact, "--data", pictures, *QUICKLY, "--json", "b.json"]
+    cli(*options, "--min-overlap", 0)
+    run = json.loads(Path("b.json").read_text())["engines"][0]
+    low, _ = run["overlap_at_10_interval"]
+    assert low < run["overlap_at_10"] < 1
+    limits = ["--min-overlap", run["overlap_at_10"], "--max-recall-drop", 100]
+    code, out, _ = cli(*options, *limits)
+    assert code == 0 and f"{run['overlap_at_10']:.3f}±" in out
+    code, _, err = cli(*options, *limits, "--confident")
+    assert code == 3 and f"overlap@10 is {low:.3f} at the worse end of the 95 % interval, wanted" in err
+
+
 def test_bench_says_how_many_queries_recall_leaves_out(cli, fake, pictures):
     shutil.copytree(pictures, "data")
     Path("data/alone").mkdir()
