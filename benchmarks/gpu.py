@@ -150,7 +150,7 @@ def open_lanes(stack: ExitStack, path: Path, streams: int, largest: int, driver:
         )
     check_compatibility(path, manifest)
     make: Any = BACKENDS[manifest.backend]["cuda"]
-    settings = model_settings(manifest.backend, "cuda", manifest.spec, manifest.precision)
+    settings = model_settings(manifest, "cuda")
     backend = stack.enter_context(make(file.payload, streams=streams, max_batch=largest, driver=driver, **settings))
     lanes: Streams = backend.streams
     lanes.warm_up()

@@ -22,10 +22,11 @@ STRETCH = "pillow-bilinear"
 
 
 class Precision(str, Enum):
-    """Arithmetic of the backbone's convolutions. The descriptor head computes in FP32, or TF32 in a TF32 engine.
+    """Arithmetic of the backbone's convolutions. FP16 and INT8 engines compute the descriptor head in FP32.
 
     In TF32, an NVIDIA GPU rounds the factors of FP32 products to 10 bits of mantissa, as many as FP16 has. Sums and
-    stored values stay FP32, with the range of FP32.
+    stored values stay FP32, with the range of FP32. In BF16, a CPU stores values and factors with 7 bits of mantissa
+    and the range of FP32; sums are FP32. TF32 and BF16 count in the descriptor head too.
 
     Example:
 
@@ -37,13 +38,14 @@ class Precision(str, Enum):
 
     FP32 = "fp32"
     TF32 = "tf32"
+    BF16 = "bf16"
     FP16 = "fp16"
     INT8 = "int8"
 
     @property
     def in_graph(self) -> Precision:
-        """The precision of the graph's types. A TF32 engine has the FP32 graph, and a setting for the GPU."""
-        return Precision.FP32 if self is Precision.TF32 else self
+        """Precision of the graph's types. TF32 and BF16 engines have the FP32 graph, and a setting of the library."""
+        return Precision.FP32 if self in (Precision.TF32, Precision.BF16) else self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from cgd_deploy.errors import InputError
-from cgd_deploy.hardware.cpu import has_fast_int8
+from cgd_deploy.hardware.cpu import has_fast_bf16, has_fast_int8
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.runtime.backends import BACKENDS
+from cgd_deploy.runtime.backends.tensorrt import MODULES
 from cgd_deploy.spec import Precision
 
 from .int8.budget import Budget, check_disjoint
@@ -86,9 +88,11 @@ class Int8Options:
     recipe          calibration and corrections; None: the default, or with ``budget`` the recipe that loses least
     reduced_range   7-bit weights, whose sums CPUs without VNNI, AMX or i8mm compute right; None: if this CPU needs them
     keep_float      names of convolutions that stay float
+    float_precision BF16 or FP32 for all that stays float; None: see ``floats``
     budget          what INT8 may lose; convolutions return to float until the model holds it, see ``guarded``
     distill         pictures without labels to tune INT8 on, see ``distilled``
     distill_steps   steps of that tuning, None for 120
+    retrieval       what this model retrieves, if a frontier measured it before, see ``retrieval_facts``
 
     Raises InputError for distillation by a recipe that moves weights or biases itself.
     """
@@ -96,9 +100,11 @@ class Int8Options:
     recipe: Recipe | None = None
     reduced_range: bool | None = None
     keep_float: Collection[str] = ()
+    float_precision: Precision | None = None
     budget: Budget | None = None
     distill: ImageList | None = None
     distill_steps: int | None = None
+    retrieval: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.distill and self.recipe and (self.recipe.equalized or self.recipe.bias_corrected):
@@ -119,6 +125,17 @@ class Int8Options:
         needed = "cpu" in BACKENDS[backend] and not has_fast_int8()
         return replace(recipe, reduced_range=recipe.reduced_range or needed)
 
+    def floats(self, backend: str, keep_float: Collection[str]) -> Precision:
+        """Arithmetic of all that stays float, if these convolutions do: FP16 in a plan for a GPU, else FP32 or BF16.
+
+        Without ``float_precision``, it is BF16 if a convolution stays float, and the backend and this CPU are fast in
+        BF16. Otherwise it is FP32: without a float convolution, BF16 is no faster.
+        """
+        if backend in MODULES:
+            return Precision.FP16
+        brain = bool(keep_float) and backend == "openvino" and has_fast_bf16()
+        return self.float_precision or (Precision.BF16 if brain else Precision.FP32)
+
     def check(self, precision: Precision, calibration: ImageList | None) -> None:
         """Raise InputError if these options are not for ``precision``, or pictures are among the test pictures."""
         if precision is not Precision.INT8:
@@ -134,6 +151,7 @@ class Int8Options:
             (self.recipe, f"{self.recipe} calibrates INT8", "--calibration"),
             (self.distill, "distillation tunes INT8", "--distill"),
             (self.reduced_range, "a reduced range is for INT8 weights", "--reduced-range"),
+            (self.float_precision, "INT8 engines alone leave something in float", "--int8-float"),
         ):
             if given:
                 raise InputError(f"{told}, and {precision.value} was asked; pass --int8, or no {option}.")

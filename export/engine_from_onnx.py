@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,19 @@ from .int8.budget import retrieval_facts
 from .int8.guard import guarded
 from .int8.quantize import convolutions
 from .int8.recipe import Recipe
+from .int8.trials import Models, timed
 from .kernels import kernels
 from .metadata import Metadata, check_exists, get_metadata, load_onnx
 from .onnx_from_checkpoint import calibration_beside
 from .parity import open_onnx, parity_of, run_in_batches, run_onnx
 from .progress import QUIET, Progress
-from .proof import compiled_precisions, graph_precisions, prove
+from .proof import COMPILED, compiled_precisions, graph_precisions, prove
 from .tensorrt import Plan, plan_from_onnx
-from .typed import LAYOUTS, MakeGraph, check_precision, float_graph, int8_graph
+from .typed import LAYOUTS, MakeGraph, check_float_precision, check_precision, float_graph, int8_graph
 
 Pixels = NDArray[np.uint8]
+Embed = Callable[[Pixels], Descriptors]
+"""uint8 [N, H, W, 3] -> the engine's descriptors float32 [N, D]."""
 
 BATCH = 8
 USED_FOR_CALIBRATION = 64
@@ -108,14 +112,16 @@ class _Request:
 class _Typed:
     """A typed graph, its recipe, its float convolutions and its retrieval facts.
 
-    make   types the same model by another recipe
+    make     types the same model by another recipe
+    floats   arithmetic of all that INT8 leaves in float
     """
 
     graph: onnx.ModelProto
     make: MakeGraph
     recipe: Recipe
     keep_float: Collection[str]
-    retrieval: dict[str, Any] | None
+    floats: Precision
+    retrieval: Mapping[str, Any] | None
 
 
 def engine_from_onnx(
@@ -133,7 +139,7 @@ def engine_from_onnx(
 
     model_path    an FP32 model from ``onnx_from_checkpoint``
     backend       "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", or "auto", see ``choose_backend``
-    calibration   pictures for INT8, see ``calibration_list``; FP16 and TF32 measure their parity on them
+    calibration   pictures for INT8, see ``calibration_list``; BF16, FP16 and TF32 measure parity on them
     int8          recipe, guard and distillation, see ``Int8Options``
     options       batch sizes and TensorRT's options, see ``BuildOptions``
     progress      hears how far the build is, see ``Progress``
@@ -159,7 +165,7 @@ def engine_from_onnx(
         progress=progress,
     )
     request.options.check(request.backend)
-    model, metadata = _fp32_model(request.model_path)
+    model, metadata = fp32_model(request.model_path)
     request.int8.check(precision, calibration)
     typed = _typed(request, model)
     onnx.checker.check_model(typed.graph, full_check=True)
@@ -167,15 +173,18 @@ def engine_from_onnx(
     manifest = _manifest(request, metadata, typed, plan, proof)
     runs_here = _runs_here(request.output, manifest)
     if runs_here and default_device(request.backend, precision) == "cpu":
-        manifest = replace(manifest, proof=_compiled_proof(request, typed, plan))
+        manifest = replace(manifest, proof=_compiled_proof(manifest, typed, plan))
     golden = golden_images(metadata.spec)
-    descriptors, parity = _replayed(request, model, typed, plan, golden, runs_here)
+    descriptors, parity = _replayed(
+        request, model, typed, golden, partial(_embed, manifest, plan) if runs_here else None
+    )
     manifest = replace(manifest, parity=parity)
     write_engine(request.output, manifest, plan.payload, golden, descriptors)
     return manifest
 
 
-def _fp32_model(path: Path) -> tuple[onnx.ModelProto, Metadata]:
+def fp32_model(path: Path) -> tuple[onnx.ModelProto, Metadata]:
+    """The model at ``path`` and its metadata. Raises EngineError, SpecError or ExportError for one that is not FP32."""
     model = load_onnx(path)
     metadata = get_metadata(model, str(path))
     if metadata.precision is not Precision.FP32:
@@ -187,16 +196,16 @@ def _typed(request: _Request, model: onnx.ModelProto) -> _Typed:
     """The typed graph; with a budget, of the INT8 model that holds it."""
     backend, int8 = request.backend, request.int8
     check_precision(backend, request.precision)
+    check_float_precision(backend, int8.float_precision)
     if request.precision is Precision.INT8:
         make = int8_graph(model, backend, request.calibration, int8, request.unfinished, request.progress)
     else:
         make = float_graph(model, request.precision)
-    recipe, keep_float, retrieval = int8.first_recipe(backend), int8.keep_float, None
+    recipe, keep_float, retrieval = int8.first_recipe(backend), int8.keep_float, int8.retrieval
     if int8.budget:
         trial = guarded(
             model,
-            lambda: OnnxRuntimeBackend(model.SerializeToString()),
-            lambda tried, floats: _opened(backend, make(tried, floats)),
+            models_of(model, backend, make, int8),
             int8.budget,
             keep_float,
             recipe,
@@ -205,16 +214,33 @@ def _typed(request: _Request, model: onnx.ModelProto) -> _Typed:
         )
         recipe, keep_float = trial.recipe, trial.keep_float
         measured_on = "graph" if backend in MODULES else "engine"
-        retrieval = {**retrieval_facts(trial, int8.budget), "measured_on": measured_on}
-    graph = make(recipe, keep_float)
-    return _Typed(graph=graph, make=make, recipe=recipe, keep_float=keep_float, retrieval=retrieval)
+        facts = retrieval_facts(trial, int8.budget.evaluation, int8.budget.limits)
+        retrieval = {**facts, "measured_on": measured_on}
+    return _Typed(
+        graph=make(recipe, keep_float),
+        make=make,
+        recipe=recipe,
+        keep_float=keep_float,
+        floats=int8.floats(backend, keep_float),
+        retrieval=retrieval,
+    )
 
 
-def _opened(backend: str, typed: onnx.ModelProto) -> Backend:
+def models_of(model: onnx.ModelProto, backend: str, make: MakeGraph, int8: Int8Options) -> Models:
+    """Opens the FP32 ``model``, and the INT8 models that ``make`` types for ``backend``."""
+    return Models(
+        fp32=lambda: OnnxRuntimeBackend(model.SerializeToString()),
+        int8=lambda recipe, names: opened(backend, make(recipe, names), int8.floats(backend, names)),
+        timer=None if backend in MODULES else timed,
+    )
+
+
+def opened(backend: str, typed: onnx.ModelProto, floats: Precision) -> Backend:
     """The graph on the runtime that will run the engine; on ONNX Runtime if the engine is a plan, not built yet."""
     if backend in MODULES:
         return open_onnx(rounded(typed))
-    return BACKENDS[backend]["cpu"](typed.SerializeToString())
+    settings = {"bf16": floats is Precision.BF16} if backend == "openvino" else {}
+    return BACKENDS[backend]["cpu"](typed.SerializeToString(), **settings)
 
 
 def _built(request: _Request, spec: ModelSpec, typed: _Typed) -> tuple[Plan, dict[str, Any]]:
@@ -255,14 +281,15 @@ def _manifest(request: _Request, metadata: Metadata, typed: _Typed, plan: Plan, 
         },
         proof=proof,
         retrieval=typed.retrieval,
+        float_precision=typed.floats if request.precision is Precision.INT8 else None,
     )
 
 
-def _compiled_proof(request: _Request, typed: _Typed, plan: Plan) -> dict[str, Any]:
+def _compiled_proof(manifest: Manifest, typed: _Typed, plan: Plan) -> dict[str, Any]:
     """The proof by the kernels that the CPU's runtime chose."""
     names = [node.name for node in convolutions(typed.graph)]
-    found = compiled_precisions(kernels(request.backend, plan.payload), names)
-    return prove("compiled model", found, typed.graph, request.precision, typed.keep_float)
+    found = compiled_precisions(kernels(manifest.backend, plan.payload, manifest.needs_bf16), names)
+    return prove(COMPILED, found, typed.graph, manifest.precision, typed.keep_float, typed.floats)
 
 
 def _runs_here(path: Path, manifest: Manifest) -> bool:
@@ -274,20 +301,17 @@ def _runs_here(path: Path, manifest: Manifest) -> bool:
 
 
 def _replayed(
-    request: _Request, model: onnx.ModelProto, typed: _Typed, plan: Plan, golden: Pixels, runs_here: bool
+    request: _Request, model: onnx.ModelProto, typed: _Typed, golden: Pixels, engine: Embed | None
 ) -> tuple[Descriptors, dict[str, Any]]:
     """The engine's descriptors of the golden pictures, float32 [N, D], and its parity with FP32.
 
-    Parity is measured on the calibration pictures if there are any, else on the golden ones. A graph stands for an
-    engine that cannot run here.
+    engine   None if it cannot run here; its graph then stands for it
+
+    Parity is measured on the calibration pictures if there are any, else on the golden ones.
     """
-    spec = get_metadata(model).spec
-    images = _parity_images(request, spec, runs_here)
+    images = _parity_images(request, get_metadata(model).spec, engine is not None)
     everything = golden if images is None else np.concatenate([golden, images])
-    if runs_here:
-        descriptors = _engine_descriptors(request.backend, spec, request.precision, plan, everything)
-    else:
-        descriptors = run_onnx(rounded(typed.graph), everything, BATCH)
+    descriptors = engine(everything) if engine else run_onnx(rounded(typed.graph), everything, BATCH)
     if not np.isfinite(descriptors).all():
         raise ExportError(
             f"the {request.precision.value} engine gives descriptors that are not numbers; build with --fp32."
@@ -296,7 +320,7 @@ def _replayed(
     if images is None:
         images, found = golden, of_golden
     reference = run_onnx(model, images, BATCH)
-    parity = {**asdict(parity_of(found, reference)), "measured_on": "engine" if runs_here else "graph"}
+    parity = {**asdict(parity_of(found, reference)), "measured_on": "engine" if engine else "graph"}
     if request.precision is Precision.INT8 and typed.recipe.reduced_range and not request.int8.distill:
         full = rounded(typed.make(replace(typed.recipe, reduced_range=False), typed.keep_float))
         parity["full_range"] = asdict(parity_of(run_onnx(full, images, BATCH), reference))
@@ -311,7 +335,7 @@ def _parity_images(request: _Request, spec: ModelSpec, runs_here: bool) -> Pixel
     return np.concatenate([pixels for _, pixels in batches(pictures, spec, BATCH)])
 
 
-def _engine_descriptors(backend: str, spec: ModelSpec, precision: Precision, plan: Plan, images: Pixels) -> Descriptors:
-    device = default_device(backend, precision)
-    with BACKENDS[backend][device](plan.payload, **model_settings(backend, device, spec, precision)) as runner:
+def _embed(manifest: Manifest, plan: Plan, images: Pixels) -> Descriptors:
+    device = default_device(manifest.backend, manifest.precision)
+    with BACKENDS[manifest.backend][device](plan.payload, **model_settings(manifest, device)) as runner:
         return run_in_batches(runner, images, BATCH)

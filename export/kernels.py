@@ -14,14 +14,16 @@ Kernels = dict[str, str]
 """Node of an ONNX model -> name of the kernel or operator that computes it, alone or with other nodes."""
 
 
-def kernels(backend: str, payload: bytes) -> Kernels:
+def kernels(backend: str, payload: bytes, bf16: bool = False) -> Kernels:
     """Compile a serialised ONNX model for this CPU, and tell its kernels.
+
+    bf16   whether OpenVINO computes floats in BF16
 
     Raises EngineError if the model cannot be compiled, MissingDependency without the library.
     """
     if backend == "onnxruntime":
         return _of_onnxruntime(payload)
-    with OpenVinoBackend(payload) as compiled:
+    with OpenVinoBackend(payload, bf16=bf16) as compiled:
         return compiled.kernels()
 
 

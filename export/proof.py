@@ -25,8 +25,12 @@ Precisions = dict[str, Precision]
 """The arithmetic of each convolution, by the name of its ONNX node."""
 
 MIN_SHARE = 0.95
+COMPILED = "compiled model"
+"""The source of a proof by the kernels of OpenVINO or ONNX Runtime."""
 INTEGER = re.compile("_[Ii]8$|^QLinear|^QGemm$|Integer$")
 """Kernels of OpenVINO and operators of ONNX Runtime that multiply integers."""
+BRAIN = re.compile("_bf16$")
+"""Kernels of OpenVINO that multiply BF16 values."""
 NARROWEST_FIRST = {
     Precision.INT8: re.compile("(?<!u)int8", re.IGNORECASE),
     Precision.FP16: re.compile("fp16|half", re.IGNORECASE),
@@ -35,17 +39,24 @@ NARROWEST_FIRST = {
 
 
 def prove(
-    source: str, found: Precisions, model: onnx.ModelProto, asked: Precision, keep_float: Collection[str] = ()
+    source: str,
+    found: Precisions,
+    model: onnx.ModelProto,
+    asked: Precision,
+    keep_float: Collection[str] = (),
+    floats: Precision = Precision.FP32,
 ) -> dict[str, Any]:
     """Count the convolutions and their share of the work (2 x multiply-adds) in each precision.
 
-    source       where ``found`` comes from: "graph", "compiled model", "network" or "engine"
+    source       where ``found`` comes from: "graph", COMPILED, "network" or "engine"
     found        precision of each convolution
     model        the graph of the build, typed or not
-    asked        TF32 counts as FP32: no graph, network or engine says which products the GPU computes in TF32
+    asked        TF32 and BF16 count as FP32, except that a compiled model tells BF16: no other source says so
     keep_float   convolutions that stay float on purpose
+    floats       precision of these; checked in a compiled model
 
-    Raises GateError if less than 95 % of the other convolutions' work has the precision ``asked``.
+    Raises GateError if less than 95 % of the other convolutions' work has the precision ``asked``, or less than 95 % of
+    the work of ``keep_float`` the precision ``floats``.
     """
     work = convolution_work(model)
     total = sum(work.values())
@@ -55,15 +66,16 @@ def prove(
         if names:
             layers[precision.value] = len(names)
             share[precision.value] = sum(work[name] for name in names) / total
-    typed = asked.in_graph
-    meant = [name for name in work if name not in keep_float]
-    done = sum(work[name] for name in meant if found.get(name) is typed)
-    if done < MIN_SHARE * sum(work[name] for name in meant):
-        told = ", ".join(f"{100 * part:.0f} % {name}" for name, part in share.items()) or "no convolution at all"
-        raise GateError(
-            f"{asked.value} was asked, but the {source} has {told} of the convolution work where {MIN_SHARE:.0%} was "
-            "expected; nothing was written, report this model and backend."
-        )
+    wanted = {name: asked if source == COMPILED else asked.in_graph for name in work if name not in keep_float}
+    kept = dict.fromkeys(keep_float, floats) if source == COMPILED else {}
+    for meant, told in ((wanted, asked.value), (kept, f"{floats.value} beside {asked.value}")):
+        done = sum(work[name] for name, precision in meant.items() if found.get(name) is precision)
+        if done < MIN_SHARE * sum(work[name] for name in meant):
+            shares = ", ".join(f"{100 * part:.0f} % {name}" for name, part in share.items()) or "no convolution at all"
+            raise GateError(
+                f"{told} was asked, but the {source} has {shares} of the convolution work where {MIN_SHARE:.0%} was "
+                "expected; nothing was written, report this model and backend."
+            )
     return {
         "from": source,
         "asked": asked.value,
@@ -106,8 +118,12 @@ def graph_precisions(model: onnx.ModelProto) -> Precisions:
 
 
 def compiled_precisions(kernels: Mapping[str, str], names: Collection[str]) -> Precisions:
-    """Precision of the convolutions ``names`` by the kernels of OpenVINO or ONNX Runtime: INT8, or else FP32."""
-    return {name: Precision.INT8 if INTEGER.search(kernels.get(name, "")) else Precision.FP32 for name in names}
+    """Precision of the convolutions ``names`` by the kernels of OpenVINO or ONNX Runtime: INT8, BF16, or else FP32."""
+    patterns = {Precision.INT8: INTEGER, Precision.BF16: BRAIN}
+    return {
+        name: next((one for one, pattern in patterns.items() if pattern.search(kernels.get(name, ""))), Precision.FP32)
+        for name in names
+    }
 
 
 def _is_decoded(maker: onnx.NodeProto | None) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from cgd_deploy.errors import ExportError, InputError, not_installed
+from cgd_deploy.hardware.cpu import has_fast_bf16, has_fast_int8
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.runtime.backends import BACKENDS
 from cgd_deploy.runtime.backends.tensorrt import MODULES
@@ -35,7 +36,9 @@ LAYOUTS = {
 
 
 def check_precision(backend: str, precision: Precision) -> None:
-    """Raise ExportError for a precision that the backend lacks, or computes more slowly than FP32."""
+    """Raise ExportError for a precision that the backend or this CPU lacks, or computes more slowly than FP32."""
+    if precision is Precision.BF16:
+        check_bf16(backend, "--bf16")
     if precision is Precision.FP16 and backend not in MODULES:
         raise ExportError(
             f"{backend} computes FP16 slower than FP32 on a CPU; use --int8 or --fp32, or --backend tensorrt-rtx."
@@ -48,8 +51,36 @@ def check_precision(backend: str, precision: Precision) -> None:
         )
 
 
+def precisions_here(backend: str) -> list[Precision]:
+    """The precisions in which ``backend`` makes engines for this machine, the fastest first."""
+    if backend in MODULES:
+        return [Precision.INT8, Precision.FP16, Precision.TF32, Precision.FP32]
+    floats = [Precision.BF16] if backend == "openvino" and has_fast_bf16() else []
+    floats.append(Precision.FP32)
+    return [Precision.INT8, *floats] if has_fast_int8() else [*floats, Precision.INT8]
+
+
+def check_bf16(backend: str, option: str) -> None:
+    """Raise ExportError unless ``backend`` computes BF16 on this CPU; ``option`` of build-engine asked for BF16."""
+    if backend != "openvino":
+        raise ExportError(f"{backend} has no BF16; leave {option} out, or for a CPU with BF16 pass --backend openvino.")
+    if not has_fast_bf16():
+        raise ExportError(
+            f"this CPU has neither AVX512-BF16 nor AMX-BF16, and would compute BF16 slower than FP32; leave {option} "
+            "out, or build on a CPU that has one of them."
+        )
+
+
+def check_float_precision(backend: str, asked: Precision | None) -> None:
+    """Raise ExportError unless INT8 engines of ``backend`` can leave something in float as ``asked``."""
+    if asked and backend in MODULES:
+        raise ExportError(f"{backend} leaves FP16 where INT8 engines have floats; leave --int8-float out.")
+    if asked is Precision.BF16:
+        check_bf16(backend, "--int8-float bf16")
+
+
 def float_graph(model: onnx.ModelProto, precision: Precision) -> MakeGraph:
-    """Make the graph for FP16, TF32 or FP32; recipe and convolutions to keep float change nothing."""
+    """Make the graph for FP16, BF16, TF32 or FP32; recipe and convolutions to keep float change nothing."""
     typed = halved(model) if precision is Precision.FP16 else model
     return lambda recipe, keep_float: typed
 

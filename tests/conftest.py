@@ -23,6 +23,7 @@ from served import gate, index_file, photos, serving  # noqa: F401  (fixtures)
 
 from cgd_deploy import limits
 from cgd_deploy.datasets.evaluation import Evaluation
+from cgd_deploy.hardware import cpu
 from cgd_deploy.pictures.images import ImageList, read_images
 from cgd_deploy.runtime import engine
 from cgd_deploy.runtime.backends.fake import FakeBackend
@@ -68,6 +69,22 @@ def tensorrt_rtx() -> ModuleType:
 
 
 @pytest.fixture
+def bf16_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This CPU says that it has AVX512-BF16. If it has not, OpenVINO emulates BF16, which takes AVX-512."""
+    real = cpu.instruction_sets()
+    if "avx512f" not in real:
+        pytest.skip("OpenVINO emulates BF16 on CPUs with AVX-512 only")
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: [*real, "avx512_bf16"])
+
+
+@pytest.fixture
+def no_bf16_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This CPU says that it has no BF16."""
+    real = cpu.instruction_sets()
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: [name for name in real if name not in cpu.FAST_BF16])
+
+
+@pytest.fixture
 def driver() -> Iterator[FakeDriver]:
     """A made CUDA device; nothing of it is left allocated when the test ends."""
     driver = FakeDriver()
@@ -98,6 +115,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"kind-{kind}").mkdir()
         for number in range(A_CLASS):
             draw(kind, number).save(folder / f"kind-{kind}" / f"{number}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 6 classes with 7 pictures each, none of them ``pictures``."""
+    folder = tmp_path_factory.mktemp("unseen")
+    for kind in range(6):
+        (folder / f"kind-{kind}").mkdir()
+        for number in range(7):
+            draw(kind, 100 + number).save(folder / f"kind-{kind}" / f"{number}.jpg", quality=90)
     return folder
 
 

@@ -58,7 +58,9 @@ def build_summary(path: Path, manifest: Manifest) -> str:
     if full := parity.get("full_range"):
         lines.append(f"  weights have 7 bits (reduced range); with 8 bits it would be {_closeness(full)}")
     if manifest.retrieval:
-        lines += _retrieval_lines(manifest.retrieval, proof["convolutions"])
+        lines += _retrieval_lines(
+            manifest.retrieval, proof["convolutions"], (manifest.float_precision or Precision.FP32).value
+        )
     if manifest.tuning:
         lines += _tuning_lines(manifest.tuning)
     return "\n".join(lines)
@@ -69,15 +71,20 @@ def _closeness(parity: Mapping[str, Any]) -> str:
     return f"mean cosine {parity['cosine_mean']:.5f}" + ("" if overlap is None else f", overlap@10 {overlap:.3f}")
 
 
-def _retrieval_lines(found: Mapping[str, Any], convolutions: int) -> Iterator[str]:
-    """What an INT8 engine retrieves on test pictures; ``convolutions`` is the number in the whole model."""
-    told = [f"overlap@10 {found['overlap_at_10']:.3f}"]
+def _retrieval_lines(found: Mapping[str, Any], convolutions: int, floats: str) -> Iterator[str]:
+    """What an INT8 engine retrieves on test pictures.
+
+    convolutions   number of convolutions in the whole model
+    floats         precision of those that are not INT8
+    """
+    low, high = found["overlap_at_10_interval"]
+    told = [f"overlap@10 {found['overlap_at_10']:.3f} (95 %: {low:.3f} to {high:.3f})"]
     if drop := found["recall_drop_pp"].get("1"):
         interval = change_interval((drop["low"], drop["high"]), " to ")
         told.append(f"recall@1 {change(drop['drop'])} pp (95 %: {interval})")
     told.append(f"calibrated by {found['recipe']}")
-    told.append(f"{len(found['keep_float'])} of {convolutions} convolutions in float")
-    yield f"  on {found['pictures']} test pictures: {', '.join(told)} (run on the {found['measured_on']})"
+    told.append(f"{len(found['keep_float'])} of {convolutions} convolutions in {floats}")
+    yield f"  on {found['compared']} held-out queries: {', '.join(told)} (run on the {found['measured_on']})"
     yield f"  {found['statement']}"
     if note := left_out_queries(found["queries"]) if "queries" in found else None:
         yield f"  {note}"
@@ -95,25 +102,52 @@ def _tuning_lines(tuning: Mapping[str, Any]) -> Iterator[str]:
 def trial_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each INT8 model that the search for a recipe and for float convolutions measured, in that order.
 
-    A row names its recipe if the recipe changes there, or if every convolution is INT8.
+    A row names its recipe if the recipe changes there, or if every convolution is INT8. The last row may be the chosen
+    model on the held-out queries.
     """
-    table = _table(TRIED, "INT8", "pictures", "overlap@10", "change pp", "95 %", "cross pp")
+    table = _table(TRIED, "INT8", "queries", "overlap@10", "change pp", "95 %", "cross pp")
     recipe = None
     for trial in trials:
         named = [] if trial["keep_float"] and trial["recipe"] == recipe else [trial["recipe"]]
+        if trial["held_out"]:
+            named = ["held out"]
         recipe = trial["recipe"]
         drop = trial["recall_drop_pp"].get("1")
         crossed = [drops["1"]["drop"] for drops in trial["cross_recall_drop_pp"].values()]
         table.add_row(
             ", ".join([*named, *_first_of(trial["keep_float"])]),
             f"{trial['int8_share']:.1%}",
-            str(trial["pictures"]),
-            f"{trial['overlap_at_10']:.3f}",
+            str(trial["compared"]),
+            with_margin(trial["overlap_at_10"], trial["overlap_at_10_interval"]),
             change(drop and drop["drop"]),
             drop and change_interval((drop["low"], drop["high"])),
             change(max(crossed, default=None)),
         )
     return table
+
+
+def frontier_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each engine of a frontier; "best" marks those that no other row beats in speed and neighbours."""
+    sizes = list(rows[0]["ms"])
+    table = _table("engine", *(f"ms, batch {size}" for size in sizes), "overlap@10", "recall@1", "pp, 95 %", "best")
+    for row in rows:
+        found = row["retrieval"]
+        drop = found["recall_drop_pp"].get("1")
+        table.add_row(
+            row["name"],
+            *(f"{row['ms'][size]:.2f}" for size in sizes),
+            with_margin(found["overlap_at_10"], found["overlap_at_10_interval"]),
+            percent(found["recall"].get("1")),
+            drop and change_interval((drop["low"], drop["high"])),
+            "*" if row["best"] else "",
+        )
+    return table
+
+
+def with_margin(value: float, ends: Sequence[float]) -> str:
+    """A share and half the width of its 95 % interval, for example "0.832±0.012"."""
+    low, high = ends
+    return f"{value:.3f}±{(high - low) / 2:.3f}"
 
 
 def print_bench(result: dict[str, Any]) -> None:
@@ -163,7 +197,7 @@ def _retrieval_table(reference: Mapping[str, Any], engines: Iterable[Mapping[str
             change(run["recall_drop_pp"].get("1")),
             change_interval(run["recall_drop_interval_pp"].get("1", ())),
             change(run["cross_recall_drop_pp"].get("1")),
-            f"{run['overlap_at_10']:.3f}",
+            with_margin(run["overlap_at_10"], run["overlap_at_10_interval"]),
             f"{run['cosine']['min']:.5f}",
         )
     return table

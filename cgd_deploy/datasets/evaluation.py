@@ -99,6 +99,25 @@ class Evaluation:
         unanswerable = None if self.images.classes is None else int((self.relevant == 0).sum())
         return {"asked": len(self.queries), "unanswerable": unanswerable}
 
+    def halves(self) -> tuple[Indices, Indices]:
+        """Split the queries into halves, to choose on one and to report on the other: rows of ``queries``, in order.
+
+        A class has queries in one half only, unless one class has more than half of all queries. Both halves search the
+        same gallery, because a smaller gallery keeps more neighbours. With a single query, the second half is empty.
+        """
+        total = len(self.queries)
+        groups = np.arange(total) if self.images.classes is None else self._labels[self.queries]
+        if 2 * np.bincount(groups).max() > total:
+            groups = np.arange(total)
+        counts = np.bincount(groups)
+        in_second, sizes = np.zeros(len(counts), bool), [0, 0]
+        for group in np.argsort(-counts, kind="stable"):
+            smaller = int(sizes[1] < sizes[0])
+            in_second[group] = smaller
+            sizes[smaller] += counts[group]
+        second = in_second[groups]
+        return np.flatnonzero(~second), np.flatnonzero(second)
+
     def check_recall(self) -> None:
         """Raise InputError if recall cannot be measured."""
         if self.images.classes is None:
@@ -153,14 +172,18 @@ class Evaluation:
         """
         return recall_at(self.first_correct(found), self.recall_at) if self.has_recall else {}
 
-    def first_correct(self, found: Indices) -> Indices:
+    def first_correct(self, found: Indices, rows: Indices | None = None) -> Indices:
         """The rank of the first correct neighbour of each answerable query: int64 [A], A <= Q.
 
         found   picture numbers int64 [Q, K'] from ``neighbours``; the pictures must have classes
+        rows    rows of the queries that count, None: all
 
         See ``retrieval.first_correct``.
         """
-        return first_correct(self._correct(found, slice(None)))[self.relevant > 0]
+        answerable = self.relevant > 0
+        if rows is not None:
+            answerable &= np.isin(np.arange(len(answerable)), rows)
+        return first_correct(self._correct(found, slice(None)))[answerable]
 
     def measure(self, descriptors: Descriptors) -> dict[str, Any]:
         """Measure recall and mAP@R of unit descriptors float32 [N, D].

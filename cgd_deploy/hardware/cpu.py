@@ -13,6 +13,7 @@ from .cgroups import cpu_quota
 
 PROC_STAT = Path("/proc/stat")
 FAST_INT8 = {"avx_vnni", "avx512_vnni", "amx_int8", "i8mm"}
+FAST_BF16 = {"avx512_bf16", "amx_bf16"}
 SLOW_INT8 = (
     "this CPU has no VNNI, AMX or i8mm: INT8 may be no faster than FP32 here, and sums of its products saturate unless "
     "weights have 7 bits."
@@ -98,6 +99,11 @@ def instruction_sets() -> list[str]:
 def has_fast_int8() -> bool:
     """Whether the CPU multiplies 8-bit integers into 32-bit sums in one instruction (VNNI, AMX, i8mm)."""
     return not FAST_INT8.isdisjoint(instruction_sets())
+
+
+def has_fast_bf16() -> bool:
+    """Whether the CPU multiplies BF16 values into FP32 sums in one instruction (AVX512-BF16, AMX-BF16)."""
+    return not FAST_BF16.isdisjoint(instruction_sets())
 
 
 def _cpuinfo() -> list[str]:

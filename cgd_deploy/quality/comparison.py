@@ -12,8 +12,8 @@ from typing import Any
 from ..datasets.evaluation import Evaluation
 from ..runtime.descriptors import cosines
 from ..search.compact import fit
-from ..search.retrieval import NEIGHBOURS, Indices, Retrieved, overlap
-from .significance import recall_drops
+from ..search.retrieval import NEIGHBOURS, Indices, Retrieved, overlaps
+from .significance import mean_interval, recall_drops
 
 Form = tuple[str, int | None]
 """A descriptor dtype, and the number of PCA components or None."""
@@ -76,10 +76,12 @@ def compact_quality(
 
 def _against(expected: Indices, found: Indices, evaluation: Evaluation) -> dict[str, Any]:
     before, after = evaluation.recall(expected), evaluation.recall(found)
+    shared = overlaps(found[:, :NEIGHBOURS], expected[:, :NEIGHBOURS])
     drops = recall_drops(evaluation, expected, found)
     return {
         "recall": after,
         "recall_drop_pp": {k: round(100 * (before[k] - after[k]), 4) for k in before},
         "recall_drop_interval_pp": {k: [drop.low, drop.high] for k, drop in drops.items()},
-        "overlap_at_10": round(overlap(found[:, :NEIGHBOURS], expected[:, :NEIGHBOURS]), 5),
+        "overlap_at_10": round(float(shared.mean()), 5),
+        "overlap_at_10_interval": list(mean_interval(shared)),
     }

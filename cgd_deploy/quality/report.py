@@ -70,7 +70,7 @@ def write_bench_report(path: str | Path, result: dict[str, Any], rows: Sequence[
     """Write the result of ``bench`` as one HTML page, with a grid of the queries ``rows``; returns its path."""
     engines = _by_engine(result["engines"])
     timed = [*result["reference"]["runs"], *result["engines"]]
-    return _write(
+    return write_page(
         path,
         "bench.html",
         rows,
@@ -91,7 +91,7 @@ def write_search_page(path: str | Path, title: str, rows: Sequence[QueryRow], he
 
     heading   what the page writes above each query
     """
-    return _write(path, "search.html", rows, title=title, heading=heading)
+    return write_page(path, "search.html", rows, title=title, heading=heading)
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -137,7 +137,8 @@ def form_name(form: dict[str, Any]) -> str:
     return form["descriptor_dtype"] + (f", PCA {form['pca']}" if form["pca"] is not None else "")
 
 
-def _write(path: str | Path, template: str, rows: Sequence[QueryRow], **context: Any) -> Path:
+def write_page(path: str | Path, template: str, rows: Sequence[QueryRow], **context: Any) -> Path:
+    """Write one of the templates as one HTML page; returns its path."""
     found = [neighbour for row in rows for strip in row.results.values() for neighbour in strip]
     page = _TEMPLATES.get_template(template).render(
         rows=rows,

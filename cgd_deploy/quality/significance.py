@@ -42,15 +42,33 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_], seed: int =
     return Drop(*(round(float(value), 4) for value in (100 * differences.mean(), low, high)))
 
 
+def mean_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """The ends of the 95 % interval of the mean of ``values`` [Q], by the bootstrap over queries as in ``paired_drop``.
+
+    The values of overlap@K are few, so we draw how often each value occurs.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), RESAMPLES)  # (10_000, V)
+    low, high = np.percentile(drawn @ distinct / len(values), PERCENTILES)
+    return round(float(low), 5), round(float(high), 5)
+
+
 def recall_drops(
-    evaluation: Evaluation, before: Indices, after: Indices, ks: Sequence[int] | None = None
+    evaluation: Evaluation,
+    before: Indices,
+    after: Indices,
+    ks: Sequence[int] | None = None,
+    rows: Indices | None = None,
 ) -> dict[str, Drop]:
-    """The drop of recall@K by K; empty unless ``Evaluation.has_recall``.
+    """The drop of recall@K by K; empty without classes, or if no query is answerable.
 
     before, after   picture numbers int64 [Q, K'] from ``Evaluation.neighbours``
     ks              None: the K of ``evaluation``
+    rows            rows of the queries that count; None: all
     """
     if not evaluation.has_recall:
         return {}
-    first, second = (evaluation.first_correct(found) for found in (before, after))
+    first, second = (evaluation.first_correct(found, rows) for found in (before, after))
+    if not len(first):
+        return {}
     return {str(k): paired_drop(first < k, second < k) for k in ks or evaluation.recall_at}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError
-from ..hardware.cpu import has_fast_int8, instruction_sets
+from ..hardware.cpu import has_fast_bf16, has_fast_int8, instruction_sets
 from ..spec import Precision
 from .backends.tensorrt import MODULES, compute_capabilities, import_tensorrt
 from .cuda.driver import Device, find_device
@@ -21,13 +21,19 @@ AMPERE = "8.0"
 
 
 def check_compatibility(path: str | Path, manifest: Manifest) -> None:
-    """Check that this machine's TensorRT and GPU can run a plan, and that the GPU has TF32 for a TF32 engine.
+    """Check that this machine's TensorRT and GPU can run a plan, and that it has TF32 or BF16 if the engine needs them.
 
     Raises EngineError or MissingDependency in one sentence that says what is expected and what to do.
     """
     if manifest.precision is Precision.TF32:
         device = find_device()
         check_tf32(str(path), manifest.backend, device.compute_capability, f"this machine's {device.name}")
+    if manifest.needs_bf16 and not has_fast_bf16():
+        instead = "--int8` or `--fp32" if manifest.precision is Precision.BF16 else "--int8 --int8-float fp32"
+        raise EngineError(
+            f"{path} computes in BF16, which needs a CPU with AVX512-BF16 or AMX-BF16; build an engine for this CPU "
+            f"with `cgd-deploy build-engine {instead}`."
+        )
     if manifest.backend not in MODULES:
         return
     builder = manifest.builder.get("name")

@@ -430,7 +430,7 @@ def open_engine(
         )
     check_compatibility(path, file.manifest)
     decode_threads = threads
-    options = model_settings(backend, device, file.manifest.spec, precision)
+    options = model_settings(file.manifest, device)
     if device == "cuda":
         streams, parts = streams or LANES, 1
         options["max_batch"] = file.manifest.profile["max"]

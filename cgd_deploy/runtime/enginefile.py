@@ -55,6 +55,8 @@ class Manifest:
     proof      share of the convolution work that has the asked precision, and the source of that number
     retrieval  recall on test pictures, alone and mixed with FP32 descriptors, and whether the two may share a gallery;
                None if it was not measured
+    float_precision   arithmetic of all that an INT8 engine leaves in float: FP32, BF16 or FP16; None for other engines,
+               and for INT8 engines of release 0.1.0
     tuning     fastest setting on the machine where release 0.1.0 tuned the engine. Later releases write None, and keep
                tunings in a file beside the engine, see ``tuning``
     sha256     checksum of every other member, filled in by ``write_engine``
@@ -71,6 +73,7 @@ class Manifest:
     parity: Mapping[str, Any] | None = None
     proof: Mapping[str, Any] | None = None
     retrieval: Mapping[str, Any] | None = None
+    float_precision: Precision | None = None
     tuning: Mapping[str, Any] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
 
@@ -82,10 +85,16 @@ class Manifest:
         """Whether the engine's and FP32 descriptors may share a gallery: "safe ...", "not safe ..."; None: unknown."""
         return (self.retrieval or {}).get("statement")
 
+    @property
+    def needs_bf16(self) -> bool:
+        """Whether the engine computes in BF16, all of it or what INT8 leaves in float."""
+        return Precision.BF16 in (self.precision, self.float_precision)
+
     def to_dict(self) -> dict[str, Any]:
         """The manifest as plain tables, lists, texts and numbers, as in manifest.json."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {"schema": SCHEMA, **fields, "spec": self.spec.to_dict(), "precision": self.precision.value}
+        texts = {name: value.value for name, value in fields.items() if isinstance(value, Precision)}
+        return {"schema": SCHEMA, **fields, **texts, "spec": self.spec.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], path: Path) -> Manifest:
@@ -97,7 +106,13 @@ class Manifest:
             )
         try:
             spec = ModelSpec.from_dict(data.pop("spec"))
-            manifest = cls(spec=spec, precision=Precision(data.pop("precision")), **data)
+            floats = data.pop("float_precision", None)
+            manifest = cls(
+                spec=spec,
+                precision=Precision(data.pop("precision")),
+                float_precision=None if floats is None else Precision(floats),
+                **data,
+            )
             manifest._check()
             return manifest
         except (KeyError, TypeError, ValueError, SpecError) as error:

@@ -121,5 +121,10 @@ def precision_at_r(correct: NDArray[np.bool_], relevant: Indices) -> NDArray[np.
 
 
 def overlap(found: Indices, reference: Indices) -> float:
-    """Mean share of the reference's K neighbours that are also in ``found``, in any order; both int64 [Q, K]."""
-    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, reference, strict=True)]))
+    """The mean of ``overlaps``."""
+    return float(overlaps(found, reference).mean())
+
+
+def overlaps(found: Indices, reference: Indices) -> NDArray[np.float64]:
+    """Share of the reference's K neighbours that are also in ``found``, in any order: [Q]; both int64 [Q, K]."""
+    return np.array([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, reference, strict=True)])

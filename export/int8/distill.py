@@ -32,7 +32,7 @@ from ..metadata import get_metadata
 from ..progress import OnStep, silent
 from .calibrate import Ranges
 from .graph import Graph
-from .quantize import CONVOLUTIONS, FULL_RANGE, SMALLEST_SCALE, Rounding, backbone, convolutions, int8_edges
+from .quantize import CONVOLUTIONS, SMALLEST_SCALE, Rounding, backbone, convolutions, int8_edges
 
 STEPS = 120
 """About ten minutes on two cores for ResNet-50 at 224 pixels."""
@@ -146,13 +146,16 @@ class FakeQuantize(torch.autograd.Function):
         return passed, ((gradient * rounded).sum() - (passed * x).sum()) / scale, None, None
 
 
-def rounded_weight(weight: Tensor, axis: int, weight_range: int = FULL_RANGE) -> Tensor:
+def rounded_weight(weight: Tensor, axis: int, rounding: Rounding) -> Tensor:
     """The weight as ``quantized`` rounds it; the gradient passes straight through, because no code is clipped.
 
     axis   of the output channels, each of which has its own scale
     """
+    weight_range = rounding.weight_range
     with torch.no_grad():
-        scale = _half(_largest(weight, axis) / weight_range)
+        scale = (_largest(weight, axis) / weight_range).clamp_min(SMALLEST_SCALE)
+        if rounding.layout.weight_scales is np.float16:
+            scale = scale.half().float()
         error = (weight / scale).round().clamp(-weight_range, weight_range) * scale - weight
     return weight + error
 
@@ -177,14 +180,13 @@ class FakeQuantized:
         rounding: Rounding,
     ) -> None:
         self._graph = Graph(model)
-        layout, keep_float, weight_range = rounding.layout, rounding.keep_float, rounding.weight_range
-        self._weight_range = weight_range
-        self._edges = {(edge.node, edge.position): edge for edge in int8_edges(model, layout, keep_float)}
+        self._rounding, keep_float = rounding, rounding.keep_float
+        self._edges = {(edge.node, edge.position): edge for edge in int8_edges(model, rounding.layout, keep_float)}
         axes = {node.input[1]: CONVOLUTIONS[node.op_type] for node in convolutions(model)}
         int8 = [node for node in convolutions(model) if node.name not in keep_float]
         self._rounded = {node.input[1]: axes[node.input[1]] for node in int8}
         self._units = {
-            name: _largest(self._graph.initializers[name], axes.get(name)) / weight_range
+            name: _largest(self._graph.initializers[name], axes.get(name)) / rounding.weight_range
             for name in _trained(model, self._graph.initializers)
         }
         self.offsets = {name: torch.zeros_like(self._graph.initializers[name]).requires_grad_() for name in self._units}
@@ -197,7 +199,7 @@ class FakeQuantized:
         """uint8 [N, H, W, 3] -> the descriptors float32 [N, D] that the INT8 model will give."""
         tensors = self._graph.initializers | self._weights()
         for name, axis in self._rounded.items():
-            tensors[name] = rounded_weight(tensors[name], axis, self._weight_range)
+            tensors[name] = rounded_weight(tensors[name], axis, self._rounding)
         made: dict[str, Tensor] = {}  # many nodes may read one tensor
 
         def read(node: onnx.NodeProto, position: int, x: Tensor) -> Tensor:
@@ -244,7 +246,8 @@ class FakeQuantized:
 
     def _scale(self, ranged: str) -> Tensor:
         scale = self.log_scales[ranged].exp()
-        return scale + (_half(scale) - scale).detach()
+        half = scale.clamp_min(SMALLEST_SCALE).half().float()  # as ``quantized`` rounds it
+        return scale + (half - scale).detach()
 
 
 class _Run:
@@ -339,8 +342,3 @@ def _trained(model: onnx.ModelProto, initializers: dict[str, Tensor]) -> list[st
 def _largest(tensor: Tensor, channels: int | None) -> Tensor:
     """Largest magnitude of each slice along axis ``channels``, or of the whole tensor; keeps the number of axes."""
     return tensor.abs().amax([axis for axis in range(tensor.ndim) if axis != channels], keepdim=True)
-
-
-def _half(scale: Tensor) -> Tensor:
-    """The scale as ``quantized`` rounds it."""
-    return scale.clamp_min(SMALLEST_SCALE).half().float()

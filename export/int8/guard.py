@@ -5,20 +5,19 @@ Ranks candidates by the neighbours that they lose, see ``trials``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import onnx
 
 from cgd_deploy.errors import GateError
-from cgd_deploy.runtime.backends import Backend
 
 from ..progress import QUIET, Progress
 from .budget import Budget, Trial
 from .calibrate import Calibration
 from .quantize import backbone, convolutions
 from .recipe import DEFAULT, Recipe
-from .trials import Names, OpenInt8, Trials
+from .trials import Models, Names, Trials
 
 MIN_INT8_SHARE = 0.5
 """The least part of the convolution work in INT8. With less, INT8 is hardly faster than FP32, which loses nothing."""
@@ -29,39 +28,47 @@ Block = tuple[str, ...]
 
 def guarded(
     model: onnx.ModelProto,
-    open_fp32: Callable[[], Backend],
-    open_int8: OpenInt8,
+    models: Models,
     budget: Budget,
     keep_float: Collection[str] = (),
     recipe: Recipe = DEFAULT,
     search: bool = True,
     progress: Progress = QUIET,
 ) -> Trial:
-    """The INT8 model that holds the budget with the least work in float that this search finds.
+    """The INT8 model that holds the budget at the least cost that this search finds.
 
     model        FP32; read for its spec and its convolutions
-    open_fp32    opens the FP32 model
-    open_int8    opens the INT8 model of a recipe with the named convolutions in float, as the engine will run it
+    models       opens the FP32 model and INT8 models, as the engine will run them
     keep_float   convolutions that are float in any case
     recipe       of plain INT8
     search       whether to look for a better recipe if plain INT8 misses the budget
     progress     hears of each phase and of every measurement
 
+    Half of the queries choose the model (steps 1 to 4). The result is its trial on the other half.
+
     1. Measure plain INT8. If it holds the budget, it is the answer.
     2. Compare recipes by overlap@10 on a sample: first with and without bias correction, then every calibration, then
        equalization. Bias correction comes first: the mean error of rounded weights hides which calibration is best.
-    3. Return each residual block to float alone and rank the blocks by overlap@10 gained per work. Bisection finds the
-       fewest blocks of that ranking that hold the budget on all pictures. The unit is a block because a tensor needs
-       no codes only when both its writer and its reader are float: in the UINT8 layout, one of them alone gains
-       nothing. There are also three times fewer blocks than convolutions.
-    4. Return each convolution of those blocks to INT8 alone, rank them by overlap@10 lost per work, and bisect again.
+    3. Return each residual block to float alone and rank the blocks by overlap@10 gained per cost, see
+       ``Trials.costs``. Bisection finds the fewest blocks of that ranking that hold the budget. The unit is a block
+       because a tensor needs no codes only when both its writer and its reader are float: in the UINT8 layout, one of
+       them alone gains nothing. There are also three times fewer blocks than convolutions.
+    4. Return each convolution of those blocks to INT8 alone, rank them by overlap@10 lost per cost, and bisect again.
        This ranking measures one convolution at a time, so it can return convolutions that the blocks took needlessly.
 
-    Raises GateError if the budget is missed with half of the work in float, ExportError for descriptors that are not
-    numbers, InputError for pictures that cannot be read.
+    Raises GateError if the budget is missed with half of the work in float, or if the held-out queries contradict it,
+    ExportError for descriptors that are not numbers, InputError for pictures that cannot be read.
     """
-    always = frozenset(keep_float)
-    trials = Trials(model, open_fp32, open_int8, budget.evaluation, always, progress)
+    trials = Trials(model, models, budget.evaluation, frozenset(keep_float), progress)
+    chosen = _chosen(model, trials, budget, recipe, search)
+    told = trials.held_out(chosen)
+    if budget.contradicted_by(told):
+        raise GateError(_contradicted(budget, told))
+    return replace(told, recipes=chosen.recipes)
+
+
+def _chosen(model: onnx.ModelProto, trials: Trials, budget: Budget, recipe: Recipe, search: bool) -> Trial:
+    """The model that holds the budget on the choosing half of the queries. Raises GateError if none does."""
     plain = trials.measure(recipe)
     if budget.holds(plain):
         return plain
@@ -69,8 +76,8 @@ def guarded(
         recipe = _best_recipe(trials, recipe)
         if budget.holds(better := trials.measure(recipe)):
             return better
-    candidates = [free for block in blocks(model) if (free := tuple(name for name in block if name not in always))]
-    best = _shortest(trials, budget, recipe, _ranked_blocks(trials, recipe, candidates))
+    candidates = free_blocks(model, trials.always)
+    best = _shortest(trials, budget, recipe, ranked_blocks(trials, recipe, candidates))
     if best is None:
         raise GateError(_missed(budget, plain, trials))
     return _shortest(trials, budget, recipe, _ranked_convolutions(trials, best)) or best
@@ -100,6 +107,11 @@ def blocks(model: onnx.ModelProto) -> list[Block]:
     return sorted((block for block in found if block), key=lambda block: order.index(block[0]))
 
 
+def free_blocks(model: onnx.ModelProto, always: Names) -> list[Block]:
+    """``blocks`` without the convolutions ``always``."""
+    return [free for block in blocks(model) if (free := tuple(name for name in block if name not in always))]
+
+
 def _best_recipe(trials: Trials, plain: Recipe) -> Recipe:
     best = _best(trials, [plain, replace(plain, bias_corrected=False)])
     best = _best(trials, [replace(best, calibration=method) for method in Calibration])
@@ -115,10 +127,11 @@ def _best(trials: Trials, recipes: Sequence[Recipe]) -> Recipe:
     return recipes[found.index(max(found))]
 
 
-def _ranked_blocks(trials: Trials, recipe: Recipe, candidates: Sequence[Block]) -> list[Block]:
-    """Blocks by overlap@10 gained per work; blocks that would leave less than MIN_INT8_SHARE in INT8 are left out."""
+def ranked_blocks(trials: Trials, recipe: Recipe, candidates: Sequence[Block]) -> list[Block]:
+    """Blocks by overlap@10 gained per cost; blocks that would leave less than MIN_INT8_SHARE in INT8 are left out."""
     before, *after = trials.overlaps(recipe, [(), *candidates], "Ranking blocks")
-    value = {block: (now - before) / trials.work.part(block) for block, now in zip(candidates, after, strict=True)}
+    costs = trials.costs(recipe, (), candidates)
+    value = {block: (now - before) / cost for block, now, cost in zip(candidates, after, costs, strict=True)}
     taken: list[Block] = []
     for block in sorted(candidates, key=lambda block: -value[block]):
         if 1 - trials.work.part(trials.always.union(*taken, block)) >= MIN_INT8_SHARE:
@@ -127,11 +140,12 @@ def _ranked_blocks(trials: Trials, recipe: Recipe, candidates: Sequence[Block]) 
 
 
 def _ranked_convolutions(trials: Trials, trial: Trial) -> list[Block]:
-    """The convolutions that ``trial`` returned to float, each alone, by overlap@10 lost per work."""
+    """The convolutions that ``trial`` returned to float, each alone, by overlap@10 lost per cost."""
     floats = [name for name in trial.keep_float if name not in trials.always]
     others = [tuple(other for other in floats if other != name) for name in floats]
     before, *after = trials.overlaps(trial.recipe, [tuple(floats), *others], "Ranking convolutions")
-    value = {name: (before - now) / trials.work.part([name]) for name, now in zip(floats, after, strict=True)}
+    costs = trials.costs(trial.recipe, tuple(floats), others)
+    value = {name: (before - now) / cost for name, now, cost in zip(floats, after, costs, strict=True)}
     return [(name,) for name in sorted(floats, key=lambda name: -value[name])]
 
 
@@ -150,6 +164,17 @@ def _shortest(trials: Trials, budget: Budget, recipe: Recipe, order: Sequence[Bl
         else:
             misses = middle
     return trials.measure(recipe, order[:holds])
+
+
+def _contradicted(budget: Budget, told: Trial) -> str:
+    found = [f"an overlap@10 of {told.overlap_at_10:.3f}"]
+    if told.recall_drop:
+        found.append(f"a recall@1 drop of {told.recall_drop.drop:.2f} pp")
+    return (
+        f"the INT8 engine by {told.recipe} with {len(told.keep_float)} convolutions in float has {budget} for the "
+        f"queries that chose it, but {' and '.join(found)} for the {told.compared} others; allow more, or pass more "
+        "test pictures with --data."
+    )
 
 
 def _missed(budget: Budget, plain: Trial, trials: Trials) -> str:

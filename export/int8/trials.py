@@ -1,4 +1,5 @@
-"""Measure which neighbours INT8 models find: on a sample to rank the models, on all test pictures to judge them.
+"""Measure which neighbours INT8 models find: on a sample to rank the models, on half of the queries to choose one, on
+the other half to report it.
 
 Compares neighbours with FP32's neighbours, never cosines or squared errors. Knows no layout and no runtime: the caller
 opens models.
@@ -6,8 +7,9 @@ opens models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -15,31 +17,53 @@ from numpy.typing import NDArray
 
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.errors import ExportError
+from cgd_deploy.hardware.timing import interleaved
 from cgd_deploy.pictures.images import ImageList
 from cgd_deploy.pictures.preprocess import batches
-from cgd_deploy.quality.significance import recall_drops
+from cgd_deploy.quality.significance import mean_interval, recall_drops
 from cgd_deploy.runtime.backends import Backend
 from cgd_deploy.runtime.descriptors import Descriptors
-from cgd_deploy.search.retrieval import NEIGHBOURS, Indices, neighbours, overlap
+from cgd_deploy.search.retrieval import NEIGHBOURS, Indices, neighbours, overlap, overlaps
 from cgd_deploy.spec import ModelSpec
 
 from ..metadata import get_metadata
 from ..progress import OnStep, Progress
 from ..proof import convolution_work
-from .budget import Trial
+from .budget import Found, Trial
 from .recipe import Recipe
 
 BATCH = 8
 SAMPLE = 256
-"""Pictures on which candidates are ranked."""
+"""Pictures on which candidates are ranked; no held-out query is among them."""
 HELD_BYTES = 512 << 20
 """Up to this size, decoded pictures stay in memory; beyond it, each measurement decodes them again."""
 FROM_INT8, FROM_FP32 = "int8 queries, fp32 gallery", "fp32 queries, int8 gallery"
 
 Names = frozenset[str]
 """Names of the convolutions that stay float."""
-OpenInt8 = Callable[[Recipe, Names], Backend]
-"""Opens the INT8 model of a recipe with the named convolutions in float."""
+Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, float]]
+"""Runs contestants in turns; returns the seconds of a call, by contestant."""
+LEAST_COST = 0.005
+"""The part of a model's time below which a measured difference is noise."""
+
+
+def timed(contestants: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """The median seconds of a call by contestant; they take turns, with at least 12 calls each."""
+    return {name: float(np.median(taken)) for name, taken in interleaved(contestants, seconds=0).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Opens the models that trials measure.
+
+    fp32    opens the FP32 model
+    int8    opens the INT8 model of a recipe with the named convolutions in float, as the engine will run it
+    timer   finds what convolutions cost in float; None if opened models do not run at the speed of the engine
+    """
+
+    fp32: Callable[[], Backend]
+    int8: Callable[[Recipe, Names], Backend]
+    timer: Timer | None = timed
 
 
 @dataclass(frozen=True)
@@ -60,8 +84,6 @@ class Work:
 class Trials:
     """INT8 models of one FP32 model, each opened and measured once.
 
-    open_fp32    opens the FP32 model
-    open_int8    opens INT8 models as the engine will run them
     evaluation   the test pictures and who searches whom
     always       convolutions that are float in every model
 
@@ -71,24 +93,25 @@ class Trials:
     def __init__(
         self,
         model: onnx.ModelProto,
-        open_fp32: Callable[[], Backend],
-        open_int8: OpenInt8,
+        models: Models,
         evaluation: Evaluation,
         always: Names,
         progress: Progress,
     ) -> None:
         self.always, self.progress = always, progress
         self.work = Work(convolution_work(model))
-        self._open_int8, self._evaluation = open_int8, evaluation
+        self._models, self._evaluation = models, evaluation
         images = evaluation.images
         self._pictures = _Pictures.decoded(images, get_metadata(model).spec, progress.on_step)
-        self._reference = self._descriptors(open_fp32(), self._pictures, "Measuring FP32")
+        self._reference = self._descriptors(models.fp32(), self._pictures, "Measuring FP32")
         self._expected = evaluation.neighbours(self._reference, NEIGHBOURS)[0]
-        chosen = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).round().astype(int)
+        self._choosing, self._held_out = evaluation.halves()
+        free = np.setdiff1d(np.arange(len(images)), evaluation.queries[self._held_out])
+        chosen = free[np.linspace(0, len(free) - 1, min(SAMPLE, len(free))).round().astype(int)]
         self._sample = self._pictures.subset(chosen)
         self._sample_expected = _all_neighbours(self._reference[chosen])
         self._sampled: dict[tuple[Recipe, Names], float] = {}
-        self._measured: dict[tuple[Recipe, Names], Trial] = {}
+        self._measured: dict[tuple[Recipe, Names], tuple[Trial, Trial]] = {}
 
     @property
     def recipes(self) -> dict[str, float]:
@@ -97,34 +120,39 @@ class Trials:
 
     @property
     def last(self) -> Trial:
-        """The latest measurement on all pictures."""
-        return list(self._measured.values())[-1]
+        """The latest measurement on the choosing half."""
+        return list(self._measured.values())[-1][0]
 
     def measure(self, recipe: Recipe, order: Sequence[tuple[str, ...]] = ()) -> Trial:
-        """Measure on all pictures the model that has ``always`` and the convolutions of ``order`` in float."""
+        """Measure on the choosing half the model that has ``always`` and the convolutions of ``order`` in float."""
         key = recipe, self.always.union(*order)
         if key not in self._measured:
-            phase = f"Measuring INT8 with {len(key[1])} in float"
-            found = self._descriptors(self._open_int8(*key), self._pictures, phase)
-            self._measured[key] = self._compared(*key, found)
-            self.progress.on_trial(self._measured[key])
-        return self._measured[key]
+            found = self.compared(self._models.int8(*key), f"Measuring INT8 with {len(key[1])} in float")
+            choosing, held_out = (self.trial(*key, half) for half in found)
+            self._measured[key] = choosing, held_out
+            self.progress.on_trial(choosing)
+        return self._measured[key][0]
+
+    def held_out(self, chosen: Trial) -> Trial:
+        """What the model of ``chosen``, which ``measure`` returned, retrieves for the held-out half of the queries."""
+        found = self._measured[chosen.recipe, frozenset(chosen.keep_float)][1]
+        self.progress.on_trial(found)
+        return found
 
     def overlap(self, recipe: Recipe, names: Collection[str] = ()) -> float:
         """Overlap@10 on the sample, where every picture searches all others, with ``names`` in float too."""
         key = recipe, self.always.union(names)
         if key not in self._sampled:
-            descriptors = self._descriptors(self._open_int8(*key), self._sample)
-            self._sampled[key] = overlap(_all_neighbours(descriptors), self._sample_expected)
-            self.progress.on_trial(
-                Trial(
-                    recipe=recipe,
-                    keep_float=self.work.in_order(key[1]),
-                    int8_share=1 - self.work.part(key[1]),
-                    pictures=len(descriptors),
-                    overlap_at_10=self._sampled[key],
-                )
+            descriptors = self._descriptors(self._models.int8(*key), self._sample)
+            shared = overlaps(_all_neighbours(descriptors), self._sample_expected)
+            self._sampled[key] = float(shared.mean())
+            found = Found(
+                pictures=len(descriptors),
+                compared=len(descriptors),
+                overlap_at_10=self._sampled[key],
+                overlap_interval=mean_interval(shared),
             )
+            self.progress.on_trial(replace(self.trial(*key, found), recipes={}))
         return self._sampled[key]
 
     def overlaps(self, recipe: Recipe, candidates: Sequence[tuple[str, ...]], phase: str) -> list[float]:
@@ -135,24 +163,62 @@ class Trials:
             self.progress.on_step(phase, step + 1, len(candidates))
         return found
 
-    def _compared(self, recipe: Recipe, floats: Names, descriptors: Descriptors) -> Trial:
-        evaluation, reference = self._evaluation, self._reference
+    def costs(self, recipe: Recipe, base: Collection[str], others: Sequence[tuple[str, ...]]) -> list[float]:
+        """By how much the time differs with each of ``others`` instead of ``base`` in float, as a part of the time.
+
+        Base and other run the same batch in turns, on this machine. A difference below LEAST_COST, which is noise,
+        counts as LEAST_COST. Without a timer, the cost is the part of the convolution work.
+        """
+        if self._models.timer is None:
+            return [abs(self.work.part(names) - self.work.part(base)) for names in others]
+        pixels = next(self._sample.batches())
+        found = []
+        with self._models.int8(recipe, self.always.union(base)) as first:
+            for step, names in enumerate(others):
+                with self._models.int8(recipe, self.always.union(names)) as second:
+                    calls = {"base": partial(first.run, pixels), "other": partial(second.run, pixels)}
+                    seconds = self._models.timer(calls)
+                slower = seconds["other"] / seconds["base"] - 1
+                found.append(max(slower if len(names) > len(base) else -slower, LEAST_COST))
+                self.progress.on_step("Timing", step + 1, len(others))
+        return found
+
+    def compared(self, backend: Backend, phase: str) -> tuple[Found, Found]:
+        """What a model retrieves for the choosing and for the held-out half of the queries. Closes the backend."""
+        descriptors = self._descriptors(backend, self._pictures, phase)
+        held_out = replace(self._compared(descriptors, self._held_out), held_out=True)
+        return self._compared(descriptors, self._choosing), held_out
+
+    def trial(self, recipe: Recipe, floats: Collection[str], found: Found) -> Trial:
+        """The trial of the model with ``floats`` in float, which retrieves ``found``."""
+        return Trial(
+            **{name: getattr(found, name) for name in Found.__dataclass_fields__},
+            recipe=recipe,
+            keep_float=self.work.in_order(floats),
+            int8_share=1 - self.work.part(floats),
+            recipes=self.recipes,
+        )
+
+    def _compared(self, descriptors: Descriptors, rows: Indices) -> Found:
+        """Compare the neighbours of the queries in ``rows``."""
+        evaluation, reference, expected = self._evaluation, self._reference, self._expected
         alone = evaluation.neighbours(descriptors, NEIGHBOURS)[0]
         mixed = {
             FROM_INT8: evaluation.neighbours(descriptors, NEIGHBOURS, gallery=reference)[0],
             FROM_FP32: evaluation.neighbours(reference, NEIGHBOURS, gallery=descriptors)[0],
         }
-        drops = {name: recall_drops(evaluation, self._expected, found, ks=(1,)) for name, found in mixed.items()}
-        return Trial(
-            recipe=recipe,
-            keep_float=self.work.in_order(floats),
-            int8_share=1 - self.work.part(floats),
+        drops = {name: recall_drops(evaluation, expected, found, (1,), rows) for name, found in mixed.items()}
+        shared = overlaps(alone[rows], expected[rows])
+        drop = recall_drops(evaluation, expected, alone, (1,), rows).get("1")
+        return Found(
             pictures=len(descriptors),
-            overlap_at_10=overlap(alone, self._expected),
-            recall_drop=recall_drops(evaluation, self._expected, alone, ks=(1,)).get("1"),
+            compared=len(rows),
+            overlap_at_10=float(shared.mean()),
+            overlap_interval=mean_interval(shared),
+            recall=float((evaluation.first_correct(alone, rows) < 1).mean()) if drop else None,
+            recall_drop=drop,
             cross_recall_drop={name: drop["1"] for name, drop in drops.items() if drop},
-            cross_overlap={name: overlap(found, self._expected) for name, found in mixed.items()},
-            recipes=self.recipes,
+            cross_overlap={name: overlap(found[rows], expected[rows]) for name, found in mixed.items()},
         )
 
     def _descriptors(self, backend: Backend, pictures: _Pictures, phase: str | None = None) -> Descriptors:
@@ -203,5 +269,6 @@ class _Pictures:
 
 
 def _all_neighbours(descriptors: Descriptors) -> Indices:
-    """The neighbours of each picture among all the others, int64 [N, NEIGHBOURS]."""
-    return neighbours(descriptors, descriptors, NEIGHBOURS, skip_self=True)[0]
+    """The NEIGHBOURS nearest of each picture among all the others, int64 [N, K]; of few pictures, the nearer half."""
+    k = min(NEIGHBOURS, max(1, (len(descriptors) - 1) // 2))
+    return neighbours(descriptors, descriptors, k, skip_self=True)[0]

@@ -290,10 +290,34 @@ def test_build_engine_names_the_engine_after_model_and_precision(cli, model_onnx
     assert code == 0 and Path("mine-fp32.cgd").is_file() and "mine-fp32.cgd" in out
 
 
-@pytest.mark.parametrize("flags", [[], ["--int8", "--fp32"], ["--tf32", "--fp32"], ["--int8", "--fp16", "--fp32"]])
+@pytest.mark.parametrize("flags", [[], ["--int8", "--fp32"], ["--tf32", "--bf16"], ["--int8", "--fp16", "--fp32"]])
 def test_build_engine_wants_one_precision(cli, flags):
     code, _, err = cli("build-engine", *flags)
-    assert code == 2 and "exactly one of --int8, --fp16, --tf32 and --fp32" in err
+    assert code == 2 and "exactly one of --int8, --bf16, --fp16, --tf32 and --fp32" in err
+    assert err.count("\n") == (1 if flags else 3)
+
+
+@pytest.mark.parametrize(
+    ("sets", "backend", "first", "kept"),
+    [
+        (
+            ["avx512_vnni", "avx512_bf16"],
+            "openvino",
+            "--int8, --bf16, --fp32",
+            "--fp32 all, --bf16 0.96 to 0.98, --int8",
+        ),
+        (["avx512_vnni"], "openvino", "--int8, --fp32", "--fp32 all, --int8 0.85"),
+        (["avx512_vnni", "amx_bf16"], "onnxruntime", "--int8, --fp32", "--fp32 all, --int8 0.85"),
+        (["avx2"], "openvino", "--fp32, --int8", "--fp32 all, --int8 0.85"),
+        ([], "tensorrt", "--int8, --fp16, --tf32, --fp32", "--fp32 all, --fp16 0.99, --int8 0.85"),
+    ],
+)
+def test_without_a_precision_two_lines_explain_the_choice(cli, monkeypatch, sets, backend, first, kept):
+    monkeypatch.setattr("cgd_deploy.hardware.cpu.instruction_sets", lambda: sets)
+    code, _, err = cli("build-engine", "--backend", backend)
+    fastest, neighbours, _ = err.splitlines()
+    assert (code, fastest) == (2, f"{backend} here, fastest first: {first}.")
+    assert neighbours.startswith(f"Of the ten nearest neighbours of ResNet-50, they keep: {kept}")
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, which would run the engine")
@@ -462,6 +486,21 @@ def test_a_missed_gate_is_status_3_and_the_result_is_still_written(cli, noisy, p
 
 
 QUICKLY = ["--seconds", 0, "--batch", 1]
+
+
+def test_a_confident_gate_fails_where_the_mean_passes(cli, noisy, pictures):
+    exact = write_fake_engine(Path("exact.cgd"))
+    hurt = write_fake_engine(Path("hurt.cgd"), noise=0.5, backend="noisy", precision=Precision.INT8)
+    options = ["bench", hurt, "--reference", exact, "--data", pictures, *QUICKLY, "--json", "b.json"]
+    cli(*options, "--min-overlap", 0)
+    run = json.loads(Path("b.json").read_text())["engines"][0]
+    low, _ = run["overlap_at_10_interval"]
+    assert low < run["overlap_at_10"] < 1
+    limits = ["--min-overlap", run["overlap_at_10"], "--max-recall-drop", 100]
+    code, out, _ = cli(*options, *limits)
+    assert code == 0 and f"{run['overlap_at_10']:.3f}±" in out
+    code, _, err = cli(*options, *limits, "--confident")
+    assert code == 3 and f"overlap@10 is {low:.3f} at the worse end of the 95 % interval, wanted" in err
 
 
 def test_bench_says_how_many_queries_recall_leaves_out(cli, fake, pictures):

@@ -177,3 +177,26 @@ def test_a_subset_needs_queries_and_a_gallery():
         others = [number for number, searched in enumerate(IN_GALLERY) if searched is not role]
         with pytest.raises(InputError, match="expected every picture to be one of the two, and at least one of each"):
             Evaluation(IMAGES, IN_GALLERY).subset(others)
+
+
+@ROLES
+@SEEN_BY
+def test_halves_share_no_query_and_no_class(in_gallery, cameras):
+    evaluation = Evaluation(IMAGES, in_gallery, cameras=cameras)
+    first, second = (list(evaluation.queries[rows]) for rows in evaluation.halves())
+    assert sorted(first + second) == list(evaluation.queries) and first == sorted(first)
+    assert not {CLASSES[q] for q in first} & {CLASSES[q] for q in second}
+    assert abs(len(first) - len(second)) <= 1
+
+
+@pytest.mark.parametrize("classes", [None, ("a",) * 9, ("a",) * 5 + tuple("bcde")])
+def test_halves_without_classes_or_with_one_large_class_split_pictures(classes):
+    images = ImageList(Path("pictures"), tuple(f"{n}.jpg" for n in range(9)), classes)
+    first, second = Evaluation(images).halves()
+    assert (list(first), list(second)) == ([0, 2, 4, 6, 8], [1, 3, 5, 7])
+
+
+def test_a_class_that_only_the_gallery_has_is_in_no_half():
+    images = ImageList(Path("pictures"), tuple(f"{n}.jpg" for n in range(12)), tuple("zzzzzzzzabab"))
+    evaluation = Evaluation(images, (True,) * 10 + (False, False))
+    assert [list(rows) for rows in evaluation.halves()] == [[0], [1]]

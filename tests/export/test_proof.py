@@ -24,6 +24,7 @@ from cgd_export.int8.quantize import Layout, convolutions, quantized
 from cgd_export.kernels import kernels
 from cgd_export.metadata import FEATURES, Metadata, load_onnx, set_metadata
 from cgd_export.proof import (
+    COMPILED,
     compiled_precisions,
     convolution_work,
     engine_precisions,
@@ -130,8 +131,8 @@ def test_what_was_asked_is_found(
     precision: Precision,
     read: Callable[[onnx.ModelProto], dict[str, Precision]],
 ) -> None:
-    """TF32 is a setting of the GPU: its types are those of FP32."""
-    shown = Precision.FP32 if precision is Precision.TF32 else precision
+    """TF32 and BF16 are settings of a library: their types are those of FP32."""
+    shown = Precision.FP32 if precision in (Precision.TF32, Precision.BF16) else precision
     typed = {Precision.FP32: model, Precision.FP16: halved(model), Precision.INT8: halved(int8)}[shown]
     proof = prove("network", read(typed), typed, precision)
     assert proof["asked"] == precision.value
@@ -259,6 +260,32 @@ def test_what_runs_is_what_the_graph_asks_for(model: onnx.ModelProto, backend: s
             == graph_precisions(mixed)
             == {name: Precision.FP32 if name in floats else Precision.INT8 for name in names}
         )
+
+
+def test_a_compiled_model_proves_bf16_by_its_kernels(model: onnx.ModelProto, bf16_cpu: None) -> None:
+    names = [node.name for node in convolutions(model)]
+    found = compiled_precisions(kernels("openvino", model.SerializeToString(), bf16=True), names)
+    proof = prove(COMPILED, found, model, Precision.BF16)
+    assert (proof["asked"], proof["layers"], proof["flops_share"]) == ("bf16", {"bf16": 20}, {"bf16": 1.0})
+    with pytest.raises(GateError, match="fp32 was asked, but the compiled model has 100 % bf16"):
+        prove(COMPILED, found, model, Precision.FP32)
+    without = compiled_precisions(kernels("openvino", model.SerializeToString()), names)
+    with pytest.raises(GateError, match="bf16 was asked, but the compiled model has 100 % fp32"):
+        prove(COMPILED, without, model, Precision.BF16)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "precision"),
+    [
+        ("brgconv_avx512_amx_bf16", Precision.BF16),
+        ("brgconv_avx512_1x1_bf16", Precision.BF16),
+        ("jit_avx512_f32", Precision.FP32),
+        ("brgconv_avx512_amx_I8", Precision.INT8),
+        ("brgconv_avx512_f16", Precision.FP32),
+    ],
+)
+def test_the_last_word_of_a_kernels_name_is_its_precision(kernel: str, precision: Precision) -> None:
+    assert compiled_precisions({"a": kernel}, ["a", "b"]) == {"a": precision, "b": Precision.FP32}
 
 
 def test_int8_layers_that_the_runtime_computes_in_float_are_found_out(

@@ -385,7 +385,7 @@ def test_an_engine_that_overflows_is_refused(
 ) -> None:
     trt.layers = inspected(half, "Half")
     nothing = np.full((4, 96), np.nan, np.float32)
-    monkeypatch.setattr(packing, "_engine_descriptors", lambda *_: nothing)
+    monkeypatch.setattr(packing, "_embed", lambda *_: nothing)
     with pytest.raises(ExportError, match="the fp16 engine gives descriptors that are not numbers; build with --fp32"):
         engine_from_onnx(model_onnx, tmp_path / "e.cgd", Precision.FP16, backend="tensorrt")
     assert listing(tmp_path) == {}

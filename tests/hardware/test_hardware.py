@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cgd_deploy.hardware import cpu
-from cgd_deploy.hardware.cpu import available_threads, cpu_clock, cpu_name, instruction_sets
+from cgd_deploy.hardware.cpu import available_threads, cpu_clock, cpu_name, has_fast_bf16, instruction_sets
 from cgd_deploy.hardware.packages import package_version
 
 
@@ -48,6 +48,23 @@ def test_instruction_sets_of_x86_and_arm(monkeypatch):
     monkeypatch.setattr(cpu, "_cpuinfo", lambda: ["Features\t: fp asimd asimddp i8mm"])
     assert instruction_sets() == ["asimddp", "i8mm"]
     assert cpu_name()
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "fast"),
+    [
+        ("avx512f avx512_vnni", "", False),
+        ("avx512f avx512_bf16", "", True),
+        ("avx512f amx_tile amx_bf16", "", True),
+        ("avx512f amx_tile amx_bf16", "AVX512_CORE_AMX", True),
+        ("avx512f avx512_bf16 amx_bf16", "AVX512_CORE_VNNI", False),
+        ("avx512f avx512_bf16 amx_bf16", "AVX512_CORE_BF16", True),
+    ],
+)
+def test_fast_bf16_within_the_limit_that_openvino_heeds(flags, limit, fast, monkeypatch):
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: [f"flags\t: {flags}"])
+    monkeypatch.setenv(cpu.ONEDNN_LIMIT, limit)
+    assert has_fast_bf16() is fast
 
 
 def test_a_machine_that_tells_nothing(monkeypatch):

@@ -114,13 +114,14 @@ def test_the_result_has_the_keys_of_the_contract_and_no_others(exact):
             "recall_drop_interval_pp": {k: [None] for k in recall},
             "cross_recall_drop_pp": recall,
             "overlap_at_10": None,
+            "overlap_at_10_interval": [None],
             "cosine": {"min": None, "mean": None},
             "rank_flips": None,
             "compact": [],
             "stale": None,
         }
     ]
-    assert set(result["gate"]) == {"passed", "limits", "failures"}
+    assert set(result["gate"]) == {"passed", "limits", "confident", "failures"}
     assert json.loads(json.dumps(result)) == result
 
 
@@ -221,7 +222,11 @@ def test_retrieval_by_loops(exact, hurt, picture_list):
     low, high = run["recall_drop_interval_pp"]["1"]
     assert low < run["recall_drop_pp"]["1"] < high
     pairs = list(zip(lists["after"], lists["before"], strict=True))
-    assert run["overlap_at_10"] == pytest.approx(np.mean([len(set(a) & set(b)) / 10 for a, b in pairs]), abs=1e-5)
+    shared = [len(set(a) & set(b)) / 10 for a, b in pairs]
+    assert run["overlap_at_10"] == pytest.approx(np.mean(shared), abs=1e-5)
+    low, high = run["overlap_at_10_interval"]
+    margin = 1.96 * np.std(shared) / np.sqrt(len(shared))
+    assert (low, high) == pytest.approx((np.mean(shared) - margin, np.mean(shared) + margin), abs=0.3 * margin)
     assert run["rank_flips"] == sum(a[0] != b[0] for a, b in pairs)
     similar = [float(a @ b) for a, b in zip(after, before, strict=True)]
     assert run["cosine"]["min"] == pytest.approx(min(similar), abs=1e-5)
@@ -241,6 +246,7 @@ def test_the_compact_entries_have_the_keys_of_the_contract(exact):
                 "recall_drop_pp": recall,
                 "recall_drop_interval_pp": {k: [None] for k in recall},
                 "overlap_at_10": None,
+                "overlap_at_10_interval": [None],
             }
         ]
         forms = [(form["descriptor_dtype"], form["pca"], form["bytes_per_descriptor"]) for form in run["compact"]]
@@ -411,6 +417,28 @@ def test_limits_of_the_caller_replace_the_usual_ones():
     strict = gate([a_run(overlap=0.9)], {"min_overlap_at_10": 0.95})
     assert not strict["passed"]
     assert strict["limits"]["int8"] == {"max_recall_drop_pp": 1.0, "min_overlap_at_10": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("low", "high_drop", "told"),
+    [
+        (0.8, 1.0, []),
+        (0.79, 1.0, ["overlap@10 is 0.790 at the worse end of the 95 % interval, wanted 0.8"]),
+        (0.8, 1.2, ["recall@1 drops 1.20 pp at the worse end of the 95 % interval, allowed 1.0 pp"]),
+        (0.8, None, []),
+    ],
+)
+def test_a_confident_gate_judges_the_worse_ends(low, high_drop, told):
+    intervals = {} if high_drop is None else {"1": [-1.0, high_drop]}
+    run = {
+        **a_run(drop=None if high_drop is None else 0.0, overlap=0.9),
+        "overlap_at_10_interval": [low, 0.99],
+        "recall_drop_interval_pp": intervals,
+    }
+    assert gate([run])["passed"] and gate([run])["confident"] is False
+    verdict = gate([run], confident=True)
+    assert verdict["failures"] == [f"e.cgd: {line}" for line in told]
+    assert verdict["passed"] is not bool(told) and verdict["confident"] is True
 
 
 def test_the_gate_judges_each_engine_once():

@@ -68,6 +68,7 @@ def engine(path="artifacts/model-int8.cgd", batch=1, rate=80.0, speedup=3.2, dro
         "recall_drop_interval_pp": {"1": [drop - 0.5, drop + 0.3], "2": [drop, drop]},
         "cross_recall_drop_pp": {"1": -0.1, "2": 0.0},
         "overlap_at_10": 0.9876,
+        "overlap_at_10_interval": [0.9812, 0.9931],
         "cosine": {"min": 0.98765, "mean": 0.99931},
         "rank_flips": 1234,
         "compact": [],
@@ -178,7 +179,8 @@ def test_compact_galleries_without_classes(tmp_path):
 
 def test_only_the_first_recall_has_its_interval(tmp_path):
     quality = Page(write_bench_report(tmp_path / "r.html", bench())).text.split("Retrieval quality")[1]
-    assert quality.count("95 %:") == 2  # the note and the one cell
+    assert quality.count("95 %:") == 3  # the note, the one recall, and overlap@10
+    assert "95 %: 98.12% to 99.31%" in quality
 
 
 def test_the_reference_has_its_own_throughput_and_latency(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.pictures.images import ImageList
-from cgd_deploy.quality.significance import Drop, paired_drop, recall_drops
+from cgd_deploy.quality.significance import Drop, mean_interval, paired_drop, recall_drops
 
 
 def outcomes(both: int, lost: int, won: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,3 +94,25 @@ def test_recall_drops_by_loops(in_gallery):
 def test_without_classes_there_is_nothing_to_drop():
     evaluation = Evaluation(ImageList(Path(), ("a", "b", "c")))
     assert recall_drops(evaluation, np.zeros((3, 1), int), np.zeros((3, 1), int)) == {}
+
+
+def test_the_interval_of_a_mean_by_drawing_queries():
+    """overlap@10 of 60 queries, resampled query by query."""
+    random = np.random.default_rng(5)
+    values = random.integers(5, 11, 60) / 10
+    means = [random.choice(values, len(values)).mean() for _ in range(4000)]
+    low, high = mean_interval(values)
+    assert (low, high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
+    assert low < values.mean() < high and mean_interval(values) == (low, high)
+    assert mean_interval(np.full(9, 0.3)) == (0.3, 0.3)
+
+
+def test_the_drops_of_some_queries_are_those_of_an_evaluation_of_them():
+    evaluation = Evaluation(ImageList(Path("x"), tuple(f"{n}.jpg" for n in range(8)), tuple("aabbccdE")))
+    right = np.array([[1], [0], [3], [2], [5], [4], [0], [0]])  # d and E are alone, so unanswerable
+    wrong = np.array([[2], [0], [3], [0], [5], [4], [1], [1]])
+    assert recall_drops(evaluation, right, wrong, (1,))["1"].drop == pytest.approx(100 * 2 / 6, abs=1e-3)
+    for rows, lost, answered in (([0, 1, 2], 1, 3), ([1, 2, 4], 0, 3), ([3, 6], 1, 1)):
+        drop = recall_drops(evaluation, right, wrong, (1,), np.array(rows))["1"].drop
+        assert drop == pytest.approx(100 * lost / answered, abs=1e-3)
+    assert recall_drops(evaluation, right, wrong, (1,), np.array([6, 7])) == {}

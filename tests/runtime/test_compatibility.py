@@ -250,6 +250,36 @@ def test_the_backend_itself_makes_nothing_of_tensorrt_without_cuda() -> None:
         BACKENDS["tensorrt-rtx"]["cuda"](b"")
 
 
+def test_bf16_needs_a_cpu_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_bf16_cpu: None) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setitem(BACKENDS, "openvino", {"cpu": lambda payload, **options: made.append(options)})
+    for precision, floats, told in (
+        (Precision.BF16, None, "`cgd-deploy build-engine --int8` or `--fp32`"),
+        (Precision.INT8, Precision.BF16, "`cgd-deploy build-engine --int8 --int8-float fp32`"),
+    ):
+        path = write_fake_engine(tmp_path / "bf16.cgd", backend="openvino", precision=precision, float_precision=floats)
+        text = refusal(path)
+        assert "bf16.cgd computes in BF16, which needs a CPU with AVX512-BF16 or AMX-BF16" in text and told in text
+    assert made == []
+
+
+def test_openvino_is_told_of_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16_cpu: None) -> None:
+    made: list[bool] = []
+
+    def make(payload: bytes, *, threads: int, streams: int, bf16: bool) -> object:
+        made.append(bf16)
+        return SimpleNamespace(close=lambda: None, streams=None)
+
+    monkeypatch.setitem(BACKENDS, "openvino", {"cpu": make})
+    for changes in (
+        {"precision": Precision.BF16},
+        {"precision": Precision.FP32},
+        {"precision": Precision.FP32, "float_precision": Precision.BF16},
+    ):
+        load(write_fake_engine(tmp_path / "a.cgd", backend="openvino", **changes)).close()
+    assert made == [True, False, True]
+
+
 def tf32(path: Path, backend: str = "onnxruntime", **changes: Any) -> Path:
     return write_fake_engine(path / "tf32.cgd", backend=backend, precision=Precision.TF32, **changes)
 

@@ -70,6 +70,11 @@ class BenchOptions:
         float | None, GateOption(metavar="SHARE", help="Smallest overlap@10 that passes, from 0 to 1.")
     ] = None
 
+    confident: Annotated[
+        bool,
+        GateOption("--confident", help="Limits hold at the worse end of the 95 % interval, not only for the mean."),
+    ] = False
+
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the result to a JSON file.")
     ] = None
@@ -160,6 +165,7 @@ def _measure(paths: list[Path], options: BenchOptions) -> tuple[dict[str, Any], 
         threads=options.threads,
         streams=options.streams or 1,
         limits={name: value for name, value in limits.items() if value is not None},
+        confident=options.confident,
         descriptor_dtypes=options.descriptor_dtype or (),
         pcas=options.pca or (),
         strict=options.strict,

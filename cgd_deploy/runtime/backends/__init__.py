@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...spec import ModelSpec, Precision
+from ...spec import Precision
+from ..enginefile import Manifest
 from .base import Backend
 from .fake import FakeBackend
 from .onnxruntime import OnnxRuntimeBackend
@@ -31,8 +32,11 @@ def default_device(backend: str, precision: Precision) -> str:
     return "cuda" if precision is Precision.TF32 else next(iter(BACKENDS[backend]))
 
 
-def model_settings(backend: str, device: str, spec: ModelSpec, precision: Precision) -> dict[str, Any]:
+def model_settings(manifest: Manifest, device: str) -> dict[str, Any]:
     """Further arguments of ``BACKENDS[backend][device]``, which describe the model. A TensorRT plan contains them."""
-    if (backend, device) != ("onnxruntime", "cuda"):
+    if manifest.backend == "openvino":
+        return {"bf16": manifest.needs_bf16}
+    if (manifest.backend, device) != ("onnxruntime", "cuda"):
         return {}
-    return {"input_size": spec.input_size, "dim": spec.dim, "tf32": precision is Precision.TF32}
+    spec = manifest.spec
+    return {"input_size": spec.input_size, "dim": spec.dim, "tf32": manifest.precision is Precision.TF32}

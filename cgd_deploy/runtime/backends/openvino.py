@@ -1,4 +1,4 @@
-"""ONNX models on OpenVINO, the fastest of the backends on x86 CPUs in FP32 and in INT8."""
+"""ONNX models on OpenVINO, the fastest of the backends on x86 CPUs in FP32, BF16 and INT8."""
 
 from __future__ import annotations
 
@@ -44,23 +44,29 @@ class OpenVinoBackend(Backend):
     device    "cpu"
     threads   by default every core this process may use
     streams   runs at the same time, which share the threads
+    bf16      whether floats are BF16. OpenVINO keeps norms, and all behind the last fully connected layer, in FP32
 
     Raises EngineError if the model cannot be compiled, MissingDependency without OpenVINO.
     """
 
-    def __init__(self, payload: bytes, *, threads: int | None = None, streams: int = 1) -> None:
+    def __init__(self, payload: bytes, *, threads: int | None = None, streams: int = 1, bf16: bool = False) -> None:
         openvino = import_openvino()
         core = openvino.Core()
         settings = {
             "INFERENCE_NUM_THREADS": threads or available_threads(),
             "NUM_STREAMS": streams,
-            "INFERENCE_PRECISION_HINT": "f32",  # OpenVINO would choose BF16 on CPUs that have it
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # OpenVINO alone would choose what the CPU has
         }
         try:
             self._compiled = core.compile_model(core.read_model(payload), "CPU", settings)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:200]
             raise EngineError(f"OpenVINO cannot load the model ({reason}); build the engine again.") from error
+        if bf16 and self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string() != "bf16":
+            raise EngineError(
+                "OpenVINO would compute this BF16 model in FP32 here; build an engine for this CPU with `cgd-deploy "
+                "build-engine --int8` or `--fp32`."
+            )
         self.concurrency = streams
         self._tensor = openvino.Tensor
         self._row = [size.get_length() for size in list(self._compiled.output(0).partial_shape)[1:]]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from conftest import draw, listing
+from conftest import listing
 from onnx import numpy_helper
 
 from cgd_deploy.cli.results import trial_table
@@ -35,7 +36,7 @@ from cgd_export.int8.budget import Budget, Trial, check_disjoint, read_budget, s
 from cgd_export.int8.guard import MIN_INT8_SHARE, blocks, guarded
 from cgd_export.int8.quantize import convolutions
 from cgd_export.int8.recipe import DEFAULT, Recipe
-from cgd_export.int8.trials import FROM_FP32, FROM_INT8
+from cgd_export.int8.trials import FROM_FP32, FROM_INT8, LEAST_COST, Models, Timer, Trials, timed
 from cgd_export.metadata import get_metadata, load_onnx, save_onnx
 from cgd_export.onnx_from_checkpoint import calibration_beside
 from cgd_export.parity import run_onnx
@@ -43,15 +44,10 @@ from cgd_export.progress import Progress
 from cgd_export.proof import convolution_work
 
 
-@pytest.fixture(scope="module")
-def unseen(tmp_path_factory) -> Path:
-    """A folder of 6 classes with 7 pictures each, none of them ``pictures``."""
-    folder = tmp_path_factory.mktemp("unseen")
-    for kind in range(6):
-        (folder / f"kind-{kind}").mkdir()
-        for number in range(7):
-            draw(kind, 100 + number).save(folder / f"kind-{kind}" / f"{number}.jpg", quality=90)
-    return folder
+@pytest.fixture(autouse=True)
+def no_time(monkeypatch) -> None:
+    """Commands find that all convolutions cost the same."""
+    monkeypatch.setattr(packing, "timed", lambda contestants: dict.fromkeys(contestants, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +73,11 @@ PLAIN = Recipe()
 
 
 class Hurt(FakeBackend):
-    """Descriptors with noise for each convolution in INT8; remembers which pictures it saw."""
+    """Descriptors with noise for each convolution in INT8; remembers which pictures it saw, and what is in float."""
 
-    def __init__(self, noises: dict[str, float], seen: list[str]) -> None:
+    def __init__(self, noises: dict[str, float], seen: list[str], floats: Collection[str] = ()) -> None:
         super().__init__(b'{"dim": 24}')
+        self.floats = floats
         self._noises, self._seen = noises, seen
 
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -98,6 +95,7 @@ class Search:
 
     noises   of each convolution, from those that are float
     parts    of it, that a recipe leaves
+    timer    see ``Models``; None: the cost is the work
     """
 
     def __init__(
@@ -105,8 +103,9 @@ class Search:
         model: onnx.ModelProto,
         noises: Callable[[Collection[str]], dict[str, float]],
         parts: Callable[[Recipe], float] = lambda recipe: 1.0,
+        timer: Timer | None = None,
     ) -> None:
-        self.model, self.noises, self.parts = model, noises, parts
+        self.model, self.noises, self.parts, self.timer = model, noises, parts, timer
         self.trials: list[Trial] = []
         self.steps: list[tuple[str, int, int]] = []
         self.seen: list[list[str]] = []
@@ -114,17 +113,19 @@ class Search:
     def open(self, recipe: Recipe, floats: Collection[str]) -> Hurt:
         self.seen.append([])
         noises = {name: size * self.parts(recipe) for name, size in self.noises(floats).items()}
-        return Hurt(noises, self.seen[-1])
+        return Hurt(noises, self.seen[-1], floats)
 
     def run(self, budget: Budget, keep_float: Collection[str] = (), recipe: Recipe | None = PLAIN) -> Trial:
         reference = lambda: FakeBackend(b'{"dim": 24}')  # noqa: E731
         progress = Progress(on_step=lambda *step: self.steps.append(step), on_trial=self.trials.append)
         search = recipe is None
-        return guarded(self.model, reference, self.open, budget, keep_float, recipe or DEFAULT, search, progress)
+        models = Models(fp32=reference, int8=self.open, timer=self.timer)
+        return guarded(self.model, models, budget, keep_float, recipe or DEFAULT, search, progress)
 
     @property
     def full(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.cross_overlap]
+        """The measurements on the half that chooses."""
+        return [trial for trial in self.trials if trial.cross_overlap and not trial.held_out]
 
 
 def losing(**sizes: float) -> Callable[[Collection[str]], dict[str, float]]:
@@ -180,8 +181,9 @@ def test_a_convolution_outside_of_any_block_stands_alone_and_a_constant_makes_no
 def test_plain_int8_that_holds_is_measured_once_and_left_alone(model, budget):
     search = Search(model, losing())
     trial = search.run(budget)
-    assert search.trials == [trial] and len(search.seen) == 1
+    assert search.trials == [*search.full, trial] and len(search.full) == len(search.seen) == 1
     assert (trial.keep_float, trial.int8_share, trial.overlap_at_10, trial.pictures) == ((), 1.0, 1.0, 42)
+    assert trial.held_out and trial.compared == search.full[0].compared == 21
     assert {"Decoding", "Measuring FP32"} <= {phase for phase, _, _ in search.steps}
     assert all(1 <= step <= steps for _, step, steps in search.steps)
 
@@ -213,10 +215,59 @@ def test_of_two_equal_losses_the_cheaper_layer_is_returned(model, names, evaluat
     search = Search(model, losing(**{cheap: 0.35, dear: 0.35}))
     plain, one = (search.noises(floats) for floats in ((), (cheap,)))
     assert len(plain) == 2 and len(one) == 1
-    probe = Search(model, losing(**{dear: 0.35})).run(Budget(evaluation=evaluation, min_overlap=0.0))
-    trial = search.run(Budget(evaluation=evaluation, min_overlap=probe.overlap_at_10))
+    probe = Search(model, losing(**{dear: 0.35}))
+    probe.run(Budget(evaluation=evaluation, min_overlap=0.0))
+    trial = search.run(Budget(evaluation=evaluation, min_overlap=probe.full[0].overlap_at_10))
     assert trial.keep_float == (cheap,)
     assert trial.int8_share == pytest.approx(1 - work[cheap] / sum(work.values()))
+
+
+def clock(**costs: float) -> tuple[Timer, list[set[str]]]:
+    """A timer on which INT8 takes a second, and each convolution in float so much more; and what it timed."""
+    told: list[set[str]] = []
+
+    def timer(contestants: Mapping[str, Any]) -> dict[str, float]:
+        base, other = (set(contestants[name].func.__self__.floats) for name in ("base", "other"))
+        assert all(len(call()) == 8 for call in contestants.values())  # a batch of the same pictures
+        told.append(base ^ other)
+        return {"base": 1 + sum(map(costs.get, base)), "other": 1 + sum(map(costs.get, other))}
+
+    return timer, told
+
+
+def test_of_two_equal_losses_the_layer_that_costs_less_time_is_returned(model, names, evaluation):
+    """Its work is more than three times the other's: time decides."""
+    little, much = names[7], names[-1]
+    timer, timings = clock(**{**dict.fromkeys(names, 0.1), little: 0.5, much: 0.02})
+    noises = losing(**{little: 0.35, much: 0.35})
+    probe = Search(model, losing(**{little: 0.35}))
+    probe.run(Budget(evaluation=evaluation, min_overlap=0.0))
+    search = Search(model, noises, timer=timer)
+    budget = Budget(evaluation=evaluation, min_overlap=probe.full[0].overlap_at_10)
+    assert search.run(budget).keep_float == (much,)
+    assert timings[:9] == [set(block) for block in blocks(model)]  # alone in float, against none
+    assert timings[9:] == [{name} for name in names[-2:]]  # alone in INT8, against the block in float
+    steps = [step for phase, *step in search.steps if phase == "Timing"]
+    assert steps == [[n, 9] for n in range(1, 10)] + [[1, 2], [2, 2]]
+
+
+def test_a_cost_is_a_part_of_the_time_and_noise_has_the_least(model, names, evaluation):
+    timer, _ = clock(**{name: 0.25 * (number % 2) - 0.001 for number, name in enumerate(names)})
+    search = Search(model, losing(), timer=timer)
+    models = Models(fp32=lambda: FakeBackend(b'{"dim": 24}'), int8=search.open, timer=timer)
+    trials = Trials(model, models, evaluation, frozenset(names[:1]), Progress())
+    base = 1 - 0.001  # names[0] is always in float
+    found = trials.costs(PLAIN, (), [(names[1],), (names[2],)])
+    assert found == pytest.approx([0.249 / base, LEAST_COST])
+    dearer = base + 0.249
+    assert trials.costs(PLAIN, (names[1],), [()]) == pytest.approx([0.249 / dearer])
+
+
+def test_contestants_take_turns():
+    calls: list[str] = []
+    seconds = timed({name: partial(calls.append, name) for name in ("base", "other")})
+    assert set(seconds) == {"base", "other"} and all(value >= 0 for value in seconds.values())
+    assert "".join(name[0] for name in calls) == "bbbboooo" * 4
 
 
 def parts_left(**parts: float) -> Callable[[Recipe], float]:
@@ -241,8 +292,8 @@ def test_if_plain_int8_misses_recipes_are_compared_and_the_best_one_is_the_answe
     search = Search(model, losing(**{names[2]: 0.5}), left)
     trial = search.run(budget, recipe=None)
     assert str(trial.recipe) == "mse + bias corrected" and trial.keep_float == () and trial.int8_share == 1
-    assert budget.holds(trial) and search.trials[-1] == trial
-    plain, *compared, last = search.trials
+    assert budget.holds(search.full[-1]) and search.trials[-1] == trial
+    plain, *compared, last, _ = search.trials
     default, *corrected = [f"{method} + bias corrected" for method in METHODS]
     assert (recipes([plain, last]), plain.recipes) == ([default, "mse + bias corrected"], {})
     assert recipes(compared) == [default, "mean", *corrected, "mse + equalized + bias corrected"]
@@ -341,7 +392,9 @@ def test_candidates_are_ranked_on_a_sample_that_is_always_the_same(model, names,
     assert search.run(budget).keep_float == (names[9],)
     sampled = [pictures for pictures in search.seen if len(pictures) == 16]
     assert len(sampled) == 1 + 9 + 2 and all(pictures == sampled[0] for pictures in sampled)
-    assert sampled[0][0] == search.seen[0][0] and sampled[0][-1] == search.seen[0][-1]
+    choosing, held_out = budget.evaluation.halves()
+    assert sampled[0][0] == search.seen[0][choosing[0]] and sampled[0][-1] == search.seen[0][choosing[-1]]
+    assert not {search.seen[0][row] for row in held_out} & set(sampled[0])
     assert {len(pictures) for pictures in search.seen} == {16, 42}
     assert {trial.pictures for trial in search.trials if not trial.cross_overlap} == {16}
 
@@ -365,6 +418,7 @@ def test_a_trial_by_loops(model, names, evaluation, roles):
     fp32, int8 = FakeBackend(b'{"dim": 24}').run(pixels), Hurt({names[0]: 1.0}, []).run(pixels)
     classes = evaluation.images.classes
     queries = [i for i in range(42) if not (roles and in_gallery[i])]
+    queries = [queries[row] for row in evaluation.halves()[1]]
 
     def found(asked: np.ndarray, searched: np.ndarray) -> list[list[int]]:
         lists = []
@@ -403,7 +457,9 @@ def mixed(drop: Drop | None = None, other: Drop | None = None, overlap: float = 
         keep_float=(),
         int8_share=1.0,
         pictures=100,
+        compared=100,
         overlap_at_10=0.5,
+        overlap_interval=(0.4, 0.6),
         cross_recall_drop={FROM_INT8: drop, FROM_FP32: other or drop} if drop else {},
         cross_overlap={FROM_INT8: 1.0, FROM_FP32: overlap},
     )
@@ -426,6 +482,70 @@ def mixed(drop: Drop | None = None, other: Drop | None = None, overlap: float = 
 )
 def test_the_statement_on_mixed_galleries(trial, told):
     assert statement(trial).startswith(told)
+
+
+def held(limit: str, low: float, mean: float, high: float, confident: bool) -> tuple[bool, bool]:
+    """Whether a budget holds, and whether it is contradicted, by a trial with these values."""
+    budget = object.__new__(Budget)  # without test pictures
+    limits = {"max_recall_drop_pp": None, "min_overlap": None, "confident": confident}
+    for name, value in {**limits, limit: 0.5}.items():
+        object.__setattr__(budget, name, value)
+    trial = mixed()
+    if limit == "min_overlap":
+        trial = replace(trial, overlap_at_10=mean, overlap_interval=(low, high))
+    else:
+        trial = replace(trial, recall_drop=Drop(mean, low, high))
+    return budget.holds(trial), budget.contradicted_by(trial)
+
+
+@pytest.mark.parametrize(
+    ("low", "mean", "high", "surely", "expected"),
+    [
+        (0.6, 0.7, 0.8, (True, False), (True, False)),
+        (0.4, 0.6, 0.8, (False, False), (True, False)),
+        (0.3, 0.4, 0.6, (False, True), (False, False)),
+        (0.2, 0.3, 0.4, (False, True), (False, True)),
+    ],
+)
+def test_limits_and_intervals(low, mean, high, surely, expected):
+    """With --confident the worse end must hold where the model is chosen, and the mean where it is held out."""
+    assert held("min_overlap", low, mean, high, True) == surely
+    assert held("min_overlap", low, mean, high, False) == expected
+    assert held("max_recall_drop_pp", 1 - high, 1 - mean, 1 - low, True) == surely
+    assert held("max_recall_drop_pp", 1 - high, 1 - mean, 1 - low, False) == expected
+
+
+def test_confidence_costs_more_layers_in_float(model, names, evaluation):
+    sizes = {names[2]: 0.5, names[9]: 0.12}
+    found = {}
+    for confident in (False, True):
+        probe = Search(model, losing(**{names[9]: 0.12}))
+        probe.run(Budget(evaluation=evaluation, min_overlap=0.0))
+        limit = probe.full[0].overlap_at_10
+        assert probe.full[0].overlap_interval[0] < limit
+        search = Search(model, losing(**sizes))
+        found[confident] = search.run(Budget(evaluation=evaluation, min_overlap=limit, confident=confident)).keep_float
+    assert found == {False: (names[2],), True: (names[2], names[9])}
+
+
+def test_held_out_queries_may_contradict(model, names, evaluation):
+    """A model whose INT8 hurts only the pictures that no layer was chosen on."""
+    rows = evaluation.halves()[1]
+    spec = get_metadata(model).spec
+    hurt = {preprocess(evaluation.images.path(row), spec).tobytes() for row in rows}
+
+    class Treacherous(Hurt):
+        def run(self, images: np.ndarray) -> np.ndarray:
+            found, clean = super().run(images), FakeBackend.run(self, images)
+            return np.stack([f if i.tobytes() in hurt else c for f, c, i in zip(found, clean, images, strict=True)])
+
+    search = Search(model, losing(**{names[2]: 3.0}))
+    search.open = lambda recipe, floats: Treacherous({names[2]: 3.0}, [], floats)  # type: ignore[method-assign]
+    limit = 0.7  # the gallery is hurt for both halves
+    with pytest.raises(GateError, match=r"for the queries that chose it, but an overlap@10 of .* for the 21 others"):
+        search.run(Budget(evaluation=evaluation, min_overlap=limit))
+    choosing, told = search.trials
+    assert choosing.overlap_at_10 >= limit > told.overlap_interval[1] and told.held_out
 
 
 def flat(folder: Path, source: Path) -> Path:
@@ -453,6 +573,7 @@ def test_limits_and_test_pictures_go_together(unseen, tmp_path):
         refused("0 to 100", read_budget, unseen, value)
     for value in (-0.1, 1.1, float("nan")):
         refused("0 to 1", read_budget, unseen, None, value)
+    refused("pass --data", read_budget, None, None, None, True)
     refused("got 7 pictures; pass at least 12", read_budget, unseen / "kind-0", None, 0.9)
     gone = Evaluation(ImageList(tmp_path / "gone", tuple(f"{n}.jpg" for n in range(20))))
     refused("all 20 test pictures are gone, .*--data", Budget, evaluation=gone, min_overlap=0.9)
@@ -527,7 +648,8 @@ def test_a_model_made_hard_to_quantize_passes_with_the_guard(cli, hard, unseen, 
         and found["int8_share"] > 0.8
     )
     testing = read_images(unseen)
-    assert found["pictures"] == 42 and found["limits"] == {"max_recall_drop_pp": None, "min_overlap_at_10": least}
+    assert found["pictures"] == 42 and found["compared"] == 21 and found["held_out"] is True
+    assert found["limits"] == {"max_recall_drop_pp": None, "min_overlap_at_10": least, "confident": False}
     assert found["pictures_sha256"] == manifest.source["evaluation_sha256"] == testing.sha256
     assert manifest.source["calibration_sha256"] == read_images(calibration_beside(hard)).sha256
     assert set(found["recall_drop_pp"]["1"]) == {"drop", "low", "high"}
@@ -549,7 +671,8 @@ def test_a_recipe_puts_right_what_was_made_hard_and_everything_stays_int8(cli, h
     assert "equalized" in found["recipe"] and manifest.source["calibration"] == found["recipe"]
     assert {"mean", "mean + bias corrected"} < set(found["recipes"]) and len(found["recipes"]) == 7
     assert found["recipes"][found["recipe"]] == max(found["recipes"].values()) > found["recipes"]["mean"] + 0.1
-    assert [trial["recipe"] for trial in told["trials"]] == [str(DEFAULT), *found["recipes"], found["recipe"]]
+    chosen = [found["recipe"]] * 2  # on the half that chooses, and held out
+    assert [trial["recipe"] for trial in told["trials"]] == [str(DEFAULT), *found["recipes"], *chosen]
 
     again = tmp_path / "again.cgd"  # what was told can be asked for
     options = ["--int8", "--backend", "onnxruntime", "--calibration", found["recipe"], "-o", again]
@@ -577,8 +700,12 @@ def test_without_classes_overlap_alone_is_measured_and_the_summary_says_so(cli, 
     assert (status, err) == (0, "")
     found = read_engine(tmp_path / "e.cgd").manifest.retrieval
     assert found["recall_drop_pp"] == found["cross_recall_drop_pp"] == {} and found["keep_float"] == []
-    told = f"overlap@10 {found['overlap_at_10']:.3f}, calibrated by mean + bias corrected"
-    assert f"on 42 test pictures: {told}, 0 of 20 convolutions in float" in out
+    low, high = found["overlap_at_10_interval"]
+    assert low < found["overlap_at_10"] < high
+    told = (
+        f"overlap@10 {found['overlap_at_10']:.3f} (95 %: {low:.3f} to {high:.3f}), calibrated by mean + bias corrected"
+    )
+    assert f"on 21 held-out queries: {told}, 0 of 20 convolutions in fp32" in out
     assert out.endswith(f"  {found['statement']}\n")
 
 
@@ -596,10 +723,10 @@ def test_the_limit_on_recall_counts_the_queries_that_can_be_answered(cli, model_
     options = ["--int8", "--backend", "onnxruntime", "-o", tmp_path / "e.cgd", "--data", data]
     status, out, _ = cli("build-engine", model_onnx, *options, "--max-recall-drop", 50)
     assert status == 0
-    assert "\n  recall leaves out 28 of 42 queries: there is no picture of their class to find.\n" in out
+    assert "\n  recall leaves out 14 of 21 queries: there is no picture of their class to find.\n" in out
     found = read_engine(tmp_path / "e.cgd").manifest.retrieval
-    assert found["queries"] == {"asked": 42, "unanswerable": 28} and found["pictures"] == 42
-    one = 100 / 14  # a query, in percentage points
+    assert found["queries"] == {"asked": 21, "unanswerable": 14} and found["pictures"] == 42
+    one = 100 / 7  # a query, in percentage points
     drop = found["recall_drop_pp"]["1"]["drop"] / one
     assert drop == pytest.approx(round(drop), abs=1e-3)
 
@@ -608,6 +735,12 @@ def test_a_limit_on_recall_needs_a_query_that_can_be_answered(unseen, tmp_path):
     data = lonely(tmp_path / "data", unseen, classes=0)
     refused("none of the 42 queries in .* has a picture of its class to find", read_budget, data, 0.1)
     assert read_budget(data, None, 0.9).evaluation.asked["unanswerable"] == 42
+
+
+def test_both_halves_need_a_query_that_can_be_answered(unseen, tmp_path):
+    data = lonely(tmp_path / "data", unseen, classes=1)
+    refused("all that can be answered are in one half; pass more", read_budget, data, 0.1)
+    assert read_budget(data, None, 0.9).min_overlap == 0.9
 
 
 def test_calibration_pictures_among_the_test_pictures_are_refused(cli, model_onnx, pictures, tmp_path):
@@ -619,8 +752,8 @@ def test_calibration_pictures_among_the_test_pictures_are_refused(cli, model_onn
 
 
 def test_a_plan_that_is_yet_to_be_built_is_measured_by_its_graph(model, model_onnx):
-    backend = packing._opened("tensorrt", halved(model))
+    backend = packing.opened("tensorrt", halved(model), Precision.FP16)
     with backend:
         assert isinstance(backend, OnnxRuntimeBackend)
-    with packing._opened("openvino", model) as other:
+    with packing.opened("openvino", model, Precision.FP32) as other:
         assert not isinstance(other, OnnxRuntimeBackend)
