@@ -111,6 +111,8 @@ def _golden(changes: Mapping[str, bytes], path: Path) -> None:
 BAD_FIELDS: dict[str, dict[str, Any]] = {
     "unknown field": {"weather": "fine"},
     "unknown precision": {"precision": "int2"},
+    "unknown precision of floats": {"float_precision": "int2"},
+    "precision that is no text": {"precision": ["int8"]},
     "no table of checksums": {"sha256": "abc"},
     "payload without a name": {"payload": ["model.json"]},
     "profile without a largest batch": {"profile": {"min": 1, "opt": 4}},

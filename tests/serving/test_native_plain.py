@@ -102,13 +102,20 @@ REFUSED = {
     "another backend": ({"backend": "onnxruntime"}, {}, "--embed-python"),
     "another device": ({"backend": "openvino"}, {"device": b"cuda"}, "not on 'cuda'"),
     "TF32": ({"backend": "openvino", "precision": Precision.TF32}, {}, "tf32"),
+    "BF16 without the instructions": ({"backend": "openvino", "precision": Precision.BF16}, {}, "computes in BF16"),
+    "floats in BF16 without them": (
+        {"backend": "openvino", "precision": Precision.INT8, "float_precision": Precision.BF16},
+        {},
+        "--int8-float fp32",
+    ),
     "a payload that is no model": ({"backend": "openvino"}, {}, "OpenVINO cannot load the model"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_engines_of_other_libraries_are_refused(library, tmp_path, name):
+def test_engines_of_other_libraries_are_refused(library, tmp_path, monkeypatch, name):
     fields, options, words = REFUSED[name]
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")  # no BF16
     path = write_fake_engine(tmp_path / "e.cgd", **fields)
     assert library.open(path, **options)[0] == "CGD_BAD_ENGINE"
     assert words in library.error and "\n" not in library.error and library.error.endswith(".")

@@ -32,10 +32,14 @@ class Backend::Compiled {
   public:
     Compiled(const Model &model, std::size_t threads, std::size_t streams)
         : row_{model.height, model.width, 3}, dim_(model.dim) {
-        const auto type = model.type == "bf16" ? ov::element::bf16 : ov::element::f32;
+        const auto type = model.bf16 ? ov::element::bf16 : ov::element::f32;
         model_ = core_.compile_model(core_.read_model(model.payload, ov::Tensor()), "CPU",
                                      ov::inference_num_threads(int(threads)), ov::num_streams(int(streams)),
                                      ov::hint::inference_precision(type));
+        if (model.bf16 && model_.get_property(ov::hint::inference_precision) != ov::element::bf16)
+            throw Failure(CGD_BAD_ENGINE,
+                          "OpenVINO would compute this BF16 model in FP32 here; build an engine for this CPU with "
+                          "`cgd-deploy build-engine --int8` or `--fp32`.");
         if (model_.inputs().size() != 1 || model_.input().get_element_type() != ov::element::u8 ||
             !fits(model_.input().get_partial_shape(), row_) || model_.outputs().size() != 1 ||
             model_.output().get_element_type() != ov::element::f32 ||

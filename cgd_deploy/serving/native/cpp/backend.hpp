@@ -13,7 +13,7 @@ class Backend {
   public:
     struct Model {
         std::string payload;  // a serialised ONNX model
-        std::string type;     // what products are computed in: "f32" or "bf16"
+        bool bf16;            // whether floats are BF16
         std::size_t height, width, dim;
     };
 

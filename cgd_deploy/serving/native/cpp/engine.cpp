@@ -42,10 +42,11 @@ void check_runs_here(const EngineFile &file, const cgd_options &options) {
                ", which a CPU does not compute; build an engine with "
                "`cgd-deploy build-engine --fp32 --backend openvino`.");
     const auto sets = instruction_sets();
-    if (manifest.precision == "bf16" && !has(sets, "amx_bf16") && !has(sets, "avx512_bf16"))
+    if (manifest.needs_bf16() && !has(sets, "amx_bf16") && !has(sets, "avx512_bf16"))
         refuse(file.path +
-               " is BF16, which this CPU does not compute; build an engine with "
-               "`cgd-deploy build-engine --fp32 --backend openvino`.");
+               " computes in BF16, which needs a CPU with AVX512-BF16 or AMX-BF16; build an engine for this CPU with "
+               "`cgd-deploy build-engine " +
+               (manifest.precision == "bf16" ? "--int8` or `--fp32" : "--int8 --int8-float fp32") + "`.");
 }
 
 // INT8 that was built on another CPU, or that this CPU sums in 16 bits, has to pass the self-test.
@@ -98,9 +99,9 @@ Engine::Engine(const std::string &path, const cgd_options &options) : file_(read
         throw Failure(CGD_BAD_INPUT, "streams=" + std::to_string(streams) + " cannot share threads=" +
                                          std::to_string(threads) + "; ask for no more streams than threads.");
     const auto began = Clock::now();
-    const std::string type = file_.manifest.precision == "bf16" ? "bf16" : "f32";
     backend_ = std::make_unique<Backend>(
-        Backend::Model{std::move(file_.payload), type, spec().height, spec().width, spec().dim}, threads, streams);
+        Backend::Model{std::move(file_.payload), file_.manifest.needs_bf16(), spec().height, spec().width, spec().dim},
+        threads, streams);
     write_log(CGD_LOG_DEBUG,
               path + ": openvino took " + std::to_string(milliseconds_since(began)) + " ms to load the model");
     if (!is_proven_here(file_.manifest)) self_test();

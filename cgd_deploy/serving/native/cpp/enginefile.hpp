@@ -21,8 +21,13 @@ struct Setting {
 struct Manifest {
     Spec spec;
     std::string backend, precision;
+    std::string float_precision;  // of all that an INT8 engine leaves in float; empty for other engines
     std::size_t max_batch;
     std::string builders_instruction_sets;  // of the CPU that built the engine, with spaces between them
+
+    bool needs_bf16() const {
+        return precision == "bf16" || float_precision == "bf16";
+    }
 };
 
 struct EngineFile {

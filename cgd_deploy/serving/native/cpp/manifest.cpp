@@ -19,7 +19,8 @@ using Json = nlohmann::json;
 
 constexpr std::uint64_t LARGEST_COUNT = 1 << 16;
 constexpr std::array NEEDED{"spec", "backend", "precision", "payload", "profile", "builder"};
-const std::set<std::string> OPTIONAL{"schema", "gpu", "source", "parity", "proof", "retrieval", "tuning", "sha256"};
+const std::set<std::string> OPTIONAL{"schema",          "gpu",    "source", "parity", "proof", "retrieval",
+                                     "float_precision", "tuning", "sha256"};
 const std::set<std::string> PRECISIONS{"fp32", "tf32", "fp16", "bf16", "int8"};
 constexpr const char *AGAIN = "measure again with `cgd-deploy inspect --autotune`, or remove the file";
 
@@ -42,6 +43,10 @@ void check_table(const Json &fields, const char *name, bool may_be_null) {
 
 void check_text(const Json &value, bool may_be_null = false) {
     if (!value.is_string() && !(may_be_null && value.is_null())) refuse("a field is not text");
+}
+
+void check_precision(const Json &value) {
+    if (!value.is_string() || !PRECISIONS.count(value)) refuse("a precision is " + value.dump().substr(0, 60));
 }
 
 void check_fields(const Json &fields) {
@@ -109,11 +114,14 @@ std::string reason_of(const std::exception &error) {
 
 ReadManifest read_manifest(const Json &fields) {
     check_fields(fields);
-    if (!PRECISIONS.count(fields["precision"])) refuse("precision is " + fields["precision"].dump().substr(0, 60));
+    check_precision(fields["precision"]);
+    const Json floats = fields.value("float_precision", Json());
+    if (!floats.is_null()) check_precision(floats);
     if (const auto tuning = fields.find("tuning"); tuning != fields.end() && !tuning->is_null()) check_tuning(*tuning);
     const auto built_on = fields["builder"].find("instruction_sets");
     ReadManifest read{
-        {read_spec(fields["spec"]), fields["backend"], fields["precision"], count(fields["profile"], "max"),
+        {read_spec(fields["spec"]), fields["backend"], fields["precision"],
+         floats.is_null() ? "" : floats.get<std::string>(), count(fields["profile"], "max"),
          built_on != fields["builder"].end() && built_on->is_string() ? built_on->get<std::string>() : ""},
         fields["payload"],
         {}};
