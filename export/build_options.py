@@ -133,8 +133,8 @@ class Int8Options:
         """
         if backend in MODULES:
             return Precision.FP16
-        brain = bool(keep_float) and backend == "openvino" and has_fast_bf16()
-        return self.float_precision or (Precision.BF16 if brain else Precision.FP32)
+        fast = bool(keep_float) and backend == "openvino" and has_fast_bf16()
+        return self.float_precision or (Precision.BF16 if fast else Precision.FP32)
 
     def check(self, precision: Precision, calibration: ImageList | None) -> None:
         """Raise InputError if these options are not for ``precision``, or pictures are among the test pictures."""

@@ -36,6 +36,12 @@ from .typed import MakeGraph, check_float_precision, int8_graph, precisions_here
 MIXTURES = (1, 2, 4, 8)
 """How many residual blocks the mixtures leave in float."""
 BATCHES = (1, 8)
+WORDS = {
+    "onnx_sha256": "model",
+    "calibration_sha256": "list of calibration pictures",
+    "distillation_sha256": "list of pictures for --distill",
+}
+"""What each checksum of a frontier is of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +157,6 @@ def find_row(measured: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         names = ", ".join(row["name"] for row in measured["rows"])
         raise InputError(f"the frontier has no row {name!r:.60}; expected {names}.")
     return row
-
-
-WORDS = {
-    "onnx_sha256": "model",
-    "calibration_sha256": "list of calibration pictures",
-    "distillation_sha256": "list of pictures for --distill",
-}
 
 
 def _sources(model_path: str | Path, calibration: ImageList | None, distill: ImageList | None) -> dict[str, str | None]:

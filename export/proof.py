@@ -29,7 +29,7 @@ COMPILED = "compiled model"
 """The source of a proof by the kernels of OpenVINO or ONNX Runtime."""
 INTEGER = re.compile("_[Ii]8$|^QLinear|^QGemm$|Integer$")
 """Kernels of OpenVINO and operators of ONNX Runtime that multiply integers."""
-BRAIN = re.compile("_bf16$")
+BFLOAT16 = re.compile("_bf16$")
 """Kernels of OpenVINO that multiply BF16 values."""
 NARROWEST_FIRST = {
     Precision.INT8: re.compile("(?<!u)int8", re.IGNORECASE),
@@ -119,7 +119,7 @@ def graph_precisions(model: onnx.ModelProto) -> Precisions:
 
 def compiled_precisions(kernels: Mapping[str, str], names: Collection[str]) -> Precisions:
     """Precision of the convolutions ``names`` by the kernels of OpenVINO or ONNX Runtime: INT8, BF16, or else FP32."""
-    patterns = {Precision.INT8: INTEGER, Precision.BF16: BRAIN}
+    patterns = {Precision.INT8: INTEGER, Precision.BF16: BFLOAT16}
     return {
         name: next((one for one, pattern in patterns.items() if pattern.search(kernels.get(name, ""))), Precision.FP32)
         for name in names
