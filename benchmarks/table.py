@@ -146,6 +146,23 @@ def search_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def native_table(result: dict[str, Any]) -> str:
+    """Markdown with one line per library: its start and memory, beside those of OpenVINO's own program."""
+    found = result["medians"]
+    limit = found["OpenVINO alone"]
+    lines = ["| | start, s | memory, MB | beyond inference, µs | of the throughput |", "|---|---|---|---|---|"]
+    for name, one in found.items():
+        cells = [
+            name,
+            f"{one['start']:.2f} ({one['start'] / limit['start']:.2f})",
+            f"{one['kilobytes'] / 1000:.0f} ({one['kilobytes'] / limit['kilobytes']:.2f})",
+            _shown(one.get("beyond_microseconds"), "{:.0f}"),
+            _shown(one.get("share"), "{:.0%}"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def batching_table(result: dict[str, Any]) -> str:
     """Markdown with one line per device and policy at the largest delay: p99 of latency, and rows a batch."""
     delay = max(one["max_delay_ms"] for one in result["simulated"])
@@ -174,6 +191,7 @@ def tables() -> dict[str, str]:
         "cpu": cpu_table,
         "cpu-amd": cpu_table,
         "load": load_table,
+        "native": native_table,
         "recipes": recipes_table,
         "search": search_table,
     }

@@ -25,17 +25,17 @@ def program(folder: Path, name: str, **answer: float) -> Path:
 def test_a_round(tmp_path, fake_engine, monkeypatch):
     monkeypatch.setattr(native, "available_threads", lambda: 2)
     built = {name: tmp_path / folder for name, folder in (("without Python", "a"), ("with Python", "b"))}
-    limit = program(built["without Python"], "bare", start=2.0, kilobytes=100, images_per_second=50.0)
-    for folder, speed in zip(built.values(), (45.0, 25.0), strict=True):
-        program(folder, "throughput", images_per_second=speed)
+    limit = program(built["without Python"], "bare", start=2.0, kilobytes=100)
+    for folder, share in zip(built.values(), (0.99, 0.5), strict=True):
         program(folder, "calls", start=3.0, kilobytes=110, beyond_microseconds=40.0)
+        pairs = program(folder, "pairs", batch_ms=100.0, share=share)
     found = native.one_round(built, read_engine(fake_engine), Path("model.onnx"), 3.0)
-    assert found["OpenVINO alone"] == {"start": 2.0, "kilobytes": 100, "images_per_second": 50.0}
-    assert [found[name]["share"] for name in built] == [0.9, 0.5]
+    assert found["OpenVINO alone"] == {"start": 2.0, "kilobytes": 100}
+    assert [found[name]["share"] for name in built] == [0.99, 0.5]
     assert found["with Python"]["beyond_microseconds"] == 40.0
     side, dim = FAKE_SPEC.input_size[0], FAKE_SPEC.dim
-    loops = [f"model.onnx 8 3.0 2 {side} {dim}"] * 3
-    assert Path(f"{limit}.calls").read_text().splitlines() == [f"model.onnx 1 0 2 {side} {dim}", *loops]
+    assert Path(f"{limit}.calls").read_text() == f"model.onnx 2 {side} {dim}\n" * native.STARTS
+    assert Path(f"{pairs}.calls").read_text() == f"model.onnx {fake_engine} 3.0 2 {side} {dim}\n"
 
 
 def test_medians():
