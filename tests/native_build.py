@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def plain_prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["c++", "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
     if subprocess.run(command, input=includes, text=True, capture_output=True).returncode:
         pytest.skip(f"one of the headers {', '.join(HEADERS[1:])} is not installed")
-    return installed_by(sys.executable, tmp_path_factory.mktemp("plain") / "a prefix")
+    return shared_prefix(tmp_path_factory, "plain", CXXFLAGS="-Werror", CFLAGS="-Werror")
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +46,25 @@ def python_prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("cffi is not installed")
     if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
         pytest.skip("this Python has no shared library")
-    return installed_by(sys.executable, tmp_path_factory.mktemp("python") / "a prefix", "--embed-python")
+    return shared_prefix(tmp_path_factory, "python", "--embed-python")
 
 
-def installed_by(python: str | Path, prefix: Path, *options: str) -> Path:
+def shared_prefix(tmp_path_factory: pytest.TempPathFactory, name: str, *options: str, **variables: str) -> Path:
+    """A library that the first worker of this test run builds, and the other workers use."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    prefix = folder / name / "a prefix"
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not prefix.exists():
+            installed_by(sys.executable, prefix, *options, **variables)
+    return prefix
+
+
+def installed_by(python: str | Path, prefix: Path, *options: str, **variables: str) -> Path:
     command = [python, "-m", "cgd_deploy", "install-native", "--prefix", prefix, *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    environment = {**os.environ, **variables}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return prefix
 
@@ -70,7 +84,7 @@ def run_in(environment: dict[str, str], *command: object, folder: Path | None = 
 
 def compiled(prefix: Path, source: Path, *options: str, compiler: str = "cc") -> Path:
     ours = ROOT in source.parents
-    program = prefix.parent / f"{source.stem}.out" if ours else source.with_suffix(".out")
+    program = prefix.parent / f"{source.stem}-{os.getpid()}.out" if ours else source.with_suffix(".out")
     found = run("pkg-config", "--cflags", "--libs", "cgd", PKG_CONFIG_PATH=str(prefix / "lib" / "pkgconfig"))
     flags = [flag.replace("\0", " ") for flag in found.replace("\\ ", "\0").split()]
     run(compiler, *STRICT, *options, source, *flags, "-o", program)

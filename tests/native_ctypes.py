@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,13 @@ class Library:
         engine, chosen = ctypes.c_void_p(), ctypes.byref(self.options(**options)) if options else None
         return self.status(self.engine_open(os.fsencode(path), chosen, ctypes.byref(engine))), engine
 
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[ctypes.c_void_p]:
+        status, engine = self.open(path)
+        assert (status, self.error) == ("CGD_OK", "")
+        yield engine
+        self.engine_close(engine)
+
     def describe(self, engine: ctypes.c_void_p, images: list[Image], dim: int | None = None) -> tuple[str, np.ndarray]:
         out = np.full((len(images), self.engine_dim(engine) if dim is None else dim), 7, np.float32)
         array = (Image * len(images))(*images)
@@ -217,10 +225,8 @@ def native_engine(engines: dict[tuple[str, str], Path]) -> Path:
 
 @pytest.fixture
 def opened(library: Library, native_engine: Path) -> Iterator[ctypes.c_void_p]:
-    status, engine = library.open(native_engine)
-    assert (status, library.error) == ("CGD_OK", "")
-    yield engine
-    library.engine_close(engine)
+    with library.opened(native_engine) as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from native_ctypes import BGR, RGB, image
 from PIL import Image
 
 from cgd_deploy.errors import InputError
@@ -28,18 +29,6 @@ FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fPIC
 INVALID_ARGUMENT, BAD_INPUT, BAD_ENGINE = 1, 3, 4
 IGNORED = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
 """Pillow's warnings about what is wrong with a file."""
-
-
-class View(ctypes.Structure):
-    """cgd_image."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("width", ctypes.c_uint32),
-        ("height", ctypes.c_uint32),
-        ("stride", ctypes.c_size_t),
-        ("format", ctypes.c_int),
-    )
 
 
 class Encoding(ctypes.Structure):
@@ -78,8 +67,7 @@ class Native:
 
     def fit(self, pixels: np.ndarray, rule: str, size: tuple[int, int], bgr: bool = False) -> np.ndarray:
         out = np.empty((*size, 3), np.uint8)
-        height, width = pixels.shape[:2]
-        view = View(pixels.ctypes.data, width, height, pixels.strides[0], 2 if bgr else 1)
+        view = image(pixels, BGR if bgr else RGB)
         self._check(
             self._library.pictures_fit(ctypes.byref(view), rule.encode(), *size, ctypes.c_void_p(out.ctypes.data))
         )

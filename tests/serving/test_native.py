@@ -318,6 +318,25 @@ def test_a_full_queue_is_overloaded(library, native_engine):
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_queue": 0}, "max_queue=0"),
+        ({"max_delay_ms": -1.0}, "max_delay_ms=-1"),
+        ({"max_delay_ms": float("nan")}, "max_delay_ms=nan"),
+        ({"threads": 1, "streams": 2}, "streams=2"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(library, native_engine, options, words):
+    assert library.open(native_engine, **options)[0] == "CGD_BAD_INPUT" and words in library.error
+
+
+def test_a_delay_of_any_length_is_taken(library, native_engine):
+    status, engine = library.open(native_engine, max_delay_ms=1e300)
+    assert (status, library.error) == ("CGD_OK", "")
+    library.engine_close(engine)
+
+
+@pytest.mark.parametrize(
     ("size", "expected"), [(0, "CGD_INVALID_ARGUMENT"), (5000, "CGD_INVALID_ARGUMENT"), (8, "CGD_OK")]
 )
 def test_options_of_another_header(library, native_engine, size, expected):
@@ -403,6 +422,7 @@ def test_every_failure_of_an_index_has_a_status_and_a_sentence(library, opened, 
         assert fail() == status
         assert words in library.error and "\n" not in library.error
     assert told(space_id="long" * 100) == "CGD_OK"
+    assert told(graph={"sampled_sha256": "0", "recall_at_10": 1.0}) == "CGD_OK"  # C searches without the graph
     for handle in (index, other):
         library.index_close(handle)
     assert library.index_size(None) == library.index_dim(None) == 0 and library.index_space_id(None) == b""

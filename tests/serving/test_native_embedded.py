@@ -41,10 +41,8 @@ def prefix(python_prefix: Path) -> Path:
 
 @pytest.fixture
 def fake(library: Library, fake_engine: Path) -> Iterator[ctypes.c_void_p]:
-    status, engine = library.open(fake_engine)
-    assert (status, library.error) == ("CGD_OK", "")
-    yield engine
-    library.engine_close(engine)
+    with library.opened(fake_engine) as engine:
+        yield engine
 
 
 @pytest.mark.parametrize("count", [1, 3])

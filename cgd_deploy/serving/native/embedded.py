@@ -160,7 +160,7 @@ class Functions:
             set_limits(**parse_limit(f"{self._memory.text(name)}={self._memory.text(value)}"))
 
     def index_open(self, path: Any, number: Any, facts: Any) -> None:
-        index = read_index(self._memory.path(path))
+        index = read_index(self._memory.path(path), exact=True)
         facts.size, facts.dim = len(index.paths), index.compact.dim
         facts.texts = self._memory.strings([index.space_id, *index.paths])
         number[0] = next(_numbers)

@@ -17,6 +17,8 @@ namespace {
 
 constexpr double SELF_TEST_COSINE = 0.999;
 constexpr std::size_t CPU_BATCH = 8;  // larger batches are no faster on a CPU, and each picture waits longer
+constexpr std::uint32_t MOST_THREADS = 1 << 16;
+constexpr double LONGEST_DELAY_MS = 1e12;  // more would not fit a clock
 constexpr const char *OTHER_LIBRARY = "`cgd-deploy install-native --embed-python`";
 
 [[noreturn]] void refuse(const std::string &sentence) {
@@ -47,6 +49,18 @@ void check_runs_here(const EngineFile &file, const cgd_options &options) {
                " computes in BF16, which needs a CPU with AVX512-BF16 or AMX-BF16; build an engine for this CPU with "
                "`cgd-deploy build-engine " +
                (manifest.precision == "bf16" ? "--int8` or `--fp32" : "--int8 --int8-float fp32") + "`.");
+}
+
+void check_options(const cgd_options &options) {
+    const auto refuse_value = [](const char *name, double value, const char *expected) {
+        std::ostringstream told;
+        told << name << "=" << value << " cannot be used; expected " << expected << ".";
+        throw Failure(CGD_BAD_INPUT, told.str());
+    };
+    if (options.threads > MOST_THREADS) refuse_value("threads", options.threads, "at most 65536");
+    if (options.max_queue < 1) refuse_value("max_queue", options.max_queue, "at least 1");
+    if (!(options.max_delay_ms >= 0 && options.max_delay_ms < HUGE_VAL))
+        refuse_value("max_delay_ms", options.max_delay_ms, "0 or more milliseconds");
 }
 
 // INT8 that was built on another CPU, or that this CPU sums in 16 bits, has to pass the self-test.
@@ -90,6 +104,7 @@ long milliseconds_since(Clock::time_point began) {
 }  // namespace
 
 Engine::Engine(const std::string &path, const cgd_options &options) : file_(read_engine(path)) {
+    check_options(options);
     check_runs_here(file_, options);
     if (!file_.untuned.empty()) write_log(CGD_LOG_WARNING, file_.untuned);
     const std::size_t cores = available_threads();
@@ -108,7 +123,7 @@ Engine::Engine(const std::string &path, const cgd_options &options) : file_(read
     const std::size_t asked = options.max_batch  ? options.max_batch
                               : file_.throughput ? file_.throughput->batch
                                                  : CPU_BATCH;
-    const auto delay = std::chrono::duration<double, std::milli>(options.max_delay_ms);
+    const auto delay = std::chrono::duration<double, std::milli>(std::min(options.max_delay_ms, LONGEST_DELAY_MS));
     scheduler_ = std::make_unique<Scheduler>(
         *backend_,
         Scheduler::Sizes{spec().image_bytes(), spec().dim, streams, options.threads ? options.threads : cores},

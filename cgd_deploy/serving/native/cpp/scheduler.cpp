@@ -11,16 +11,23 @@ double seconds_since(Clock::time_point began) {
     return std::chrono::duration<double>(Clock::now() - began).count();
 }
 
-// A thread that handles no signals: handlers of the program run in threads of the program.
-template <typename Function>
-std::thread quiet_thread(Function function) {
-    sigset_t all, before;
-    sigfillset(&all);
-    ::pthread_sigmask(SIG_BLOCK, &all, &before);
-    std::thread thread(function);
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    return thread;
-}
+// While it lives, threads that start handle no signals: handlers of the program run in threads of the program.
+class NoSignals {
+  public:
+    NoSignals() {
+        sigset_t all;
+        sigfillset(&all);
+        ::pthread_sigmask(SIG_BLOCK, &all, &before_);
+    }
+    ~NoSignals() {
+        ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+    }
+    NoSignals(const NoSignals &) = delete;
+    NoSignals &operator=(const NoSignals &) = delete;
+
+  private:
+    sigset_t before_{};
+};
 
 Failure failure_of(const std::exception &error) {
     const auto *failure = dynamic_cast<const Failure *>(&error);
@@ -31,34 +38,45 @@ Failure failure_of(const std::exception &error) {
 
 Scheduler::Scheduler(Backend &backend, const Sizes &sizes, const Policy &policy)
     : backend_(backend), sizes_(sizes), queue_(policy) {
-    for (std::size_t i = 0; i < sizes.workers; i++)
-        workers_.push_back(quiet_thread([this] {
-            std::vector<std::uint8_t> pixels;
-            std::vector<float> rows;
-            while (compute_next(pixels, rows)) {
-            }
-        }));
+    const NoSignals guard;
+    try {
+        for (std::size_t i = 0; i < sizes.workers; i++) workers_.emplace_back([this] { compute_until_closed(); });
+    } catch (...) {  // the system may refuse a thread
+        close();
+        throw;
+    }
 }
 
 Scheduler::~Scheduler() {
+    close();
+}
+
+void Scheduler::close() {
     queue_.close();
     for (auto *threads : {&decoders_, &workers_})
         for (std::thread &thread : *threads) thread.join();
 }
 
 void Scheduler::submit(RequestPtr request) {
-    const bool decodes = bool(request->prepare);
+    if (request->prepare) start_decoder();
     queue_.admit(std::move(request));
-    if (decodes) start_decoder();
 }
 
 void Scheduler::start_decoder() {
     const std::lock_guard lock(mutex_);
-    if (decoders_.size() < sizes_.decoders)
-        decoders_.push_back(quiet_thread([this] {
-            while (decode_next()) {
-            }
-        }));
+    if (decoders_.size() >= sizes_.decoders) return;
+    const NoSignals guard;
+    decoders_.emplace_back([this] {
+        while (decode_next()) {
+        }
+    });
+}
+
+void Scheduler::compute_until_closed() {
+    std::vector<std::uint8_t> pixels;
+    std::vector<float> rows;
+    while (compute_next(pixels, rows)) {
+    }
 }
 
 bool Scheduler::decode_next() {

@@ -33,7 +33,9 @@ class Scheduler {
     }
 
   private:
+    void close();
     bool decode_next();
+    void compute_until_closed();
     bool compute_next(std::vector<std::uint8_t> &pixels, std::vector<float> &rows);
     void compute(const std::vector<RequestPtr> &batch, std::vector<std::uint8_t> &pixels, std::vector<float> &rows);
     void start_decoder();
