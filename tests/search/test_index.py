@@ -148,7 +148,9 @@ def test_the_statement_of_a_build_is_one_that_mixing_understands(index, tmp_path
             keep_float=(),
             int8_share=1.0,
             pictures=20,
+            compared=20,
             overlap_at_10=overlap,
+            overlap_interval=(overlap, overlap),
             cross_overlap={"int8 searches fp32": overlap},
         )
         with load(built(tmp_path / "int8.cgd", "int8", statement(trial))) as engine:

@@ -20,7 +20,7 @@ from damaged_engines import DAMAGED
 from native_build import EXAMPLES, NEEDS_NATIVE, ROOT, STRICT, compiled, needs_pkg_config, run
 from native_ctypes import BGR, Image, Options, at, changed, image
 
-from cgd_deploy import load
+from cgd_deploy import Limits, load
 from cgd_deploy.pictures.images import ImageList, read_images
 from cgd_deploy.runtime.golden import golden_images
 from cgd_deploy.search.compact import DTYPES
@@ -438,6 +438,7 @@ def test_limits(library, opened, pictures):
         assert library.set_limit(name.encode(), least) == 0 and embed() == "CGD_BAD_INPUT"
         assert name.rstrip("s") in library.error
         assert library.set_limit(name.encode(), usual) == 0 and embed() == "CGD_OK"
+    library.set_limit(b"formats", ",".join(Limits().formats).encode())  # for other tests in this process
     for name, value, words in ((b"pixel", b"1", "'pixel' is unknown"), (b"pixels", b"-1", "pixels='-1'")):
         assert library.status(library.set_limit(name, value)) == "CGD_INVALID_ARGUMENT" and words in library.error
     assert library.status(library.set_limit(b"pixels", None)) == "CGD_INVALID_ARGUMENT"

@@ -142,12 +142,14 @@ Engine::~Engine() {
 template <typename Picture>
 void Engine::embed_any(const Picture *pictures, std::size_t count, float *out) {
     if (count == 1) {
-        std::promise<void> described;
-        submit(pictures[0], std::make_unique<Request>(out, [&](cgd_status status, const std::string &sentence) {
-                   if (status == CGD_OK) return described.set_value();
-                   described.set_exception(std::make_exception_ptr(Failure(status, sentence)));
+        // Shared, because a thread of the engine may still be in set_value when this one goes on.
+        const auto described = std::make_shared<std::promise<void>>();
+        std::future<void> done = described->get_future();
+        submit(pictures[0], std::make_unique<Request>(out, [described](cgd_status status, const std::string &sentence) {
+                   if (status == CGD_OK) return described->set_value();
+                   described->set_exception(std::make_exception_ptr(Failure(status, sentence)));
                }));
-        return described.get_future().get();
+        return done.get();
     }
     std::vector<std::uint8_t> pixels(count * spec().image_bytes());
     for (std::size_t i = 0; i < count; i++) prepare(pictures[i], spec(), &pixels[i * spec().image_bytes()]);
