@@ -147,7 +147,7 @@ def search_table(result: dict[str, Any]) -> str:
 
 
 def native_table(result: dict[str, Any]) -> str:
-    """Markdown with one line per library: its start and memory, beside those of OpenVINO's own program."""
+    """Markdown with one line per library: its figures, and in brackets their ratio to OpenVINO's own program."""
     found = result["medians"]
     limit = found["OpenVINO alone"]
     lines = ["| | start, s | memory, MB | beyond inference, µs | of the throughput |", "|---|---|---|---|---|"]

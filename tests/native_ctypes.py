@@ -1,4 +1,4 @@
-"""libcgd.so through ctypes: its structs, and a class with its functions. Knows nothing of what is behind them."""
+"""libcgd.so through ctypes: its structs, and a class with its functions. Serves both libraries."""
 
 from __future__ import annotations
 

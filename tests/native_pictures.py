@@ -28,7 +28,7 @@ SOURCES += ("png", "png_chunks", "png_rows", "png_colour")
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fPIC", "-fvisibility=hidden")
 INVALID_ARGUMENT, BAD_INPUT, BAD_ENGINE = 1, 3, 4
 IGNORED = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
-"""Pillow's warnings about what is wrong with a file."""
+"""Pillow's warnings about damaged files."""
 
 
 class Encoding(ctypes.Structure):

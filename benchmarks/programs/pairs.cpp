@@ -8,8 +8,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
-#include <openvino/openvino.hpp>
 #include <thread>
+
+#include "alone.hpp"
 
 using Clock = std::chrono::steady_clock;
 
@@ -73,26 +74,17 @@ static double median(std::vector<double> values) {
 
 int main(int, char **argv) try {
     const std::size_t side = std::size_t(std::atoi(argv[5])), dim = std::size_t(std::atoi(argv[6]));
-    ov::Core core;
-    auto model =
-        core.compile_model(core.read_model(std::string(argv[1])), "CPU", ov::inference_num_threads(std::atoi(argv[4])),
-                           ov::num_streams(1), ov::hint::inference_precision(ov::element::f32));
-    auto request = model.create_infer_request();
-    const std::vector<std::uint8_t> pixels(SENDERS * side * side * 3, 7);
-    std::vector<float> descriptors(SENDERS * dim);
-    request.set_input_tensor(
-        ov::Tensor(ov::element::u8, {SENDERS, side, side, 3}, const_cast<std::uint8_t *>(pixels.data())));
-    request.set_output_tensor(ov::Tensor(ov::element::f32, {SENDERS, dim}, descriptors.data()));
+    Alone openvino(argv[1], std::atoi(argv[4]), SENDERS, side, dim);
     cgd::Options options;
     options.max_batch = SENDERS;
     options.max_delay_ms = 1000;  // every batch is full
     const cgd::Engine engine(argv[2], options);
-    Senders senders(engine, pixels);
-    request.infer(), senders.send();  // the first batches are slower
+    Senders senders(engine, openvino.pixels);
+    openvino.run(), senders.send();  // the first batches are slower
     std::vector<double> alone, library;
     for (const auto begin = Clock::now(); seconds_since(begin) < std::atof(argv[3]);) {
         auto began = Clock::now();
-        request.infer();
+        openvino.run();
         alone.push_back(seconds_since(began));
         began = Clock::now();
         senders.send();

@@ -1,4 +1,4 @@
-"""benchmarks/native.py: what a round asks of the programs, and what it makes of their answers."""
+"""benchmarks/native.py: how a round calls the programs, and how it reads their answers."""
 
 from __future__ import annotations
 

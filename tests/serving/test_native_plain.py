@@ -1,4 +1,4 @@
-"""What only the library without Python has: what it links and refuses, and that it equals Python in every detail."""
+"""What only the library without Python has: its links, its refusals, and comparisons with Python."""
 
 from __future__ import annotations
 

@@ -376,7 +376,7 @@ def _progress(job: Job, trials: list[Trial]) -> Iterator[Progress]:
 
 
 def _build(options: BuildEngineOptions, job: Job) -> tuple[Manifest, list[Trial]]:
-    """Build the engine with progress bars; prints what was tried if no model holds the limits."""
+    """Build the engine with progress bars. If no model holds the limits, print what was tried."""
     from cgd_export.engine_from_onnx import engine_from_onnx
     from cgd_export.frontier import build_row
 

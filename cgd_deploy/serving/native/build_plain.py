@@ -55,7 +55,7 @@ def _run(*command: object) -> None:
 
 
 def _reason(output: str) -> str:
-    """The first lines that tell what is wrong, in one line."""
+    """The first error and the two lines after it, joined and cut."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     first = next((number for number, line in enumerate(lines) if "error" in line.lower()), 0)
     return " ".join(" ".join(lines[first : first + 3]).split())[:300]

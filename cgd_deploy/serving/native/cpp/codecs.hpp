@@ -1,4 +1,4 @@
-// The decoders behind `decode`. They throw Damaged, and Failure for what Python's library words itself.
+// The decoders that `decode` calls. They throw Damaged, or Failure where Python's library has a sentence of its own.
 #ifndef CGD_CODECS_HPP
 #define CGD_CODECS_HPP
 

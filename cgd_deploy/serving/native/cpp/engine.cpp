@@ -87,8 +87,7 @@ void prepare(const cgd_image &image, const Spec &spec, std::uint8_t *pixels) {
 
 void prepare(const Encoded &file, const Spec &spec, std::uint8_t *pixels) {
     const Picture picture = decode(file.bytes, file.size);
-    const View view{picture.rgb.data(), picture.width, picture.height, 3 * std::size_t(picture.width), false};
-    fit_always(view, spec.rule, spec.height, spec.width, pixels);
+    fit_always(picture.view(), spec.rule, spec.height, spec.width, pixels);
 }
 
 // Whether the backend can read the pixels in place.

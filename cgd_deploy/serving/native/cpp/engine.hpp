@@ -1,4 +1,4 @@
-// Engine: describes pictures, alone in batches with those of other threads, or several as one batch.
+// Engine: describes pictures. It gathers the single pictures of several threads into batches.
 #ifndef CGD_ENGINE_HPP
 #define CGD_ENGINE_HPP
 
@@ -26,7 +26,7 @@ class Engine {
         return file_.manifest.spec;
     }
 
-    // One picture joins those of other threads; several are one batch. `out` gets `count` rows of dim floats. Throws
+    // A single picture joins the pictures of other threads. Several pictures are one batch. `out` gets `count` rows of dim floats. Throws
     // Failure(CGD_OVERLOADED), and Failure(CGD_BAD_INPUT) for a picture that cannot be used.
     void embed(const cgd_image *images, std::size_t count, float *out);
     void embed(const Encoded *files, std::size_t count, float *out);

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <tuple>
 
@@ -82,10 +83,10 @@ Members checked_members(const File &file, const Zip &zip, const ReadManifest &ma
         if (member.name != MANIFEST)
             std::tie(members[member.name].bytes, members[member.name].sum) =
                 file.read_and_sum(member.start, member.size);
-    std::map<std::string, bool> names{{manifest.payload, true}, {GOLDEN_IMAGES, true}, {GOLDEN_DESCRIPTORS, true}};
-    for (const auto &[name, sum] : manifest.sums) names[name] = true;
-    for (const auto &[name, content] : members) names[name] = true;
-    for (const auto &[name, wanted] : names) {
+    std::set<std::string> names{manifest.payload, GOLDEN_IMAGES, GOLDEN_DESCRIPTORS};
+    for (const auto &[name, sum] : manifest.sums) names.insert(name);
+    for (const auto &[name, content] : members) names.insert(name);
+    for (const std::string &name : names) {
         const auto content = members.find(name);
         const auto sum = manifest.sums.find(name);
         if (content == members.end() || sum == manifest.sums.end() || content->second.sum != sum->second)

@@ -1,4 +1,4 @@
-// A failure that a function of cgd.h reports: a status and one sentence with what is wrong and what to do.
+// A failure that a function of cgd.h reports: a status, and one sentence that says what is wrong and what to do.
 #ifndef CGD_FAILURE_HPP
 #define CGD_FAILURE_HPP
 

@@ -25,7 +25,7 @@ constexpr std::size_t CHECKSUM_DIGITS = 32, LONGEST = 1 << 16;
     throw Failure(CGD_BAD_INDEX, sentence);
 }
 
-// The names under which a file beside an index may be there: its own, and that of a writer that was killed.
+// The names of the files that are there: a file beside an index, and the file that a killed writer left.
 std::vector<std::string> names_of(const std::string &file) {
     std::vector<std::string> names;
     for (const std::string &name : {file, file + ".new"})
@@ -66,8 +66,8 @@ void check_form(const Array &stored, const std::string &dtype, std::size_t lengt
 std::vector<float> read_projection(const std::string &path, const Json &facts, std::size_t length, std::size_t dim) {
     for (const std::string &name : names_of(path + ".pca.npy")) {
         const File file(name, nullptr, CGD_BAD_INDEX);
-        if (file.sha256() != facts.at("pca_sha256")) continue;
-        const std::string bytes = file.read();
+        const auto [bytes, sum] = file.read_and_sum(0, file.size());
+        if (sum != facts.at("pca_sha256")) continue;
         const Array array = read_npy(bytes);
         if (array.type != "<f4" || array.shape != std::vector<std::size_t>{length + 1, dim})
             throw std::invalid_argument("its PCA has another type or size");
@@ -78,7 +78,7 @@ std::vector<float> read_projection(const std::string &path, const Json &facts, s
     refuse(path + ".pca.npy, the PCA of " + path + ", is missing or belongs to a different run; make the index again.");
 }
 
-// `path` if its name is that of an index that this library reads.
+// Returns `path`. Throws Failure if this library reads no index of such a name.
 const std::string &checked(const std::string &path) {
     const std::string suffix = std::filesystem::path(path).extension().string();
     if (suffix == ".parquet")

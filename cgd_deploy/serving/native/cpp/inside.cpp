@@ -47,10 +47,10 @@ class Opened {
         return found;
     }
     std::shared_ptr<Thing> remove(std::uint64_t number) {
-        auto thing = get(number);
         const std::lock_guard lock(mutex_);
-        things_.erase(number);
-        return thing;
+        auto node = things_.extract(number);
+        if (node) return node.mapped();
+        throw Failure(CGD_BAD_ENGINE, CLOSED);
     }
 
   private:

@@ -104,7 +104,7 @@ bool run(Decoder &decoder) noexcept {
         JSAMPROW target = decoder.out + info.output_scanline * row;
         if (jpeg_read_scanlines(&info, &target, 1) != 1 && !more(decoder)) return false;
     }
-    jpeg_finish_decompress(&info);  // what is missing behind the last row does not matter
+    jpeg_finish_decompress(&info);  // damage behind the last row does not matter
     return true;
 }
 

@@ -124,7 +124,7 @@ class PngFile {
         return block;
     }
 
-    // Take note of what lies behind the pixels. Pillow checks no checksum there.
+    // Read the chunks behind the pixels. Pillow checks no checksum there.
     void read_to_end() {
         cursor_.up_to(left_);
         for (;;) {

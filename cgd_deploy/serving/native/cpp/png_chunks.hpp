@@ -28,7 +28,7 @@ struct Area {
 
 class PngChunks {
   public:
-    // Take note of a whole chunk. Throws Damaged for what Pillow refuses.
+    // Keep the facts of a whole chunk. Throws Damaged if Pillow refuses such a chunk.
     void read(Bytes name, Bytes content);
 
     // Take note of the first four bytes of an fdAT chunk.

@@ -1,4 +1,4 @@
-// The threads of an engine: some decode images, some compute batches. queue.hpp decides what they do.
+// The threads of an engine. Some decode images, and some compute batches. The queue gives them their work.
 #ifndef CGD_SCHEDULER_HPP
 #define CGD_SCHEDULER_HPP
 
