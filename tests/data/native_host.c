@@ -2,7 +2,7 @@
  *
  *     host ENGINE MODE [MILLISECONDS]
  */
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700
 #include <cgd.h>
 #include <locale.h>
 #include <pthread.h>
@@ -126,14 +126,27 @@ static void start(void *(*run)(void *), void *argument) {
     if (pthread_create(&thread, NULL, run, argument) || pthread_detach(thread)) _exit(8);
 }
 
-static void close_engine(void) {
-    cgd_engine_close(engine);
-    puts("closed");
-}
-
 static void stop(int number) {
     (void)number;
     stopped = 1;
+}
+
+static void *close_in_a_thread(void *unused) {
+    cgd_engine_close(engine);
+    return unused;
+}
+
+static void raise_after_close_elsewhere(void) {
+    struct sigaction on_stack = {.sa_handler = stop, .sa_flags = SA_ONSTACK};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, close_in_a_thread, NULL) || pthread_join(thread, NULL)) _exit(8);
+    sigaction(SIGINT, &on_stack, NULL);
+    raise(SIGINT);
+}
+
+static void close_engine(void) {
+    cgd_engine_close(engine);
+    puts("closed");
 }
 
 static void read_handlers(struct sigaction *handlers) {
@@ -169,6 +182,7 @@ int main(int argc, char **argv) {
     if (IS("close before the library ends")) return atexit(close_engine);
     if (IS("close after the library ended")) return 0;
     if (IS("images")) return end_with_images();
+    if (IS("close elsewhere")) return raise_after_close_elsewhere(), !stopped;
     if (IS("no handler") || IS("own handler")) {
         puts("ready");
         fflush(stdout);

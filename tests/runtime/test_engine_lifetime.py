@@ -215,6 +215,28 @@ def test_close_in_a_signal_handler_of_a_thread_that_embeds(engine, watch):
         engine.embed(PIXELS)
 
 
+CLOSED_ELSEWHERE = """
+import signal, sys, threading
+from cgd_deploy import load
+engine = load(sys.argv[1])
+closing = threading.Thread(target=engine.close)
+closing.start()
+closing.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_signal_after_another_thread_closed_the_engine(engines, backend):
+    """OpenVINO takes a signal stack of the thread that loads it and frees that stack in the thread that closes."""
+    command = [sys.executable, "-c", CLOSED_ELSEWHERE, engines[backend, "fp32"]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def test_a_callback_closes_and_what_waits_is_computed_first(engine, watch):
     engine._batching = Batching(max_batch=1, max_delay_ms=0)
     first, *others = [engine.submit(row) for row in PIXELS]

@@ -155,6 +155,10 @@ def test_sigint_is_the_hosts(host, engine_file):
     assert interrupted(host, engine_file, "own handler") == (0, "stopped\nclosed\n", "")
 
 
+def test_a_signal_after_another_thread_closed_the_engine(host, engine_file):
+    assert run_in({}, host, engine_file, "close elsewhere") == ""
+
+
 @pytest.mark.parametrize(
     ("mode", "printed"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -37,6 +38,22 @@ def import_openvino() -> Any:
     return openvino
 
 
+def _new_core(openvino: Any) -> Any:
+    """A Core that has loaded the CPU plugin in a thread of its own.
+
+    The plugin gives the thread that loads it a signal stack, and frees that stack when another thread closes the last
+    model. A signal in the first thread would then kill the process.
+    """
+
+    def load() -> Any:
+        core = openvino.Core()
+        core.get_property("CPU", "FULL_DEVICE_NAME")  # the first question loads the plugin
+        return core
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(load).result()
+
+
 class OpenVinoBackend(Backend):
     """One model compiled for the CPU; as many infer requests as threads call at once.
 
@@ -51,7 +68,7 @@ class OpenVinoBackend(Backend):
 
     def __init__(self, payload: bytes, *, threads: int | None = None, streams: int = 1, bf16: bool = False) -> None:
         openvino = import_openvino()
-        core = openvino.Core()
+        core = _new_core(openvino)
         settings = {
             "INFERENCE_NUM_THREADS": threads or available_threads(),
             "NUM_STREAMS": streams,

@@ -1,10 +1,12 @@
 #include "backend.hpp"
 
 #include "failure.hpp"
+#include "signals.hpp"
 
 #include <openvino/openvino.hpp>
 
 #include <algorithm>
+#include <future>
 #include <mutex>
 #include <vector>
 
@@ -23,6 +25,20 @@ bool fits(const ov::PartialShape &shape, const ov::Shape &row) {
     ov::PartialShape expected{ov::Dimension::dynamic()};
     expected.insert(expected.end(), row.begin(), row.end());
     return shape.rank().is_static() && shape.same_scheme(expected);
+}
+
+// A Core that has loaded the CPU plugin in a thread of its own. The plugin gives the thread that loads it a signal
+// stack, and frees that stack when another thread closes the last model. A signal in the first thread would then end
+// the host.
+ov::Core new_core() {
+    const NoSignals guard;
+    return std::async(std::launch::async,
+                      [] {
+                          ov::Core core;
+                          core.get_property("CPU", ov::device::full_name);  // the first question loads the plugin
+                          return core;
+                      })
+        .get();
 }
 
 }  // namespace
@@ -81,7 +97,7 @@ class Backend::Compiled {
 
     const ov::Shape row_;
     const std::size_t dim_;
-    ov::Core core_;
+    ov::Core core_ = new_core();
     ov::CompiledModel model_;
     std::mutex mutex_;
     std::vector<ov::InferRequest> idle_;

@@ -1,7 +1,8 @@
 #include "scheduler.hpp"
 
+#include "signals.hpp"
+
 #include <algorithm>
-#include <csignal>
 #include <cstring>
 
 namespace cgd {
@@ -10,24 +11,6 @@ namespace {
 double seconds_since(Clock::time_point began) {
     return std::chrono::duration<double>(Clock::now() - began).count();
 }
-
-// While it lives, threads that start handle no signals: handlers of the program run in threads of the program.
-class NoSignals {
-  public:
-    NoSignals() {
-        sigset_t all;
-        sigfillset(&all);
-        ::pthread_sigmask(SIG_BLOCK, &all, &before_);
-    }
-    ~NoSignals() {
-        ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-    }
-    NoSignals(const NoSignals &) = delete;
-    NoSignals &operator=(const NoSignals &) = delete;
-
-  private:
-    sigset_t before_{};
-};
 
 Failure failure_of(const std::exception &error) {
     const auto *failure = dynamic_cast<const Failure *>(&error);
