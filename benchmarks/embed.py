@@ -2,79 +2,121 @@
 
     python benchmarks/embed.py int8.cgd pictures/ -o benchmarks/results/embed.json
 
-Both take turns, with the setting that autotuning chose for this machine, or else on every core in batches of 8.
+The pictures become JPEG files of several sizes. Embedding each of them, with and without --fast-decode, and embedding
+pixels in memory take turns, with the setting that autotuning chose for this machine, or else on every core in batches
+of 8.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
+from itertools import product
+from math import sqrt
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from PIL import Image
 
 import running
 from cgd_deploy.cli.terminal import warn_of_load
 from cgd_deploy.hardware.cpu import available_threads, cpu_clock
 from cgd_deploy.hardware.timing import interleaved, load_between
-from cgd_deploy.pictures.images import read_images
-from cgd_deploy.pictures.preprocess import batches
+from cgd_deploy.pictures.images import ImageList, read_images
+from cgd_deploy.pictures.preprocess import batches, decode
 from cgd_deploy.quality.bench import environment
 from cgd_deploy.quality.contestants import OnProgress
-from cgd_deploy.runtime.engine import open_engine
-from cgd_deploy.runtime.enginefile import read_engine
+from cgd_deploy.runtime.engine import Engine, open_engine
+from cgd_deploy.runtime.enginefile import EngineFile, read_engine
 from cgd_deploy.runtime.tuning import Setting, setting_here
 from cgd_deploy.search.index import Reading, index_images
 
+QUALITY = 90
 
-def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, object]:
-    """Images a second of both and their ratio; raises CgdError for what cannot be read."""
+
+def measure(options: argparse.Namespace, on_progress: OnProgress) -> running.Result:
+    """Images a second from memory and from files of each size; raises CgdError for what cannot be read."""
     images = read_images(options.images).sample(options.pictures)
     file = read_engine(options.engine)
-    manifest = file.manifest
-    tuned = setting_here(file.tunings, "throughput") or Setting(available_threads(), 1, 8)
-    batch = options.batch or tuned.batch
-    threads, streams = options.threads or tuned.threads, options.streams or tuned.streams
-    decoded = [pixels for _, pixels in batches(images, manifest.spec, batch)]
-    with open_engine(file, threads=threads, streams=streams) as engine:
-
-        def from_memory() -> None:
-            for pixels in decoded:
-                engine.embed(pixels)
-
-        def from_files() -> None:
-            index_images(engine, images, Reading(batch_size=batch, fast_decode=options.fast_decode))
-
-        started = cpu_clock()
-        calls = {"memory": from_memory, "files": from_files}
-        taken = interleaved(calls, options.seconds, partial(on_progress, "timing"))
-        load = load_between(started, cpu_clock(), threads)
+    setting = chosen_setting(options, file)
+    with TemporaryDirectory() as folder:
+        files = {size: jpeg_files(images, size, Path(folder) / str(size)) for size in options.megapixels}
+        kinds = list(product(files, (False, True)))
+        with open_engine(file, threads=setting.threads, streams=setting.streams) as engine:
+            calls: dict[str, Callable[[], object]] = {"memory": from_memory(engine, images, setting.batch)}
+            for size, fast in kinds:
+                reading = Reading(batch_size=setting.batch, fast_decode=fast)
+                calls[f"{size} {fast}"] = partial(index_images, engine, files[size], reading)
+            started = cpu_clock()
+            taken = interleaved(calls, options.seconds, partial(on_progress, "timing"))
+            load = load_between(started, cpu_clock(), setting.threads)
+        bytes_of = {size: sum(path.stat().st_size for path in files[size].paths) / len(images) for size in files}
     warn_of_load(load)
-    memory, files = (len(images) / float(np.median(taken[name])) for name in ("memory", "files"))
-    sizes = [path.stat().st_size for path in images.paths]
+    speeds = {name: len(images) / float(np.median(seconds)) for name, seconds in taken.items()}
     return {
-        "schema": 1,
-        "environment": environment(images, threads, {batch: taken}, load),
-        "engine": {"backend": manifest.backend, "precision": manifest.precision.value},
-        "setting": {"threads": threads, "streams": streams, "batch": batch, "fast_decode": options.fast_decode},
-        "bytes_per_picture": round(float(np.mean(sizes))),
-        "images_per_second": {"memory": round(memory, 2), "files": round(files, 2)},
-        "files_over_memory": round(files / memory, 4),
+        "schema": 2,
+        "environment": environment(images, setting.threads, {setting.batch: taken}, load),
+        "engine": {"backend": file.manifest.backend, "precision": file.manifest.precision.value},
+        "setting": asdict(setting),
+        "images_per_second": round(speeds["memory"], 2),
+        "files": [
+            {
+                "megapixels": size,
+                "bytes": round(bytes_of[size]),
+                "fast_decode": fast,
+                "images_per_second": round(speeds[f"{size} {fast}"], 2),
+                "files_over_memory": round(speeds[f"{size} {fast}"] / speeds["memory"], 4),
+            }
+            for size, fast in kinds
+        ],
     }
+
+
+def chosen_setting(options: argparse.Namespace, file: EngineFile) -> Setting:
+    """What the options say; the rest is as autotuning chose it, or the default."""
+    tuned = setting_here(file.tunings, "throughput") or Setting(available_threads(), 1, 8)
+    return Setting(options.threads or tuned.threads, options.streams or tuned.streams, options.batch or tuned.batch)
+
+
+def jpeg_files(images: ImageList, megapixels: float, folder: Path) -> ImageList:
+    """The pictures as JPEG files of so many pixels, whose colour has half the resolution; aspect ratios stay."""
+    folder.mkdir()
+    for number in range(len(images)):
+        image = decode(images.path(number), images.box(number))
+        factor = sqrt(megapixels * 1e6 / (image.width * image.height))
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        image.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number:06}.jpg", quality=QUALITY)
+    return read_images(folder)
+
+
+def from_memory(engine: Engine, images: ImageList, batch: int) -> Callable[[], None]:
+    """A call that describes all pictures, which are decoded already."""
+    decoded = [pixels for _, pixels in batches(images, engine.spec, batch)]
+
+    def embed() -> None:
+        for pixels in decoded:
+            engine.embed(pixels)
+
+    return embed
 
 
 def main() -> None:
     parser = running.parser(__doc__, "embed.json")
     parser.add_argument("engine", type=Path, help="a .cgd file")
     parser.add_argument("images", help="a folder, LIST.tsv or glob pattern")
-    parser.add_argument("--pictures", type=int, default=256, help="evenly taken of them [default: 256]")
+    parser.add_argument("--pictures", type=int, default=64, help="evenly taken of them [default: 64]")
+    parser.add_argument(
+        "--megapixels", type=float, nargs="+", default=[0.1, 1.0, 4.0], help="of the files [default: 0.1 1 4]"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing [default: 60]")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--streams", type=int)
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--fast-decode", action="store_true")
     result = running.run(measure, parser.parse_args())
-    running.show(result, "setting", "images_per_second", "files_over_memory")
+    running.show(result, "setting", "images_per_second", "files")
 
 
 if __name__ == "__main__":
