@@ -60,15 +60,16 @@ need_gpu() {
     nvidia-smi > "$OUT/nvidia-smi.txt" || true
 }
 
-# Makes the model of the other stages: the trained model, or else ImageNet weights with random heads. Sets $ONNX and $CHECKPOINT.
+# Makes the model of the other stages, once: the trained model, or else ImageNet weights with random heads. Sets $ONNX
+# and $CHECKPOINT.
 prepare_model() {
     need_files "$PICTURES" "$WEIGHTS"
     CHECKPOINT=$WORK/SG/best.pt ONNX=$WORK/model.onnx
+    if [ ! -e "$CHECKPOINT" ]; then CHECKPOINT=$WORK/ckpt.pt; fi
     if [ ! -e "$CHECKPOINT" ]; then
-        CHECKPOINT=$WORK/ckpt.pt
         cgd import "$WEIGHTS" --backbone "$BACKBONE" --descriptors SG --size "$SIZE" --data "$PICTURES" -o "$CHECKPOINT"
     fi
-    cgd export "$CHECKPOINT" -o "$ONNX"
+    if [ ! "$ONNX" -nt "$CHECKPOINT" ]; then cgd export "$CHECKPOINT" -o "$ONNX"; fi
 }
 
 build() { cgd build-engine "$ONNX" "--$1" --backend "$2" --max-batch 128 -o "$WORK/$2-$1.cgd" "${@:3}"; }

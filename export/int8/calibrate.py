@@ -20,6 +20,7 @@ from cgd_deploy.runtime.backends.onnxruntime import import_onnxruntime
 from cgd_deploy.spec import ModelSpec
 
 from .histogram import BINS, Counts, entropy_bins, mse_bins, percentile_bins
+from .patches import Patches, Window
 
 Ranges = dict[str, float]
 """Largest magnitude that the INT8 codes of each activation tensor cover."""
@@ -65,6 +66,7 @@ class Activations:
     ranged        tensors that need a range -> the highest code, 127 or 255
     convolved     tensors that need statistics of channels -> the axis of the channels
     on_pictures   called with the number of pictures just measured
+    window        what a convolution reads whose patches need moments, or None
 
     A pass over the pictures runs when a result first needs it, and holds the tensors of one batch. The batch size
     changes no result. A pass raises InputError if a picture cannot be decoded, MissingDependency without ONNX Runtime.
@@ -78,9 +80,10 @@ class Activations:
         images: ImageList,
         spec: ModelSpec,
         on_pictures: Callable[[int], None] | None = None,
+        window: Window | None = None,
     ) -> None:
         self.model = model
-        self._ranged, self._convolved = dict(ranged), dict(convolved)
+        self._ranged, self._convolved, self._window = dict(ranged), dict(convolved), window
         self._images, self._spec, self._on_pictures = images, spec, on_pictures
 
     def ranges(self, method: Calibration) -> Ranges:
@@ -103,11 +106,17 @@ class Activations:
         """The largest magnitude of each channel of each convolved tensor."""
         return {name: channels.largest for name, channels in self._extremes.channels.items()}
 
+    @property
+    def patches(self) -> Patches | None:
+        """Moments of the patches of the window, if there is one."""
+        return self._extremes.patches
+
     @cached_property
     def _extremes(self) -> _Extremes:
         """The first pass over the pictures."""
         totals, largest = dict.fromkeys(self._ranged, 0.0), dict.fromkeys(self._ranged, 0.0)
         channels = {name: _Channels(axis) for name, axis in self._convolved.items()}
+        patches = Patches(self._window) if self._window else None
         for values in self._values({**self._ranged, **channels}):
             for name in self._ranged:
                 tops = np.abs(values[name]).max(axis=tuple(range(1, values[name].ndim)))
@@ -115,7 +124,10 @@ class Activations:
                 largest[name] = float(np.maximum(largest[name], tops.max()))
             for name, found in channels.items():
                 found.add(values[name])
-        return _Extremes({name: total / len(self._images) for name, total in totals.items()}, largest, channels)
+            if patches and self._window:
+                patches.add(values[self._window.tensor])
+        means = {name: total / len(self._images) for name, total in totals.items()}
+        return _Extremes(means, largest, channels, patches)
 
     @cached_property
     def _histograms(self) -> dict[str, Counts]:
@@ -152,11 +164,13 @@ class _Extremes:
     means      mean over pictures of each ranged tensor's largest magnitude
     largest    largest magnitude of each ranged tensor
     channels   statistics of each convolved tensor
+    patches    moments of the patches of the window
     """
 
     means: Ranges
     largest: Ranges
     channels: dict[str, _Channels]
+    patches: Patches | None
 
 
 class _Channels:

@@ -17,6 +17,7 @@ from cgd_deploy.pictures.images import ImageList
 from ..metadata import get_metadata
 from .bias import bias_corrected
 from .calibrate import Activations, Calibration, Ranges
+from .compensate import compensated, first_window
 from .equalize import equalized
 from .quantize import FULL_RANGE, REDUCED_RANGE, Layout, convolutions, int8_edges, quantized
 
@@ -89,6 +90,9 @@ class Int8Models:
         """
         measured = self._activations(recipe)
         result = quantized(measured.model, self.ranges(recipe), self._layout, keep_float, recipe.weight_range)
+        if patches := measured.patches:
+            moment = patches.covariance if recipe.bias_corrected else patches.second_moment
+            result = compensated(result, measured.model, moment, recipe.weight_range)
         return bias_corrected(result, measured.model, measured.means) if recipe.bias_corrected else result
 
     def ranges(self, recipe: Recipe) -> Ranges:
@@ -110,4 +114,4 @@ class Int8Models:
         highest = {edge.ranged: edge.codes.high for layout in layouts for edge in int8_edges(model, layout)}
         channels = {node.input[0]: 1 if node.op_type == "Conv" else -1 for node in convolutions(model)}
         spec = get_metadata(model).spec
-        return Activations(model, highest, channels, self._images, spec, self._on_pictures)
+        return Activations(model, highest, channels, self._images, spec, self._on_pictures, first_window(model))

@@ -52,24 +52,28 @@ def test_a_library_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "the library tensorrt cannot be imported: ModuleNotFoundError" in lacking(stage("tensorrt", tmp_path))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["onnxruntime", "tensorrt-rtx"])
-def test_engines_are_built_before_a_gpu_is_asked_for(tmp_path: Path, pictures: Path, name: str) -> None:
-    if name == "tensorrt-rtx":
-        tensorrt_rtx()
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from torchvision.models import resnet18
 
-    torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
-    settings = {"BACKBONE": "resnet18", "SIZE": 64, "WEIGHTS": tmp_path / "weights.pth", "WORK": tmp_path / "work"}
-    told = lacking(stage(name, tmp_path, PICTURES=pictures, **settings))
-    assert "NVIDIA driver" in told
-    built = {path.name for path in (tmp_path / "work").glob("*.cgd")}
-    assert built == (
-        {"onnxruntime-fp32.cgd", "onnxruntime-tf32.cgd"}
-        if name == "onnxruntime"
-        else {f"{name}-fp16.cgd", f"{name}-int8.cgd"}
-    )
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(resnet18().state_dict(), path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnxruntime", "tensorrt-rtx"])
+def test_engines_are_built_before_a_gpu_is_asked_for(tmp_path: Path, pictures: Path, weights: Path, name: str) -> None:
+    """The second stage takes the model of the first one."""
+    if name == "tensorrt-rtx":
+        tensorrt_rtx()
+    work, engines = weights.with_name("work"), {"onnxruntime": ("fp32", "tf32"), "tensorrt-rtx": ("fp16", "int8")}
+    settings = {"BACKBONE": "resnet18", "SIZE": 64, "WEIGHTS": weights, "WORK": work}
+    done = stage(name, tmp_path, PICTURES=pictures, **settings)
+    assert "NVIDIA driver" in lacking(done)
+    assert ("smallest cosine with torch" in done.stdout) == (name == "onnxruntime")
+    assert {path.name for path in work.glob(f"{name}-*.cgd")} == {f"{name}-{kind}.cgd" for kind in engines[name]}
 
 
 def test_an_unknown_stage_is_refused_with_the_known_ones(tmp_path: Path) -> None:
