@@ -33,7 +33,7 @@ import running
 from cgd_deploy.cli.terminal import errors, warn_of_load
 from cgd_deploy.errors import EngineError, InputError, MissingDependency
 from cgd_deploy.files import sha256_file
-from cgd_deploy.hardware.cpu import available_threads, cpu_clock
+from cgd_deploy.hardware.cpu import available_threads, cpu_clock, has_fast_bf16
 from cgd_deploy.hardware.packages import package_version
 from cgd_deploy.hardware.timing import interleaved, load_between
 from cgd_deploy.pictures.preprocess import batches
@@ -57,7 +57,7 @@ Samples = Mapping[int, Mapping[str, list[float]]]
 """Seconds of each timed call, by batch size and contestant."""
 
 BATCHES = (1, 8, 32)
-MATMUL_SIZES = (1024, 2048)
+MATMUL_SIZES = (512, 1024, 2048)
 COLOURS = {"fp32": "#8a8a8a", "bf16": "#2c7fb8", "int8": "#d95f0e"}
 
 
@@ -210,11 +210,17 @@ def our_engines(stack: ExitStack, source: Source, paths: Sequence[Path]) -> list
 
 
 def matmuls() -> list[Matmul]:
-    """FP32 and INT8 (int8 x int8 -> int32), both by oneDNN or MKL through torch, large enough to reach the peak."""
+    """FP32, INT8 (int8 x int8 -> int32), and BF16 where it is fast, by oneDNN or MKL through torch.
+
+    They are large enough to reach the peak.
+    """
     found = []
     for size in MATMUL_SIZES:
         values, codes = torch.rand(size, size), torch.randint(-127, 128, (size, size), dtype=torch.int8)
         found.append(Matmul("fp32", size, "torch.matmul", partial(torch.matmul, values, values)))
+        if has_fast_bf16():
+            halves = values.bfloat16()
+            found.append(Matmul("bf16", size, "torch.matmul in BF16", partial(torch.matmul, halves, halves)))
         found.append(Matmul("int8", size, "torch._int_mm", partial(torch._int_mm, codes, codes)))
     return found
 

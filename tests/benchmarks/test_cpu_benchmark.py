@@ -66,6 +66,17 @@ def test_speeds(cpu: ModuleType) -> None:
     assert bf16 == {**int8, "share_of_peak": None}
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_has_a_peak_where_it_is_fast(cpu: ModuleType, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_fast_bf16", lambda: fast)
+    monkeypatch.setattr(cpu, "MATMUL_SIZES", (32,))
+    found = cpu.matmuls()
+    assert {one.precision for one in found} == {"fp32", "int8"} | ({"bf16"} if fast else set())
+    assert len({one.title for one in found}) == len(found)
+    for one in found:
+        assert one.call().shape == (32, 32)
+
+
 def test_the_peak_is_the_best_of_all_sizes_and_runs(cpu: ModuleType) -> None:
     small, large = (cpu.Matmul("int8", size, "multiply", None) for size in (1000, 2000))
     single = cpu.Matmul("fp32", 1000, "other", None)
