@@ -124,6 +124,17 @@ def load_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def embed_table(result: dict[str, Any]) -> str:
+    """Markdown with one line per size of the files: images a second and their share of the speed from memory."""
+    lines = ["| megapixels | kB | images a second | of memory | with `--fast-decode` | of memory |", "|---" * 6 + "|"]
+    plain = [one for one in result["files"] if not one["fast_decode"]]
+    fast = [one for one in result["files"] if one["fast_decode"]]
+    for one, faster in zip(plain, fast, strict=True):
+        speeds = (f"{x['images_per_second']:.0f} | {x['files_over_memory']:.0%}" for x in (one, faster))
+        lines.append(f"| {one['megapixels']:g} | {one['bytes'] / 1000:.0f} | {' | '.join(speeds)} |")
+    return "\n".join(lines)
+
+
 def search_table(result: dict[str, Any]) -> str:
     """Markdown with one line per contestant and size: memory, time for a query, and recall@10."""
     bytes_of_float32 = 4 * result["data"]["dim"]
@@ -190,6 +201,7 @@ def tables() -> dict[str, str]:
         "batching": batching_table,
         "cpu": cpu_table,
         "cpu-amd": cpu_table,
+        "embed": embed_table,
         "load": load_table,
         "native": native_table,
         "recipes": recipes_table,

@@ -96,6 +96,24 @@ def test_the_ablation_has_its_chart_once_there_is_one(table: ModuleType, tmp_pat
     assert table.tables()["ablation"] == "made\n\n![recall and cost of each model](results/ablation.svg)"
 
 
+def test_the_embed_table_has_a_line_for_each_size(table: ModuleType) -> None:
+    kinds = [(0.1, False, 80.4), (0.1, True, 81.0), (4.0, False, 40.0), (4.0, True, 60.0)]
+    files = [
+        {
+            "megapixels": size,
+            "bytes": 30_000 * size,
+            "fast_decode": fast,
+            "images_per_second": speed,
+            "files_over_memory": speed / 100,
+        }
+        for size, fast, speed in kinds
+    ]
+    assert table.embed_table({"files": files}).splitlines()[2:] == [
+        "| 0.1 | 3 | 80 | 80% | 81 | 81% |",
+        "| 4 | 120 | 40 | 40% | 60 | 60% |",
+    ]
+
+
 def test_the_search_table_compares_memory_with_float32(table: ModuleType) -> None:
     row = {"name": "cgd-deploy int8", "rows": 1000, "resident_bytes": 1.6e6, "recall_at_10": 0.98765}
     result = {"data": {"dim": 1536}, "rows": [{**row, "milliseconds": {"1": 1.234, "32": 0.5}}]}
