@@ -21,8 +21,9 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/cgd-deploy demo
 
+# If a test kills its worker, the run ends: with --dist loadfile, pytest-xdist would wait for ever.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 MIN := build/min
@@ -30,7 +31,7 @@ test-min:
 	$(PYTHON) -m venv $(MIN)
 	grep -oE '"[a-z0-9-]+(\[[a-z,]+\])?>=[0-9.]+"' pyproject.toml | sed -E 's/"//g; s/\[.*\]//; s/>=/==/' | sort -u > $(MIN)/oldest.txt
 	$(MIN)/bin/python -m pip install --quiet -c $(MIN)/oldest.txt -e '.[cpu,train,timm,parquet,search,ray,native,serve,dev]'
-	$(MIN)/bin/python -m pytest -n 2 --dist loadfile
+	$(MIN)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 # mypy looks for installed names; the links give our folders theirs.
 check: setup
