@@ -38,7 +38,7 @@ QUALITY = 90
 
 
 def measure(options: argparse.Namespace, on_progress: OnProgress) -> running.Result:
-    """Images a second from memory and from files of each size; raises CgdError for what cannot be read."""
+    """Embed pixels from memory and files of each size; return the speeds. Raises CgdError for unreadable input."""
     images = read_images(options.images).sample(options.pictures)
     file = read_engine(options.engine)
     setting = chosen_setting(options, file)
@@ -82,7 +82,7 @@ def chosen_setting(options: argparse.Namespace, file: EngineFile) -> Setting:
 
 
 def jpeg_files(images: ImageList, megapixels: float, folder: Path) -> ImageList:
-    """The pictures as JPEG files of so many pixels, whose colour has half the resolution; aspect ratios stay."""
+    """Write the pictures as JPEG files of ``megapixels``. Aspect ratios stay; colour has half the resolution."""
     folder.mkdir()
     for number in range(len(images)):
         image = decode(images.path(number), images.box(number))

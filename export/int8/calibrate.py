@@ -66,7 +66,7 @@ class Activations:
     ranged        tensors that need a range -> the highest code, 127 or 255
     convolved     tensors that need statistics of channels -> the axis of the channels
     on_pictures   called with the number of pictures just measured
-    window        what a convolution reads whose patches need moments, or None
+    window        what the convolution reads whose patches need moments; its tensor is convolved. None: no moments
 
     A pass over the pictures runs when a result first needs it, and holds the tensors of one batch. The batch size
     changes no result. A pass raises InputError if a picture cannot be decoded, MissingDependency without ONNX Runtime.
@@ -124,8 +124,8 @@ class Activations:
                 largest[name] = float(np.maximum(largest[name], tops.max()))
             for name, found in channels.items():
                 found.add(values[name])
-            if patches and self._window:
-                patches.add(values[self._window.tensor])
+            if patches:
+                patches.add(values[patches.window.tensor])
         means = {name: total / len(self._images) for name, total in totals.items()}
         return _Extremes(means, largest, channels, patches)
 

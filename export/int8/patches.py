@@ -30,19 +30,19 @@ class Patches:
     """Moments of all patches added, each a vector of K = C x kernel values in the order of the weights."""
 
     def __init__(self, window: Window) -> None:
-        self._window = window
+        self.window = window
         self._count = 0
         self._sum: NDArray[np.float64] = np.zeros(1)
         self._products: NDArray[np.float64] = np.zeros((1, 1))
 
     def add(self, value: NDArray[np.float32]) -> None:
         """Add every patch of ``value`` [N, C, H, W] that STEP does not leave out."""
-        top, left, bottom, right = self._window.pads
+        top, left, bottom, right = self.window.pads
         padded = np.pad(value, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        every = np.lib.stride_tricks.sliding_window_view(padded, self._window.kernel, axis=(2, 3))
-        rows, columns = (STEP * stride for stride in self._window.strides)
+        every = np.lib.stride_tricks.sliding_window_view(padded, self.window.kernel, axis=(2, 3))
+        rows, columns = (STEP * stride for stride in self.window.strides)
         chosen = every[:, :, ::rows, ::columns].transpose(0, 2, 3, 1, 4, 5)
-        patches = chosen.reshape(-1, value.shape[1] * int(np.prod(self._window.kernel)))
+        patches = chosen.reshape(-1, value.shape[1] * int(np.prod(self.window.kernel)))
         self._count += len(patches)
         self._sum = self._sum + patches.sum(axis=0, dtype=np.float64)
         self._products = self._products + patches.T @ patches
