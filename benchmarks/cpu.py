@@ -8,14 +8,16 @@ take turns too: the fastest one is the peak, and each contestant reaches a share
 is left out by name.
 
 Rivals have their default settings. Torch is channels last, which is faster, except for the reference. NNCF calibrates
-on the same pictures as our engines; it runs twice, once with the descriptor head in float, as in our engines.
+on the same pictures as our engines. It runs three times: as it is, with the descriptor head in float, as in our
+engines, and with accuracy control, which is the rival of ``build-engine --min-overlap``: it holds the same overlap@10
+on the same half of the queries.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 import charts
 import running
 from cgd_deploy.cli.terminal import errors, warn_of_load
+from cgd_deploy.datasets.evaluation import Evaluation
 from cgd_deploy.errors import EngineError, InputError, MissingDependency
 from cgd_deploy.files import sha256_file
 from cgd_deploy.hardware.cpu import available_threads, cpu_clock, has_fast_bf16
@@ -45,6 +48,7 @@ from cgd_deploy.runtime.backends.openvino import import_openvino
 from cgd_deploy.runtime.descriptors import Descriptors
 from cgd_deploy.runtime.engine import load
 from cgd_deploy.runtime.golden import golden_images
+from cgd_deploy.search.retrieval import NEIGHBOURS, overlap
 from cgd_deploy.spec import ModelSpec
 from cgd_export.engine_from_onnx import calibration_list
 from cgd_export.metadata import FEATURES
@@ -63,12 +67,19 @@ COLOURS = {"fp32": "#8a8a8a", "bf16": "#2c7fb8", "int8": "#d95f0e"}
 
 @dataclass(frozen=True)
 class Source:
-    """The model that every contestant runs: its checkpoint, and its FP32 ONNX file beside a calibration list."""
+    """The model that every contestant runs, and what a rival needs to quantize it.
+
+    onnx          its FP32 ONNX file, beside a calibration list
+    evaluation    the test pictures
+    min_overlap   least overlap@10 that accuracy control keeps, 0 to 1
+    """
 
     checkpoint: Path
     onnx: Path
     spec: ModelSpec
     threads: int
+    evaluation: Evaluation
+    min_overlap: float
 
 
 @dataclass(frozen=True)
@@ -138,17 +149,63 @@ def by_openvino(source: Source, *, precision: str = "f32", model: Any = None) ->
 
 def by_nncf(source: Source, *, float_head: bool = False) -> Run:
     """INT8 by NNCF's post-training quantization with its defaults, on the pictures that our engines calibrate on."""
+    nncf, model, calibration = nncf_inputs(source)
+    ignored = nncf.IgnoredScope(names=head_names(model)) if float_head else None
+    quantized = nncf.quantize(model, calibration, subset_size=calibration.get_length(), ignored_scope=ignored)
+    return by_openvino(source, model=quantized)
+
+
+def by_controlled_nncf(source: Source) -> Run:
+    """INT8 by NNCF, which returns layers to float until the choosing half of the queries keeps ``min_overlap``.
+
+    The head is float. NNCF ranks the layers by the change of the descriptors, as it does by default for such a metric.
+    Float is BF16 where the CPU computes it fast, as in our engines.
+    """
+    nncf, model, calibration = nncf_inputs(source)
+    pictures = [pixels for _, pixels in batches(source.evaluation.images, source.spec, batch_size=1)]
+    reference = np.concatenate([*map(by_openvino(source), pictures)])
+    quantized = nncf.quantize_with_accuracy_control(
+        model,
+        calibration,
+        nncf.Dataset(pictures),
+        overlap_validation(source.evaluation, reference),
+        max_drop=1 - source.min_overlap,
+        subset_size=calibration.get_length(),
+        ignored_scope=nncf.IgnoredScope(names=head_names(model)),
+    )
+    return by_openvino(source, precision="bf16" if has_fast_bf16() else "f32", model=quantized)
+
+
+def nncf_inputs(source: Source) -> tuple[Any, Any, Any]:
+    """NNCF, the FP32 model in OpenVINO, and the calibration pictures as a data set of NNCF.
+
+    Raises MissingDependency without NNCF.
+    """
     if not find_spec("nncf"):
         raise MissingDependency("NNCF is not installed; run `pip install nncf`.")
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    images = calibration_list(source.onnx, None)
-    data = nncf.Dataset([pixels for _, pixels in batches(images, source.spec, batch_size=1)])
-    model = import_openvino().Core().read_model(str(source.onnx))
-    ignored = nncf.IgnoredScope(names=head_names(model)) if float_head else None
-    quantized = nncf.quantize(model, data, subset_size=len(images), ignored_scope=ignored)
-    return by_openvino(source, model=quantized)
+    pictures = [pixels for _, pixels in batches(calibration_list(source.onnx, None), source.spec, batch_size=1)]
+    return nncf, import_openvino().Core().read_model(str(source.onnx)), nncf.Dataset(pictures)
+
+
+def overlap_validation(evaluation: Evaluation, reference: Descriptors) -> Callable[[Any, Iterable[Any]], Any]:
+    """A validation function of NNCF: overlap@10 with ``reference`` of the choosing half, and all descriptors.
+
+    reference   FP32 descriptors of all pictures, float32 [N, D]
+    """
+    rows = evaluation.halves()[0]
+    expected = evaluation.neighbours(reference, NEIGHBOURS)[0][rows]
+
+    def validate(model: Any, pictures: Iterable[NDArray[np.uint8]]) -> tuple[float, list[list[Descriptors]]]:
+        found = [model(pixels)[0] for pixels in pictures]
+        kept = 0.0
+        if len(found) == len(reference):  # NNCF first tries the function on one picture
+            kept = overlap(evaluation.neighbours(np.concatenate(found), NEIGHBOURS)[0][rows], expected)
+        return kept, [[one] for one in found]
+
+    return validate
 
 
 def head_names(model: Any) -> list[str]:
@@ -169,6 +226,7 @@ RIVALS: dict[str, Callable[[Source], Run]] = {
     "OpenVINO bf16": partial(by_openvino, precision="bf16"),
     "OpenVINO int8 by NNCF": by_nncf,
     "OpenVINO int8 by NNCF, float head": partial(by_nncf, float_head=True),
+    "OpenVINO int8 by NNCF, accuracy control": by_controlled_nncf,
 }
 """Makes each rival, by its title, which names its precision."""
 
@@ -275,7 +333,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         onnx = Path(stack.enter_context(TemporaryDirectory())) / "model.onnx"
-        source = Source(options.checkpoint, onnx, loaded.spec, options.threads)
+        source = Source(options.checkpoint, onnx, loaded.spec, options.threads, evaluation, options.min_overlap)
         ours = our_engines(stack, source, options.engines)
         onnx_from_checkpoint(options.checkpoint, onnx)
         gflop = gflop_per_image(loaded.model, onnx)
@@ -304,6 +362,7 @@ def measure(options: argparse.Namespace, on_progress: OnProgress) -> dict[str, A
             "checkpoint_sha256": sha256_file(options.checkpoint),
             "engines_sha256": {path.name: sha256_file(path) for path in options.engines},
         },
+        "min_overlap": options.min_overlap,
         "peak": peak,
         "left_out": left_out,
         "contestants": [
@@ -362,6 +421,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("engines", type=Path, nargs="*", help=".cgd files made from it")
     parser.add_argument("--data", help="test pictures: a data set or LIST.tsv [default: the checkpoint's]")
     parser.add_argument("--pictures", type=int, help="test on so many of them, spread evenly [default: all]")
+    parser.add_argument(
+        "--min-overlap", type=float, default=0.95, help="overlap@10 that NNCF's accuracy control keeps [default: 0.95]"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing for each batch size [default: 60]")
     parser.add_argument("--batch", type=int, action="append", help="batch size, may be repeated [default: 1, 8, 32]")
     parser.add_argument("--threads", type=int, default=available_threads(), help="[default: every core it may use]")
@@ -373,6 +435,8 @@ def parse() -> argparse.Namespace:
     pictures = 1 if options.pictures is None else options.pictures
     if min(*options.batch, options.threads, pictures) < 1 or options.seconds < 0:
         parser.error("--batch, --threads and --pictures take 1 or more, --seconds 0 or more")
+    if not 0 <= options.min_overlap <= 1:
+        parser.error("--min-overlap takes 0 to 1")
     if len({path.stem for path in options.engines}) < len(options.engines):
         parser.error("engines are called by their file names, and two of these have the same")
     return options

@@ -87,7 +87,7 @@ class Int8Options:
 
     recipe          calibration and corrections; None: the default, or with ``budget`` the recipe that loses least
     reduced_range   7-bit weights, whose sums CPUs without VNNI, AMX or i8mm compute right; None: if this CPU needs them
-    keep_float      names of convolutions that stay float
+    keep_float      names of convolutions and residual adds that stay float
     float_precision BF16 or FP32 for all that stays float; None: see ``floats``
     budget          what INT8 may lose; convolutions return to float until the model holds it, see ``guarded``
     distill         pictures without labels to tune INT8 on, see ``distilled``
@@ -126,10 +126,10 @@ class Int8Options:
         return replace(recipe, reduced_range=recipe.reduced_range or needed)
 
     def floats(self, backend: str, keep_float: Collection[str]) -> Precision:
-        """Arithmetic of all that stays float, if these convolutions do: FP16 in a plan for a GPU, else FP32 or BF16.
+        """Arithmetic of all that stays float, if these nodes do: FP16 in a plan for a GPU, else FP32 or BF16.
 
-        Without ``float_precision``, it is BF16 if a convolution stays float, and the backend and this CPU are fast in
-        BF16. Otherwise it is FP32: without a float convolution, BF16 is no faster.
+        Without ``float_precision``, it is BF16 if a node stays float, and the backend and this CPU are fast in BF16.
+        Otherwise it is FP32: without a float node, BF16 is no faster.
         """
         if backend in MODULES:
             return Precision.FP16

@@ -35,7 +35,7 @@ from .build_options import BuildOptions, Int8Options
 from .fp16 import rounded
 from .int8.budget import retrieval_facts
 from .int8.guard import guarded
-from .int8.quantize import convolutions
+from .int8.quantize import Layout, convolutions, residual_adds
 from .int8.recipe import Recipe
 from .int8.trials import Models, timed
 from .kernels import kernels
@@ -110,7 +110,7 @@ class _Request:
 
 @dataclass(frozen=True, kw_only=True)
 class _Typed:
-    """A typed graph, its recipe, its float convolutions and its retrieval facts.
+    """A typed graph, its recipe, the nodes that it keeps in float, and its retrieval facts.
 
     make     types the same model by another recipe
     floats   arithmetic of all that INT8 leaves in float
@@ -232,6 +232,7 @@ def models_of(model: onnx.ModelProto, backend: str, make: MakeGraph, int8: Int8O
         fp32=lambda: OnnxRuntimeBackend(model.SerializeToString()),
         int8=lambda recipe, names: opened(backend, make(recipe, names), int8.floats(backend, names)),
         timer=None if backend in MODULES else timed,
+        adds=residual_adds(model) if LAYOUTS[backend] is Layout.MIXED else (),
     )
 
 

@@ -27,14 +27,14 @@ from cgd_deploy.spec import ModelSpec, Precision
 from .build_options import Int8Options
 from .engine_from_onnx import fp32_model, models_of, opened
 from .int8.budget import Found, retrieval_facts
-from .int8.guard import free_blocks, ranked_blocks
+from .int8.guard import ranked_parts
 from .int8.recipe import Recipe
 from .int8.trials import Timer, Trials, timed
 from .progress import QUIET, Progress
 from .typed import MakeGraph, check_float_precision, int8_graph, precisions_here
 
 MIXTURES = (1, 2, 4, 8)
-"""How many residual blocks the mixtures leave in float."""
+"""How many parts the mixtures leave in float: residual blocks, or all residual adds together."""
 BATCHES = (1, 8)
 WORDS = {
     "onnx_sha256": "model",
@@ -48,10 +48,10 @@ WORDS = {
 class Candidate:
     """An engine that could be built.
 
-    name         "fp32", "bf16", "int8", "int8-4" with four residual blocks in float, or "distilled"
+    name         "fp32", "bf16", "int8", "int8-4" with four parts in float, or "distilled"
     open         opens the model as the engine will run it
     recipe       of an INT8 model, else None
-    keep_float   convolutions that stay float in an INT8 model
+    keep_float   convolutions and residual adds that stay float in an INT8 model
     floats       precision of these
     """
 
@@ -180,9 +180,9 @@ def _floats(model: onnx.ModelProto, backend: str) -> Iterator[Candidate]:
 def _mixtures(
     model: onnx.ModelProto, backend: str, make: MakeGraph, int8: Int8Options, trials: Trials
 ) -> Iterator[Candidate]:
-    """Plain INT8, and INT8 with the blocks in float that gain most neighbours for their cost."""
+    """Plain INT8, and INT8 with the parts in float that gain most neighbours for their cost."""
     recipe = int8.first_recipe(backend)
-    ranked = ranked_blocks(trials, recipe, free_blocks(model, trials.always))
+    ranked = ranked_parts(model, trials, recipe)
     for count in (0, *(count for count in MIXTURES if count <= len(ranked))):
         names = trials.work.in_order(trials.always.union(*ranked[:count]))
         floats = int8.floats(backend, names)

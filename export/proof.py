@@ -52,7 +52,7 @@ def prove(
     found        precision of each convolution
     model        the graph of the build, typed or not
     asked        TF32 and BF16 count as FP32, except that a compiled model tells BF16: no other source says so
-    keep_float   convolutions that stay float on purpose
+    keep_float   nodes that stay float on purpose; those that are no convolutions do not count
     floats       precision of these; checked in a compiled model
 
     Raises GateError if less than 95 % of the other convolutions' work has the precision ``asked``, or less than 95 % of
@@ -66,8 +66,9 @@ def prove(
         if names:
             layers[precision.value] = len(names)
             share[precision.value] = sum(work[name] for name in names) / total
+    floating = sorted(work.keys() & keep_float)
     wanted = {name: asked if source == COMPILED else asked.in_graph for name in work if name not in keep_float}
-    kept = dict.fromkeys(keep_float, floats) if source == COMPILED else {}
+    kept = dict.fromkeys(floating, floats) if source == COMPILED else {}
     for meant, told in ((wanted, asked.value), (kept, f"{floats.value} beside {asked.value}")):
         done = sum(work[name] for name, precision in meant.items() if found.get(name) is precision)
         if done < MIN_SHARE * sum(work[name] for name in meant):
@@ -80,7 +81,7 @@ def prove(
         "from": source,
         "asked": asked.value,
         "convolutions": len(work),
-        "kept_float": sorted(set(keep_float)),
+        "kept_float": floating,
         "layers": layers,
         "flops_share": share,
     }

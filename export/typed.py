@@ -25,7 +25,7 @@ from .int8.recipe import Int8Models, Recipe
 from .progress import Progress
 
 MakeGraph = Callable[[Recipe, Collection[str]], onnx.ModelProto]
-"""(recipe for INT8, convolutions to keep float) -> the typed graph."""
+"""(recipe for INT8, names of nodes to keep float) -> the typed graph."""
 
 LAYOUTS = {
     "onnxruntime": Layout.UINT8,
@@ -80,7 +80,7 @@ def check_float_precision(backend: str, asked: Precision | None) -> None:
 
 
 def float_graph(model: onnx.ModelProto, precision: Precision) -> MakeGraph:
-    """Make the graph for FP16, BF16, TF32 or FP32; recipe and convolutions to keep float change nothing."""
+    """Make the graph for FP16, BF16, TF32 or FP32; recipe and nodes to keep float change nothing."""
     typed = halved(model) if precision is Precision.FP16 else model
     return lambda recipe, keep_float: typed
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from ..datasets.evaluation import left_out_queries
 from ..hardware.timing import load_warning
 from ..pictures.folders import counted
-from ..quality.formatting import change, change_interval, percent
+from ..quality.formatting import change, change_interval, layers_in_float, percent
 from ..quality.report import form_name, headline, notes, warnings
 from ..runtime.enginefile import Manifest
 from ..runtime.tuning import Setting
@@ -58,9 +58,7 @@ def build_summary(path: Path, manifest: Manifest) -> str:
     if full := parity.get("full_range"):
         lines.append(f"  weights have 7 bits (reduced range); with 8 bits it would be {_closeness(full)}")
     if manifest.retrieval:
-        lines += _retrieval_lines(
-            manifest.retrieval, proof["convolutions"], (manifest.float_precision or Precision.FP32).value
-        )
+        lines += _retrieval_lines(manifest.retrieval, (manifest.float_precision or Precision.FP32).value)
     if manifest.tuning:
         lines += _tuning_lines(manifest.tuning)
     return "\n".join(lines)
@@ -71,19 +69,15 @@ def _closeness(parity: Mapping[str, Any]) -> str:
     return f"mean cosine {parity['cosine_mean']:.5f}" + ("" if overlap is None else f", overlap@10 {overlap:.3f}")
 
 
-def _retrieval_lines(found: Mapping[str, Any], convolutions: int, floats: str) -> Iterator[str]:
-    """What an INT8 engine retrieves on test pictures.
-
-    convolutions   number of convolutions in the whole model
-    floats         precision of those that are not INT8
-    """
+def _retrieval_lines(found: Mapping[str, Any], floats: str) -> Iterator[str]:
+    """What an INT8 engine retrieves on test pictures; ``floats`` is the precision of all that is not INT8."""
     low, high = found["overlap_at_10_interval"]
     told = [f"overlap@10 {found['overlap_at_10']:.3f} (95 %: {low:.3f} to {high:.3f})"]
     if drop := found["recall_drop_pp"].get("1"):
         interval = change_interval((drop["low"], drop["high"]), " to ")
         told.append(f"recall@1 {change(drop['drop'])} pp (95 %: {interval})")
     told.append(f"calibrated by {found['recipe']}")
-    told.append(f"{len(found['keep_float'])} of {convolutions} convolutions in {floats}")
+    told.append(f"{layers_in_float(found)} in {floats}")
     yield f"  on {found['compared']} held-out queries: {', '.join(told)} (run on the {found['measured_on']})"
     yield f"  {found['statement']}"
     if note := left_out_queries(found["queries"]) if "queries" in found else None:

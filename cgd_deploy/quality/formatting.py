@@ -1,8 +1,9 @@
-"""Percentages and drops as text, the same in the terminal, in the report and in the benchmarks' tables."""
+"""Percentages, drops and layers as text, the same in the terminal, in the report and in the benchmarks' tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def percent(fraction: float | None, unknown: str = "") -> str:
@@ -18,3 +19,9 @@ def change(drop: float | None, digits: int = 2) -> str:
 def change_interval(drop: Sequence[float], between: str = "..", digits: int = 2) -> str:
     """The ends of a drop's interval, as the interval of the change: (0.1, 0.3) is "-0.30..-0.10"."""
     return between.join(change(end, digits) for end in reversed(drop))
+
+
+def layers_in_float(retrieval: Mapping[str, Any]) -> str:
+    """What an INT8 model leaves in float, by its facts in a manifest or in a frontier: "2 convolutions, 16 adds"."""
+    adds = retrieval.get("float_adds", 0)  # version 0.1.0 kept all adds in INT8
+    return f"{len(retrieval['keep_float']) - adds} convolutions" + (f", {adds} adds" if adds else "")

@@ -21,7 +21,7 @@ from ..hardware.timing import load_warning
 from ..pictures.folders import counted, some
 from ..pictures.images import Box
 from ..pictures.preprocess import decode
-from .formatting import change, change_interval, percent
+from .formatting import change, change_interval, layers_in_float, percent
 
 THUMBNAIL = 112
 CAPTION = 26
@@ -276,6 +276,7 @@ _TEMPLATES.filters |= {
     "difference": _difference,
     "form_name": form_name,
     "interval": _interval,
+    "layers_in_float": layers_in_float,
     "name": _name,
     "number": _number,
     "percent": _percent,

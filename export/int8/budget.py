@@ -68,13 +68,15 @@ class Trial(Found):
     """What an INT8 model retrieves.
 
     recipe       recipe of the model
-    keep_float   names of the convolutions that stay float
+    keep_float   names of the convolutions that stay float, then of the residual adds
+    float_adds   number of these adds
     int8_share   part of the convolution work that is INT8, 0 to 1
     recipes      overlap@10 on the sample of each recipe compared so far
     """
 
     recipe: Recipe
     keep_float: tuple[str, ...]
+    float_adds: int = 0
     int8_share: float
     recipes: dict[str, float] = field(default_factory=dict)
 
@@ -83,6 +85,7 @@ class Trial(Found):
             **super().to_dict(),
             "recipe": str(self.recipe),
             "keep_float": list(self.keep_float),
+            "float_adds": self.float_adds,
             "int8_share": round(self.int8_share, 5),
             "recipes": {name: round(value, 5) for name, value in self.recipes.items()},
         }

@@ -1,4 +1,4 @@
-"""Recall-guarded quantization: find the recipe, and the convolutions to keep float, that hold a budget.
+"""Recall-guarded quantization: find the recipe, and the layers to keep float, that hold a budget.
 
 Ranks candidates by the neighbours that they lose, see ``trials``.
 """
@@ -11,6 +11,7 @@ from dataclasses import replace
 import onnx
 
 from cgd_deploy.errors import GateError
+from cgd_deploy.quality.formatting import layers_in_float
 
 from ..progress import QUIET, Progress
 from .budget import Budget, Trial
@@ -22,8 +23,8 @@ from .trials import Models, Names, Trials
 MIN_INT8_SHARE = 0.5
 """The least part of the convolution work in INT8. With less, INT8 is hardly faster than FP32, which loses nothing."""
 
-Block = tuple[str, ...]
-"""Names of the convolutions of one residual block."""
+Part = tuple[str, ...]
+"""Names of nodes that return to float together: the convolutions of a residual block, or all residual adds."""
 
 
 def guarded(
@@ -39,7 +40,7 @@ def guarded(
 
     model        FP32; read for its spec and its convolutions
     models       opens the FP32 model and INT8 models, as the engine will run them
-    keep_float   convolutions that are float in any case
+    keep_float   convolutions and residual adds that are float in any case
     recipe       of plain INT8
     search       whether to look for a better recipe if plain INT8 misses the budget
     progress     hears of each phase and of every measurement
@@ -49,12 +50,14 @@ def guarded(
     1. Measure plain INT8. If it holds the budget, it is the answer.
     2. Compare recipes by overlap@10 on a sample: first with and without bias correction, then every calibration, then
        equalization. Bias correction comes first: the mean error of rounded weights hides which calibration is best.
-    3. Return each residual block to float alone and rank the blocks by overlap@10 gained per cost, see
-       ``Trials.costs``. Bisection finds the fewest blocks of that ranking that hold the budget. The unit is a block
-       because a tensor needs no codes only when both its writer and its reader are float: in the UINT8 layout, one of
-       them alone gains nothing. There are also three times fewer blocks than convolutions.
-    4. Return each convolution of those blocks to INT8 alone, rank them by overlap@10 lost per cost, and bisect again.
-       This ranking measures one convolution at a time, so it can return convolutions that the blocks took needlessly.
+    3. Return each residual block to float alone, and all residual adds together where the runtime is fast at it. Rank
+       these parts by overlap@10 gained per cost, see ``Trials.costs``. Bisection finds the fewest parts of that ranking
+       that hold the budget. A part is a whole block because a tensor needs no codes only when both its writer and its
+       reader are float: in the UINT8 layout, one of them alone gains nothing. There are also three times fewer blocks
+       than convolutions.
+    4. Return each convolution of those parts to INT8 alone, and the adds together; rank them by overlap@10 lost per
+       cost, and bisect again. This ranking measures one convolution at a time, so it can return convolutions that the
+       blocks took needlessly.
 
     Raises GateError if the budget is missed with half of the work in float, or if the held-out queries contradict it,
     ExportError for descriptors that are not numbers, InputError for pictures that cannot be read.
@@ -76,14 +79,13 @@ def _chosen(model: onnx.ModelProto, trials: Trials, budget: Budget, recipe: Reci
         recipe = _best_recipe(trials, recipe)
         if budget.holds(better := trials.measure(recipe)):
             return better
-    candidates = free_blocks(model, trials.always)
-    best = _shortest(trials, budget, recipe, ranked_blocks(trials, recipe, candidates))
+    best = _shortest(trials, budget, recipe, ranked_parts(model, trials, recipe))
     if best is None:
         raise GateError(_missed(budget, plain, trials))
-    return _shortest(trials, budget, recipe, _ranked_convolutions(trials, best)) or best
+    return _shortest(trials, budget, recipe, _ranked_again(trials, best)) or best
 
 
-def blocks(model: onnx.ModelProto) -> list[Block]:
+def blocks(model: onnx.ModelProto) -> list[Part]:
     """The backbone's convolutions by residual block, in graph order; a convolution outside of any block stands alone.
 
     A block holds the convolutions that exactly one input of its residual add depends on: the branch, and the
@@ -107,11 +109,6 @@ def blocks(model: onnx.ModelProto) -> list[Block]:
     return sorted((block for block in found if block), key=lambda block: order.index(block[0]))
 
 
-def free_blocks(model: onnx.ModelProto, always: Names) -> list[Block]:
-    """``blocks`` without the convolutions ``always``."""
-    return [free for block in blocks(model) if (free := tuple(name for name in block if name not in always))]
-
-
 def _best_recipe(trials: Trials, plain: Recipe) -> Recipe:
     best = _best(trials, [plain, replace(plain, bias_corrected=False)])
     best = _best(trials, [replace(best, calibration=method) for method in Calibration])
@@ -127,32 +124,42 @@ def _best(trials: Trials, recipes: Sequence[Recipe]) -> Recipe:
     return recipes[found.index(max(found))]
 
 
-def ranked_blocks(trials: Trials, recipe: Recipe, candidates: Sequence[Block]) -> list[Block]:
-    """Blocks by overlap@10 gained per cost; blocks that would leave less than MIN_INT8_SHARE in INT8 are left out."""
-    before, *after = trials.overlaps(recipe, [(), *candidates], "Ranking blocks")
+def ranked_parts(model: onnx.ModelProto, trials: Trials, recipe: Recipe) -> list[Part]:
+    """The parts of the model by overlap@10 gained per cost, without those that leave less than MIN_INT8_SHARE in INT8.
+
+    Parts are the residual blocks, and all residual adds if ``trials.adds`` names them, without ``trials.always``.
+    """
+    candidates = [free for part in (*blocks(model), trials.adds) if (free := _without(trials.always, part))]
+    before, *after = trials.overlaps(recipe, [(), *candidates], "Ranking layers")
     costs = trials.costs(recipe, (), candidates)
-    value = {block: (now - before) / cost for block, now, cost in zip(candidates, after, costs, strict=True)}
-    taken: list[Block] = []
-    for block in sorted(candidates, key=lambda block: -value[block]):
-        if 1 - trials.work.part(trials.always.union(*taken, block)) >= MIN_INT8_SHARE:
-            taken.append(block)
+    value = {part: (now - before) / cost for part, now, cost in zip(candidates, after, costs, strict=True)}
+    taken: list[Part] = []
+    for part in sorted(candidates, key=lambda part: -value[part]):
+        if 1 - trials.work.part(trials.always.union(*taken, part)) >= MIN_INT8_SHARE:
+            taken.append(part)
     return taken
 
 
-def _ranked_convolutions(trials: Trials, trial: Trial) -> list[Block]:
-    """The convolutions that ``trial`` returned to float, each alone, by overlap@10 lost per cost."""
-    floats = [name for name in trial.keep_float if name not in trials.always]
-    others = [tuple(other for other in floats if other != name) for name in floats]
-    before, *after = trials.overlaps(trial.recipe, [tuple(floats), *others], "Ranking convolutions")
-    costs = trials.costs(trial.recipe, tuple(floats), others)
-    value = {name: (before - now) / cost for name, now, cost in zip(floats, after, costs, strict=True)}
-    return [(name,) for name in sorted(floats, key=lambda name: -value[name])]
+def _ranked_again(trials: Trials, trial: Trial) -> list[Part]:
+    """The convolutions that ``trial`` returned to float, each alone, and its adds, by overlap@10 lost per cost."""
+    floats = _without(trials.always, trial.keep_float)
+    adds = tuple(name for name in floats if name in trials.adds)
+    parts = [(name,) for name in _without(adds, floats)] + [adds] * bool(adds)
+    others = [_without(part, floats) for part in parts]
+    before, *after = trials.overlaps(trial.recipe, [floats, *others], "Ranking again")
+    costs = trials.costs(trial.recipe, floats, others)
+    value = {part: (before - now) / cost for part, now, cost in zip(parts, after, costs, strict=True)}
+    return sorted(parts, key=lambda part: -value[part])
 
 
-def _shortest(trials: Trials, budget: Budget, recipe: Recipe, order: Sequence[Block]) -> Trial | None:
-    """The model with the fewest first blocks of ``order`` in float that holds the budget; None if all of them miss it.
+def _without(left_out: Collection[str], names: Collection[str]) -> Part:
+    return tuple(name for name in names if name not in left_out)
 
-    The caller knows that no block at all misses it.
+
+def _shortest(trials: Trials, budget: Budget, recipe: Recipe, order: Sequence[Part]) -> Trial | None:
+    """The model with the fewest first parts of ``order`` in float that holds the budget; None if all of them miss it.
+
+    The caller knows that the model without any misses it.
     """
     if not order or not budget.holds(trials.measure(recipe, order)):
         return None
@@ -171,9 +178,8 @@ def _contradicted(budget: Budget, told: Trial) -> str:
     if told.recall_drop:
         found.append(f"a recall@1 drop of {told.recall_drop.drop:.2f} pp")
     return (
-        f"the INT8 engine by {told.recipe} with {len(told.keep_float)} convolutions in float has {budget} for the "
-        f"queries that chose it, but {' and '.join(found)} for the {told.compared} others; allow more, or pass more "
-        "test pictures with --data."
+        f"the INT8 engine by {_described(told)} has {budget} for the queries that chose it, but {' and '.join(found)} "
+        f"for the {told.compared} others; allow more, or pass more test pictures with --data."
     )
 
 
@@ -182,7 +188,10 @@ def _missed(budget: Budget, plain: Trial, trials: Trials) -> str:
     drop = "" if last.recall_drop is None else f"recall@1 drops {last.recall_drop.drop:.2f} pp and "
     return (
         f"no INT8 engine with {MIN_INT8_SHARE:.0%} of the convolution work in INT8 has {budget}: plain INT8 "
-        f"has an overlap@10 of {plain.overlap_at_10:.3f}, and by {last.recipe} with {len(last.keep_float)} of "
-        f"{len(trials.work.operations)} convolutions in float {drop}overlap@10 is {last.overlap_at_10:.3f}; allow "
-        "more, calibrate on other pictures with --calib, or build with --fp32."
+        f"has an overlap@10 of {plain.overlap_at_10:.3f}, and by {_described(last)} {drop}overlap@10 is "
+        f"{last.overlap_at_10:.3f}; allow more, calibrate on other pictures with --calib, or build with --fp32."
     )
+
+
+def _described(trial: Trial) -> str:
+    return f"{trial.recipe} with {layers_in_float(trial.to_dict())} in float"

@@ -91,7 +91,7 @@ class Rounding:
     """What INT8 rounds.
 
     layout         places and codes of activations
-    keep_float     convolutions that stay float, by node name
+    keep_float     convolutions and residual adds that stay float, by node name
     weight_range   FULL_RANGE or REDUCED_RANGE
     """
 
@@ -124,7 +124,7 @@ def quantized(
     """A copy of ``model`` with QuantizeLinear/DequantizeLinear around its convolutions; biases stay FP32.
 
     ranges       range of every tensor that is ``ranged`` in an edge of ``int8_edges``, see ``Activations.ranges``
-    keep_float   names of convolutions to leave in FP32
+    keep_float   names of convolutions to leave in FP32, and of residual adds that read no codes; in UINT8 they still do
     weight_range FULL_RANGE or REDUCED_RANGE
 
     Raises ExportError for a model without a marked feature map or without convolutions.
@@ -183,6 +183,12 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return nodes[::-1]
 
 
+def residual_adds(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The names of the backbone's additions of a convolution and another branch, in graph order."""
+    places = _around_convolutions(model, set(), pools=False)
+    return tuple(node.name for node, _ in places if node.op_type == "Add")
+
+
 def int8_edges(model: onnx.ModelProto, layout: Layout, keep_float: Collection[str] = ()) -> list[Edge]:
     """Every input of a node that reads codes, in graph order; raises ExportError for a model without convolutions."""
     unsigned = never_negative(model)
@@ -229,7 +235,7 @@ def _around_convolutions(
             if node.name not in keep_float:
                 integer.add(node.output[0])
                 yield node, 0
-        elif _joins(node, integer, constants):
+        elif node.name not in keep_float and _joins(node, integer, constants):
             yield node, next((i for i in (0, 1) if node.input[i] not in computed), 1)
         elif node.op_type == "Relu" and integer.intersection(node.input):
             rectified.add(node.output[0])

@@ -83,7 +83,7 @@ class Int8Models:
         self._images, self._on_pictures = images, on_pictures
 
     def make(self, recipe: Recipe, keep_float: Collection[str] = ()) -> onnx.ModelProto:
-        """The model of ``recipe`` with the named convolutions in float.
+        """The model of ``recipe`` with the named nodes in float.
 
         Raises ExportError as ``quantized`` does, InputError if a picture cannot be decoded, MissingDependency without
         ONNX Runtime.

@@ -40,7 +40,7 @@ HELD_BYTES = 512 << 20
 FROM_INT8, FROM_FP32 = "int8 queries, fp32 gallery", "fp32 queries, int8 gallery"
 
 Names = frozenset[str]
-"""Names of the convolutions that stay float."""
+"""Names of the convolutions and residual adds that stay float."""
 Timer = Callable[[Mapping[str, Callable[[], object]]], Mapping[str, float]]
 """Runs contestants in turns; returns the seconds of a call, by contestant."""
 LEAST_COST = 0.005
@@ -57,13 +57,15 @@ class Models:
     """Opens the models that trials measure.
 
     fp32    opens the FP32 model
-    int8    opens the INT8 model of a recipe with the named convolutions in float, as the engine will run it
-    timer   finds what convolutions cost in float; None if opened models do not run at the speed of the engine
+    int8    opens the INT8 model of a recipe with the named nodes in float, as the engine will run it
+    timer   finds what layers cost in float; None if opened models do not run at the speed of the engine
+    adds    names of the residual adds that may be float too, at a cost that ``timer`` finds
     """
 
     fp32: Callable[[], Backend]
     int8: Callable[[Recipe, Names], Backend]
     timer: Timer | None = timed
+    adds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,19 @@ class Work:
     operations: dict[str, int]
 
     def part(self, names: Collection[str]) -> float:
-        """The part of the work that the named convolutions do, 0 to 1."""
-        return sum(self.operations[name] for name in names) / sum(self.operations.values())
+        """The part of the work that those of ``names`` do that are convolutions, 0 to 1."""
+        return sum(self.operations.get(name, 0) for name in names) / sum(self.operations.values())
 
     def in_order(self, names: Collection[str]) -> tuple[str, ...]:
-        """``names`` in graph order."""
-        return tuple(name for name in self.operations if name in names)
+        """The convolutions of ``names`` in graph order, then the others by name."""
+        return (*(name for name in self.operations if name in names), *sorted(set(names) - self.operations.keys()))
 
 
 class Trials:
     """INT8 models of one FP32 model, each opened and measured once.
 
     evaluation   the test pictures and who searches whom
-    always       convolutions that are float in every model
+    always       convolutions and residual adds that are float in every model
 
     Raises ExportError for descriptors that are not numbers, InputError for pictures that cannot be read.
     """
@@ -98,7 +100,7 @@ class Trials:
         always: Names,
         progress: Progress,
     ) -> None:
-        self.always, self.progress = always, progress
+        self.always, self.adds, self.progress = always, models.adds, progress
         self.work = Work(convolution_work(model))
         self._models, self._evaluation = models, evaluation
         images = evaluation.images
@@ -124,7 +126,7 @@ class Trials:
         return list(self._measured.values())[-1][0]
 
     def measure(self, recipe: Recipe, order: Sequence[tuple[str, ...]] = ()) -> Trial:
-        """Measure on the choosing half the model that has ``always`` and the convolutions of ``order`` in float."""
+        """Measure on the choosing half the model that has ``always`` and the nodes of ``order`` in float."""
         key = recipe, self.always.union(*order)
         if key not in self._measured:
             found = self.compared(self._models.int8(*key), f"Measuring INT8 with {len(key[1])} in float")
@@ -195,6 +197,7 @@ class Trials:
             **{name: getattr(found, name) for name in Found.__dataclass_fields__},
             recipe=recipe,
             keep_float=self.work.in_order(floats),
+            float_adds=len(set(floats) - self.work.operations.keys()),
             int8_share=1 - self.work.part(floats),
             recipes=self.recipes,
         )

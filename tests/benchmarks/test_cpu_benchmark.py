@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -48,6 +48,11 @@ def run(cpu: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         return code, *capsys.readouterr()
 
     return call
+
+
+def a_source(cpu: ModuleType, **known: Any) -> Any:
+    unknown = {"checkpoint": Path("c.pt"), "onnx": Path("m.onnx"), "evaluation": None}
+    return cpu.Source(**{**unknown, "spec": SPEC, "threads": 1, "min_overlap": 0.95, **known})
 
 
 def test_speeds(cpu: ModuleType) -> None:
@@ -132,7 +137,7 @@ def test_a_rival_that_fails_is_named_and_the_others_stay(
 
     made = {"broken fp32": broken, "single bf16": only_single, "good int8": lambda source: lambda images: images}
     monkeypatch.setattr(cpu, "RIVALS", {**made, "unwanted fp32": made["good int8"]})
-    source = cpu.Source(Path("c.pt"), Path("m.onnx"), SPEC, 1)
+    source = a_source(cpu)
     done: list[float] = []
     found, left_out = cpu.rivals(source, [1, 8], ["unwanted fp32"], lambda what, fraction: done.append(fraction))
     assert [(one.title, one.precision, one.ours) for one in found] == [("good int8", "int8", False)]
@@ -149,7 +154,59 @@ def test_a_rival_that_fails_is_named_and_the_others_stay(
 def test_without_nncf_the_reason_says_how_to_get_it(cpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "find_spec", lambda name: None)
     with pytest.raises(CgdError, match="pip install nncf"):
-        cpu.by_nncf(cpu.Source(Path("c.pt"), Path("m.onnx"), SPEC, 1))
+        cpu.by_nncf(a_source(cpu))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_nncf_with_accuracy_control_keeps_the_overlap_of_the_choosing_half(
+    cpu: ModuleType, model_onnx: Path, picture_list: ImageList, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for NNCF validates one picture, the FP32 model, and a model of random descriptors."""
+    evaluation = Evaluation(picture_list)
+    choosing, _ = evaluation.halves()
+    asked: dict[str, Any] = {}
+
+    def quantize(model: Any, calibration: list, pictures: list, validate: Any, **settings: Any) -> Any:
+        asked.update(settings)
+        assert settings["ignored_scope"] == cpu.head_names(model)
+        compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        assert len(pictures) == len(picture_list) and {len(one) for one in pictures} == {1}
+        assert validate(compiled, pictures[:1])[0] == 0.0
+        kept, descriptors = validate(compiled, pictures)
+        assert kept == 1.0
+        found = np.concatenate([one for (one,) in descriptors])
+        assert found == pytest.approx(np.concatenate([compiled(one)[0] for one in pictures]))
+        wrong = np.random.default_rng(0).normal(size=found.shape).astype(np.float32)
+        wrong /= np.linalg.norm(wrong, axis=1, keepdims=True)
+        answers = iter(wrong)
+        shared = [
+            len({*np.argsort(-row)[1:11]} & {*np.argsort(-other)[1:11]}) / 10
+            for row, other in zip((wrong @ wrong.T)[choosing], (found @ found.T)[choosing], strict=True)
+        ]
+        assert validate(lambda one: [next(answers)[None]], pictures)[0] == pytest.approx(np.mean(shared))
+        return model
+
+    class Data(list):
+        get_length = list.__len__
+
+    fake = SimpleNamespace(
+        set_log_level=lambda level: None,
+        Dataset=Data,
+        IgnoredScope=lambda names: names,
+        quantize_with_accuracy_control=quantize,
+    )
+    monkeypatch.setitem(sys.modules, "nncf", fake)
+    monkeypatch.setattr(cpu, "find_spec", lambda name: fake)
+    monkeypatch.setattr(cpu, "has_fast_bf16", lambda: fast)
+    taken = []
+    run = cpu.by_openvino
+    monkeypatch.setattr(cpu, "by_openvino", lambda *a, precision="f32", **b: (taken.append(precision), run(*a, **b))[1])
+    found = cpu.by_controlled_nncf(a_source(cpu, onnx=model_onnx, evaluation=evaluation, min_overlap=0.9))
+    assert found(np.zeros((2, *SPEC.input_size, 3), np.uint8)).shape == (2, SPEC.dim)
+    assert taken == ["f32", "bf16" if fast else "f32"]
+    assert asked["max_drop"] == pytest.approx(0.1) and asked["subset_size"] == len(
+        cpu.calibration_list(model_onnx, None)
+    )
 
 
 def test_the_head_is_what_comes_after_the_backbone(cpu: ModuleType, model_onnx: Path) -> None:
@@ -171,7 +228,7 @@ def test_openvino_that_takes_another_arithmetic_is_refused(
 
     monkeypatch.setattr(import_openvino().Core, "compile_model", lambda *_: Compiled())
     with pytest.raises(CgdError, match="asked for bf16 and takes f32"):
-        cpu.by_openvino(cpu.Source(Path("c.pt"), model_onnx, SPEC, 1), precision="bf16")
+        cpu.by_openvino(a_source(cpu, onnx=model_onnx), precision="bf16")
 
 
 def test_every_rival_names_its_precision(cpu: ModuleType) -> None:
@@ -187,7 +244,7 @@ def test_descriptors_are_made_unit_and_the_last_batch_is_whole(
         sizes.add(len(images))
         return 2 * cpu_model(images)
 
-    cpu_model = cpu.by_torch(cpu.Source(checkpoint, Path(), SPEC, 1), channels_last=False)
+    cpu_model = cpu.by_torch(a_source(cpu, checkpoint=checkpoint), channels_last=False)
     evaluation = Evaluation(picture_list)
     contestants = [cpu.CpuContestant("plain", "fp32", cpu_model), cpu.CpuContestant("long", "fp32", twice_too_long)]
     found = contest.retrieve(contestants, evaluation, SPEC, lambda what, done: None)
@@ -219,7 +276,15 @@ def test_pictures_that_measure_nothing_are_refused(cpu: ModuleType, picture_list
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--batch", "0"], ["--seconds", "-1"], ["--pictures", "0"], ["--threads", "0"], ["--without", "me"], ["x/a.cgd"]],
+    [
+        ["--batch", "0"],
+        ["--seconds", "-1"],
+        ["--pictures", "0"],
+        ["--threads", "0"],
+        ["--min-overlap", "2"],
+        ["--without", "me"],
+        ["x/a.cgd"],
+    ],
 )
 def test_refuses_settings_that_make_no_sense(run: Callable[..., Any], wrong: list[str]) -> None:
     status, printed, told = run("ckpt.pt", "a.cgd", *wrong)

@@ -20,7 +20,7 @@ from cgd_deploy.runtime.enginefile import read_engine
 from cgd_deploy.spec import Precision
 from cgd_export.fp16 import halved
 from cgd_export.int8 import recipe
-from cgd_export.int8.quantize import Layout, convolutions, quantized
+from cgd_export.int8.quantize import Layout, convolutions, quantized, residual_adds
 from cgd_export.kernels import kernels
 from cgd_export.metadata import FEATURES, Metadata, load_onnx, set_metadata
 from cgd_export.proof import (
@@ -260,6 +260,16 @@ def test_what_runs_is_what_the_graph_asks_for(model: onnx.ModelProto, backend: s
             == graph_precisions(mixed)
             == {name: Precision.FP32 if name in floats else Precision.INT8 for name in names}
         )
+
+
+def test_openvino_adds_in_float_between_integer_convolutions(model: onnx.ModelProto) -> None:
+    pytest.importorskip("openvino")
+    names = [node.name for node in convolutions(model)]
+    floats = [*residual_adds(model), names[4]]
+    mixed = quantized(model, dict.fromkeys(ranged_tensors(model), 4.0), LAYOUTS["openvino"], keep_float=floats)
+    found = compiled_precisions(kernels("openvino", mixed.SerializeToString()), names)
+    proof = prove(COMPILED, found, mixed, Precision.INT8, floats)
+    assert (proof["layers"], proof["kept_float"]) == ({"int8": 19, "fp32": 1}, [names[4]])
 
 
 def test_a_compiled_model_proves_bf16_by_its_kernels(model: onnx.ModelProto, bf16_cpu: None) -> None:

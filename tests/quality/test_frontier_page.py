@@ -18,7 +18,8 @@ def row(name: str, ms: float, kept: float, recall: float | None = None, best: bo
         "overlap_at_10_interval": [kept - 0.02, min(1.0, kept + 0.02)],
         "recall": {"1": recall} if recall else {},
         "recall_drop_pp": drop,
-        "keep_float": ["a", "b"],
+        "keep_float": ["a", "b", "c"],
+        "float_adds": 1,
     }
     floats = "bf16" if name.startswith("int8") else None
     return {"name": name, "ms": {"1": 2 * ms, "8": ms}, "float_precision": floats, "best": best, "retrieval": found}
@@ -38,5 +39,5 @@ def test_points_lie_where_their_numbers_say(tmp_path: Path, recall: float | None
         assert x == pytest.approx(EDGE + ms / 8 * (right - EDGE), abs=0.1)
         assert y == pytest.approx(bottom + (kept - 0.88) / 0.12 * (top - bottom), abs=0.1)  # from the lowest end, 0.88
     assert page.count('fill="var(--accent)"') == 2 and page.count('fill="var(--page)"') == 1
-    assert "&lt;int8&gt;" in page and "2 in bf16" in page and "0.880 to 0.920" in page
+    assert "&lt;int8&gt;" in page and "2 convolutions, 1 adds in bf16" in page and "0.880 to 0.920" in page
     assert ("75.00%" in page and "\N{MINUS SIGN}1.10 to +0.10 pp" in page) is bool(recall)

@@ -96,6 +96,7 @@ class Search:
     noises   of each convolution, from those that are float
     parts    of it, that a recipe leaves
     timer    see ``Models``; None: the cost is the work
+    adds     see ``Models``
     """
 
     def __init__(
@@ -104,8 +105,9 @@ class Search:
         noises: Callable[[Collection[str]], dict[str, float]],
         parts: Callable[[Recipe], float] = lambda recipe: 1.0,
         timer: Timer | None = None,
+        adds: tuple[str, ...] = (),
     ) -> None:
-        self.model, self.noises, self.parts, self.timer = model, noises, parts, timer
+        self.model, self.noises, self.parts, self.timer, self.adds = model, noises, parts, timer, adds
         self.trials: list[Trial] = []
         self.steps: list[tuple[str, int, int]] = []
         self.seen: list[list[str]] = []
@@ -119,7 +121,7 @@ class Search:
         reference = lambda: FakeBackend(b'{"dim": 24}')  # noqa: E731
         progress = Progress(on_step=lambda *step: self.steps.append(step), on_trial=self.trials.append)
         search = recipe is None
-        models = Models(fp32=reference, int8=self.open, timer=self.timer)
+        models = Models(fp32=reference, int8=self.open, timer=self.timer, adds=self.adds)
         return guarded(self.model, models, budget, keep_float, recipe or DEFAULT, search, progress)
 
     @property
@@ -249,6 +251,31 @@ def test_of_two_equal_losses_the_layer_that_costs_less_time_is_returned(model, n
     assert timings[9:] == [{name} for name in names[-2:]]  # alone in INT8, against the block in float
     steps = [step for phase, *step in search.steps if phase == "Timing"]
     assert steps == [[n, 9] for n in range(1, 10)] + [[1, 2], [2, 2]]
+
+
+def test_residual_adds_return_to_float_together_where_they_gain_most_for_their_time(model, names, evaluation):
+    adds = ("add-1", "add-0")
+    timer, timings = clock(**dict.fromkeys(names, 0.1), **dict.fromkeys(adds, 0.005))
+    search = Search(model, losing(**{adds[0]: 0.5, names[2]: 0.02}), timer=timer, adds=adds)
+    search.run(Budget(evaluation=evaluation, min_overlap=0.0))
+    plain = search.full[0].overlap_at_10
+    trial = search.run(Budget(evaluation=evaluation, min_overlap=plain + 0.01))
+    assert (trial.keep_float, trial.float_adds, trial.int8_share) == (("add-0", "add-1"), 2, 1.0)
+    assert timings == [*(set(block) for block in blocks(model)), {*adds}, {*adds}]  # in float, then in INT8 again
+    assert trial.to_dict()["float_adds"] == 2
+
+    both = search.run(Budget(evaluation=evaluation, min_overlap=1.0))
+    assert both.keep_float == (names[2], "add-0", "add-1") and both.float_adds == 2
+    always = search.run(Budget(evaluation=evaluation, min_overlap=1.0), keep_float=["add-0"])
+    assert always.keep_float == (names[2], "add-0", "add-1")
+
+
+def test_a_refusal_counts_convolutions_and_adds(model, names, budget):
+    adds = ("add-0", "add-1")
+    timer, _ = clock(**dict.fromkeys([*names, *adds], 0.1))
+    search = Search(model, lambda floats: {"anything": 0.9}, timer=timer, adds=adds)
+    with pytest.raises(GateError, match=r"by mean with \d+ convolutions, 2 adds in float recall@1"):
+        search.run(budget)
 
 
 def test_a_cost_is_a_part_of_the_time_and_noise_has_the_least(model, names, evaluation):
@@ -705,7 +732,7 @@ def test_without_classes_overlap_alone_is_measured_and_the_summary_says_so(cli, 
     told = (
         f"overlap@10 {found['overlap_at_10']:.3f} (95 %: {low:.3f} to {high:.3f}), calibrated by mean + bias corrected"
     )
-    assert f"on 21 held-out queries: {told}, 0 of 20 convolutions in fp32" in out
+    assert f"on 21 held-out queries: {told}, 0 convolutions in fp32" in out
     assert out.endswith(f"  {found['statement']}\n")
 
 

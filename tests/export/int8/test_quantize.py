@@ -32,7 +32,7 @@ from cgd_deploy.runtime.descriptors import cosines
 from cgd_deploy.spec import Precision
 from cgd_export.int8 import calibrate
 from cgd_export.int8 import quantize as module
-from cgd_export.int8.quantize import Layout, convolutions, never_negative, quantized
+from cgd_export.int8.quantize import Layout, convolutions, never_negative, quantized, residual_adds
 from cgd_export.metadata import FEATURES, get_metadata, load_onnx
 from cgd_export.parity import run_onnx
 
@@ -322,6 +322,23 @@ def test_keep_float_leaves_that_convolution_alone(model, ranges, layout):
     assert weights.count(True) == 19
     if layout is not Layout.UINT8:
         assert after.input[0] == kept.input[0]
+
+
+@pytest.mark.parametrize("layout", [Layout.SYMMETRIC, Layout.MIXED])
+def test_residual_adds_in_float_read_what_the_fp32_model_reads(model, ranges, layout, pixels):
+    adds = residual_adds(model)
+    assert len(adds) == 8 and list(adds) == [node.name for node in model.graph.node if node.name in adds]
+    plain, one, every = (quantized(model, ranges, layout, keep_float=floats) for floats in ((), adds[:1], adds))
+    for name in adds:
+        before, after, in_one, in_every = (
+            next(node for node in each.graph.node if node.name == name) for each in (model, plain, one, every)
+        )
+        assert list(in_every.input) == list(before.input) and list(after.input) != list(before.input)
+        assert list(in_one.input) == list((before if name == adds[0] else after).input)
+    assert [sum(quantized_inputs(every, conv)) for conv in nodes(every, "Conv")] == [2] * 20
+    reference = run_onnx(model, pixels, 8)
+    lost = [1 - cosines(run_onnx(each, pixels, 8), reference).mean() for each in (plain, one, every)]
+    assert lost[0] > lost[2] and lost[1] > lost[2]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
