@@ -115,7 +115,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--streams", type=int)
     parser.add_argument("--batch", type=int)
-    result = running.run(measure, parser.parse_args())
+    options = parser.parse_args()
+    if len(set(options.megapixels)) < len(options.megapixels) or not all(
+        0 < size <= 100 for size in options.megapixels
+    ):
+        parser.error("--megapixels takes different sizes, above 0 and up to 100")
+    if options.pictures < 1:
+        parser.error("--pictures takes 1 or more")
+    result = running.run(measure, options)
     running.show(result, "setting", "images_per_second", "files")
 
 

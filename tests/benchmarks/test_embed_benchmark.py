@@ -48,6 +48,15 @@ def test_jpeg_files_keep_the_aspect_ratio(tmp_path):
         assert (image.format, image.size) == ("JPEG", (600, 200))
 
 
+@pytest.mark.parametrize(
+    "wrong", [["--megapixels", 1, 1], ["--megapixels", 0], ["--megapixels", "nan"], ["--pictures", 0]]
+)
+def test_refuses_settings_that_make_no_sense(monkeypatch, fake_engine, pictures, capsys, wrong):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, fake_engine, pictures, *wrong)
+    assert ended.value.code == 2 and f"error: {wrong[0]} takes" in capsys.readouterr().err
+
+
 def test_an_engine_that_is_none_is_told(monkeypatch, pictures, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, tmp_path / "no.cgd", pictures)
