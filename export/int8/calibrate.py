@@ -69,7 +69,8 @@ class Activations:
     window        what the convolution reads whose patches need moments; its tensor is convolved. None: no moments
 
     A pass over the pictures runs when a result first needs it, and holds the tensors of one batch. The batch size
-    changes at most the last bits of a result. A pass raises InputError if a picture cannot be decoded, MissingDependency without ONNX Runtime.
+    changes at most the last bits of a result. A pass raises InputError if a picture cannot be decoded,
+    MissingDependency without ONNX Runtime.
     """
 
     def __init__(
