@@ -89,7 +89,7 @@ class Int8Options:
     reduced_range   7-bit weights, whose sums CPUs without VNNI, AMX or i8mm compute right; None: if this CPU needs them
     keep_float      names of convolutions and residual adds that stay float
     float_precision BF16 or FP32 for all that stays float; None: see ``floats``
-    budget          what INT8 may lose; convolutions return to float until the model holds it, see ``guarded``
+    budget          what INT8 may lose; layers return to float until the model holds it, see ``guarded``
     distill         pictures without labels to tune INT8 on, see ``distilled``
     distill_steps   steps of that tuning, None for 120
     retrieval       what this model retrieves, if a frontier measured it before, see ``retrieval_facts``

@@ -52,7 +52,7 @@ def prove(
     found        precision of each convolution
     model        the graph of the build, typed or not
     asked        TF32 and BF16 count as FP32, except that a compiled model tells BF16: no other source says so
-    keep_float   nodes that stay float on purpose; those that are no convolutions do not count
+    keep_float   nodes that stay float on purpose; only the convolutions among them count
     floats       precision of these; checked in a compiled model
 
     Raises GateError if less than 95 % of the other convolutions' work has the precision ``asked``, or less than 95 % of

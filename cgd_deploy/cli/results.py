@@ -58,7 +58,9 @@ def build_summary(path: Path, manifest: Manifest) -> str:
     if full := parity.get("full_range"):
         lines.append(f"  weights have 7 bits (reduced range); with 8 bits it would be {_closeness(full)}")
     if manifest.retrieval:
-        lines += _retrieval_lines(manifest.retrieval, (manifest.float_precision or Precision.FP32).value)
+        lines += _retrieval_lines(
+            manifest.retrieval, proof["convolutions"], (manifest.float_precision or Precision.FP32).value
+        )
     if manifest.tuning:
         lines += _tuning_lines(manifest.tuning)
     return "\n".join(lines)
@@ -69,15 +71,19 @@ def _closeness(parity: Mapping[str, Any]) -> str:
     return f"mean cosine {parity['cosine_mean']:.5f}" + ("" if overlap is None else f", overlap@10 {overlap:.3f}")
 
 
-def _retrieval_lines(found: Mapping[str, Any], floats: str) -> Iterator[str]:
-    """What an INT8 engine retrieves on test pictures; ``floats`` is the precision of all that is not INT8."""
+def _retrieval_lines(found: Mapping[str, Any], convolutions: int, floats: str) -> Iterator[str]:
+    """What an INT8 engine retrieves on test pictures.
+
+    convolutions   number of convolutions in the whole model
+    floats         precision of all that is not INT8
+    """
     low, high = found["overlap_at_10_interval"]
     told = [f"overlap@10 {found['overlap_at_10']:.3f} (95 %: {low:.3f} to {high:.3f})"]
     if drop := found["recall_drop_pp"].get("1"):
         interval = change_interval((drop["low"], drop["high"]), " to ")
         told.append(f"recall@1 {change(drop['drop'])} pp (95 %: {interval})")
     told.append(f"calibrated by {found['recipe']}")
-    told.append(f"{layers_in_float(found)} in {floats}")
+    told.append(f"{layers_in_float(found, convolutions)} in {floats}")
     yield f"  on {found['compared']} held-out queries: {', '.join(told)} (run on the {found['measured_on']})"
     yield f"  {found['statement']}"
     if note := left_out_queries(found["queries"]) if "queries" in found else None:

@@ -21,7 +21,11 @@ def change_interval(drop: Sequence[float], between: str = "..", digits: int = 2)
     return between.join(change(end, digits) for end in reversed(drop))
 
 
-def layers_in_float(retrieval: Mapping[str, Any]) -> str:
-    """What an INT8 model leaves in float, by its facts in a manifest or in a frontier: "2 convolutions, 16 adds"."""
+def layers_in_float(retrieval: Mapping[str, Any], convolutions: int | None = None) -> str:
+    """What an INT8 model leaves in float, by its facts in a manifest or in a frontier: "2 of 53 convolutions, 16 adds".
+
+    convolutions   number of convolutions in the whole model; None: the text leaves it out
+    """
     adds = retrieval.get("float_adds", 0)  # version 0.1.0 kept all adds in INT8
-    return f"{len(retrieval['keep_float']) - adds} convolutions" + (f", {adds} adds" if adds else "")
+    of_all = f" of {convolutions}" if convolutions is not None else ""
+    return f"{len(retrieval['keep_float']) - adds}{of_all} convolutions" + (f", {adds} adds" if adds else "")

@@ -130,11 +130,9 @@ def ranked_parts(model: onnx.ModelProto, trials: Trials, recipe: Recipe) -> list
     Parts are the residual blocks, and all residual adds if ``trials.adds`` names them, without ``trials.always``.
     """
     candidates = [free for part in (*blocks(model), trials.adds) if (free := _without(trials.always, part))]
-    before, *after = trials.overlaps(recipe, [(), *candidates], "Ranking layers")
-    costs = trials.costs(recipe, (), candidates)
-    value = {part: (now - before) / cost for part, now, cost in zip(candidates, after, costs, strict=True)}
+    gains = dict(zip(candidates, _gains(trials, recipe, (), candidates, "Ranking layers"), strict=True))
     taken: list[Part] = []
-    for part in sorted(candidates, key=lambda part: -value[part]):
+    for part in sorted(candidates, key=lambda part: -gains[part]):
         if 1 - trials.work.part(trials.always.union(*taken, part)) >= MIN_INT8_SHARE:
             taken.append(part)
     return taken
@@ -143,13 +141,19 @@ def ranked_parts(model: onnx.ModelProto, trials: Trials, recipe: Recipe) -> list
 def _ranked_again(trials: Trials, trial: Trial) -> list[Part]:
     """The convolutions that ``trial`` returned to float, each alone, and its adds, by overlap@10 lost per cost."""
     floats = _without(trials.always, trial.keep_float)
-    adds = tuple(name for name in floats if name in trials.adds)
-    parts = [(name,) for name in _without(adds, floats)] + [adds] * bool(adds)
+    parts: list[Part] = [(name,) for name in _without(trials.adds, floats)]
+    if adds := tuple(name for name in floats if name in trials.adds):
+        parts.append(adds)
     others = [_without(part, floats) for part in parts]
-    before, *after = trials.overlaps(trial.recipe, [floats, *others], "Ranking again")
-    costs = trials.costs(trial.recipe, floats, others)
-    value = {part: (before - now) / cost for part, now, cost in zip(parts, after, costs, strict=True)}
-    return sorted(parts, key=lambda part: -value[part])
+    gains = dict(zip(parts, _gains(trials, trial.recipe, floats, others, "Ranking again"), strict=True))
+    return sorted(parts, key=lambda part: gains[part])
+
+
+def _gains(trials: Trials, recipe: Recipe, base: Part, others: Sequence[Part], phase: str) -> list[float]:
+    """Overlap@10 that each of ``others`` in float gains over ``base`` in float, per cost; below zero is a loss."""
+    before, *after = trials.overlaps(recipe, [base, *others], phase)
+    costs = trials.costs(recipe, base, others)
+    return [(now - before) / cost for now, cost in zip(after, costs, strict=True)]
 
 
 def _without(left_out: Collection[str], names: Collection[str]) -> Part:
@@ -178,20 +182,19 @@ def _contradicted(budget: Budget, told: Trial) -> str:
     if told.recall_drop:
         found.append(f"a recall@1 drop of {told.recall_drop.drop:.2f} pp")
     return (
-        f"the INT8 engine by {_described(told)} has {budget} for the queries that chose it, but {' and '.join(found)} "
-        f"for the {told.compared} others; allow more, or pass more test pictures with --data."
+        f"the INT8 engine by {told.recipe} with {layers_in_float(told.to_dict())} in float has {budget} for the "
+        f"queries that chose it, but {' and '.join(found)} for the {told.compared} others; allow more, or pass more "
+        "test pictures with --data."
     )
 
 
 def _missed(budget: Budget, plain: Trial, trials: Trials) -> str:
     last = trials.last
     drop = "" if last.recall_drop is None else f"recall@1 drops {last.recall_drop.drop:.2f} pp and "
+    floats = layers_in_float(last.to_dict(), len(trials.work.operations))
     return (
         f"no INT8 engine with {MIN_INT8_SHARE:.0%} of the convolution work in INT8 has {budget}: plain INT8 "
-        f"has an overlap@10 of {plain.overlap_at_10:.3f}, and by {_described(last)} {drop}overlap@10 is "
-        f"{last.overlap_at_10:.3f}; allow more, calibrate on other pictures with --calib, or build with --fp32."
+        f"has an overlap@10 of {plain.overlap_at_10:.3f}, and by {last.recipe} with {floats} in float "
+        f"{drop}overlap@10 is {last.overlap_at_10:.3f}; allow more, calibrate on other pictures with --calib, or build "
+        "with --fp32."
     )
-
-
-def _described(trial: Trial) -> str:
-    return f"{trial.recipe} with {layers_in_float(trial.to_dict())} in float"

@@ -75,7 +75,7 @@ class Work:
     operations: dict[str, int]
 
     def part(self, names: Collection[str]) -> float:
-        """The part of the work that those of ``names`` do that are convolutions, 0 to 1."""
+        """The part of the work that the named nodes do, 0 to 1; an add does none."""
         return sum(self.operations.get(name, 0) for name in names) / sum(self.operations.values())
 
     def in_order(self, names: Collection[str]) -> tuple[str, ...]:

@@ -25,4 +25,5 @@ def test_the_interval_of_a_change_has_the_ends_of_the_drop_the_other_way_round()
 def test_layers_in_float_are_counted_by_kind():
     assert layers_in_float({"keep_float": ["a", "b"], "float_adds": 0}) == "2 convolutions"
     assert layers_in_float({"keep_float": ["a", "b", "c"], "float_adds": 2}) == "1 convolutions, 2 adds"
+    assert layers_in_float({"keep_float": ["a", "b", "c"], "float_adds": 2}, 53) == "1 of 53 convolutions, 2 adds"
     assert layers_in_float({"keep_float": ["a", "b"]}) == "2 convolutions", "of an engine of release 0.1.0"

@@ -274,7 +274,7 @@ def test_a_refusal_counts_convolutions_and_adds(model, names, budget):
     adds = ("add-0", "add-1")
     timer, _ = clock(**dict.fromkeys([*names, *adds], 0.1))
     search = Search(model, lambda floats: {"anything": 0.9}, timer=timer, adds=adds)
-    with pytest.raises(GateError, match=r"by mean with \d+ convolutions, 2 adds in float recall@1"):
+    with pytest.raises(GateError, match=r"by mean with \d+ of 20 convolutions, 2 adds in float recall@1"):
         search.run(budget)
 
 
@@ -732,7 +732,7 @@ def test_without_classes_overlap_alone_is_measured_and_the_summary_says_so(cli, 
     told = (
         f"overlap@10 {found['overlap_at_10']:.3f} (95 %: {low:.3f} to {high:.3f}), calibrated by mean + bias corrected"
     )
-    assert f"on 21 held-out queries: {told}, 0 convolutions in fp32" in out
+    assert f"on 21 held-out queries: {told}, 0 of 20 convolutions in fp32" in out
     assert out.endswith(f"  {found['statement']}\n")
 
 
